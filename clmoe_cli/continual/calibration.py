@@ -1,0 +1,58 @@
+"""p-values from a task's own held-out images.
+
+What is stored belongs to the task alone (statistics of its own subnetwork), so it does not change when other
+tasks arrive. p-values of single images are conformal (Vovk et al. 2005); those of batches combine them as
+Fisher (1932) does: minus the logarithms of n uniform p-values add up to a Gamma(n) variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MINIMUM = 50
+"""Fewer held-out images than this give no p-values."""
+
+MARGIN = 0.1
+"""Tolerated excess of the mean evidence: large batches would otherwise reject harmless shifts."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Deviations of a task's calibration images, sorted, [n] float64; at least one."""
+
+    values: Tensor
+
+    @staticmethod
+    def of(deviations: Tensor) -> Calibration:
+        """From unsorted deviations."""
+        return Calibration(deviations.double().sort().values)
+
+    @property
+    def available(self) -> bool:
+        """Whether there are enough images for p-values."""
+        return len(self.values) >= MINIMUM
+
+    def p_values(self, deviations: Tensor) -> Tensor:
+        """Share of calibration images that deviate at least as much, [N] in (0, 1]; NaN where not available."""
+        if not self.available:
+            return torch.full((len(deviations),), float("nan"), dtype=torch.float64)
+        n = len(self.values)
+        at_least = n - torch.searchsorted(self.values, deviations.double().contiguous())
+        return (at_least.double() + 1) / (n + 1)
+
+    def standardised(self, deviations: Tensor) -> Tensor:
+        """Log deviation in units of the task's own mean and spread, [N]: comparable between tasks."""
+        tiny = 1e-12
+        logs = self.values.clamp_min(tiny).log()
+        spread = logs.std(correction=0).clamp_min(1e-3)
+        return (deviations.double().clamp_min(tiny).log() - logs.mean()) / spread
+
+
+def batch_p_value(p: Tensor, margin: float = MARGIN) -> float:
+    """p-value of a batch from those of its images [N]: is the mean evidence more than ``1 + margin``?"""
+    evidence = -p.log().sum() / (1 + margin)
+    shape = torch.tensor(float(len(p)), dtype=torch.float64)
+    return float(torch.special.gammaincc(shape, evidence))

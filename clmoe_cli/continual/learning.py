@@ -1,0 +1,193 @@
+"""Learning one task: train the free weights, score, choose the mask, consolidate, calibrate.
+
+The frozen weights that the task may read come in through ``base``; they leave bit for bit as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual import fisher, masks
+from clmoe_cli.continual.calibration import MINIMUM, Calibration
+from clmoe_cli.continual.experts import MLP, Params, logits
+from clmoe_cli.continual.importance import gradient_scores, halved, restored
+from clmoe_cli.continual.routing import Subnetwork, deviations
+from clmoe_cli.continual.selection import Selection, Tolerance, select
+from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality, train
+
+KINDS = ("gradient", "fisher", "loss")
+CALIBRATION_LIMIT = 1000
+PROBES = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is learned; the defaults need no touch."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    score: str = "gradient-weight"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, to tune on (stopping, threshold) and to calibrate on; they share none."""
+
+    training: Labelled
+    tuning: Labelled
+    calibration: Labelled
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned task: its subnetwork, scores in half precision as stored, and what is reported."""
+
+    subnetwork: Subnetwork
+    half_scores: dict[str, Tensor]
+    score_scale: dict[str, float]
+    dense: Quality | None
+    accuracy: Quality | None
+    held_out: int
+    probe_outputs: Tensor
+
+
+def split(data: Labelled, generator: torch.Generator) -> Split:
+    """Holds out two stratified parts.
+
+    Each is 5 % of the images, at least 50 (what p-values need) and at most 1,000; below 400 images an eighth.
+    Classes with fewer than four images stay in training. Below eight images there is nothing to hold out:
+    tuning then happens on the training images, and nothing is calibrated.
+    """
+    n = len(data)
+    size = min(max(round(0.05 * n), MINIMUM), CALIBRATION_LIMIT) if n >= 8 * MINIMUM else n // 8
+    order = torch.randperm(n, generator=generator)
+    common = torch.bincount(data.y)[data.y[order]] >= 4
+    by_class = order[common][data.y[order[common]].argsort(stable=True)]
+    if size == 0 or len(by_class) < 4 * size:
+        return Split(data.take(order), data.take(order), data.take(order[:0]))
+    # Evenly spaced along the classes: stratified, alternating between the two purposes.
+    held = by_class[torch.linspace(0, len(by_class) - 1, 2 * size).round().long()]
+    rest = order[~torch.isin(order, held)]
+    return Split(data.take(rest), data.take(held[0::2]), data.take(held[1::2]))
+
+
+def learn_task(
+    name: str,
+    expert: str,
+    net: MLP,
+    base: Mapping[str, Tensor],
+    frozen: masks.Masks,
+    readable: masks.Masks,
+    data: Labelled,
+    classes: int,
+    options: Options,
+    generator: torch.Generator,
+    on_epoch: OnEpoch = lambda epoch: None,
+) -> Learned:
+    """Learns one task.
+
+    ``base``: the expert's shared weights; ``frozen``: entries that any task owns; ``readable`` ⊆ ``frozen``:
+    those of constructive tasks, which this task may read. Entries that are frozen and not readable count as
+    zero for this task. Free entries are drawn afresh, so nothing of what earlier tasks left there is used.
+    """
+    parts = split(data, generator)
+    free = masks.inverse(frozen)
+    fresh = net.initial_shared(generator)
+    zero = torch.zeros(())
+    shared = {
+        key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh
+    }
+    owned = net.initial_owned(classes, generator)
+    start = {
+        f"{layer}.{kind}": (shared | owned)[f"{layer}.{kind}"]
+        for layer in net.layers
+        for kind in ("weight", "bias")
+    }
+    usable = {key: free[key] | readable[key] for key in free}
+    dense, _ = train(
+        start, free, parts.training, parts.tuning, options.schedule, generator, on_epoch=on_epoch
+    )
+    chosen = select(
+        dense,
+        free,
+        parts.training,
+        parts.tuning,
+        options.schedule,
+        options.tolerance,
+        options.score,
+        generator,
+        on_epoch,
+    )
+    chosen = Selection(
+        chosen.params, masks.both(chosen.mask, usable), chosen.dense, chosen.held_out, chosen.rounds
+    )
+    held = parts.calibration if len(parts.calibration) else None
+    return finish(
+        name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None
+    )
+
+
+def refine_task(
+    task: Subnetwork,
+    movable: masks.Masks,
+    data: Labelled,
+    options: Options,
+    generator: torch.Generator,
+    on_epoch: OnEpoch = lambda epoch: None,
+) -> Learned:
+    """Improves a known task with more data inside its mask; ``movable``: its weights that no other task uses.
+
+    The statistics are taken anew from the new data. Training that makes the held-out loss worse is undone.
+    """
+    parts = split(data, generator)
+    before = quality(task.params, parts.tuning)
+    trained, after = anneal(
+        task.params,
+        movable,
+        parts.training,
+        parts.tuning,
+        options.schedule,
+        generator,
+        epochs=options.tolerance.final_epochs,
+        phase="refine",
+        on_epoch=on_epoch,
+    )
+    params = trained if after.loss < before.loss else task.params
+    held = parts.calibration if len(parts.calibration) else None
+    dense = quality(task.params, held) if held else None
+    return finish(task.name, task.expert, params, task.mask, parts, task.classes, dense)
+
+
+def finish(
+    name: str,
+    expert: str,
+    params: Params,
+    mask: masks.Masks,
+    parts: Split,
+    classes: int,
+    dense: Quality | None,
+) -> Learned:
+    """Scores and calibrates a trained subnetwork; nothing here depends on any other task."""
+    raw = gradient_scores(params, parts.training.x, parts.training.y)
+    half, scale = halved(masks.applied(raw, mask))
+    gaussian = fisher.fit(params, parts.training, classes)
+    # Calibrated on what will be read back from disk, half precision included.
+    task = Subnetwork(name, expert, params, mask, restored(half, scale), gaussian, {})
+    held = parts.calibration
+    own = deviations(task, (held if len(held) else parts.training).x[:CALIBRATION_LIMIT], KINDS)
+    calibrated = Subnetwork(
+        name, expert, params, mask, task.scores, gaussian, {kind: Calibration.of(own[kind]) for kind in KINDS}
+    )
+    accuracy = quality(params, held) if len(held) else None
+    return Learned(calibrated, half, scale, dense, accuracy, len(held), probe(params))
+
+
+def probe(params: Mapping[str, Tensor]) -> Tensor:
+    """Outputs [P, C] of a subnetwork on fixed inputs that hold no data: the certificate of ``inspect --verify``."""
+    size = next(iter(params.values())).shape[1]
+    inputs = torch.rand((PROBES, size), generator=torch.Generator().manual_seed(0))
+    return logits(params, inputs)

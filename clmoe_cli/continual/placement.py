@@ -1,0 +1,162 @@
+"""Where a new task goes: beside tasks with which it overlaps constructively, or into a new expert.
+
+Paper, "Place"; method section 5. The new task's images pass through the subnetwork of a known task whose
+free weights are drawn afresh; output rows for the new classes are fitted in closed form first (before that
+they are noise, and so are gradients through them); the provisional mask and scores that follow are compared
+with the known task's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.experts import Params, forward
+from clmoe_cli.continual.importance import gradient_scores, normalised
+from clmoe_cli.continual.selection import threshold_at
+from clmoe_cli.continual.training import Labelled
+
+IMAGES = 512
+"""How many of the new task's images are compared: enough for a mean, few enough to be quick."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Constructive: ``overlap`` (kappa) above, ``divergence`` below. ``capacity``: least free share of a layer.
+
+    The defaults were found on MNIST training images: other digit pairs overlap by 0.12 to 0.32 and diverge by
+    0.31 to 0.57; the same digits with permuted pixels reach 0.10 at most and 0.61 at least.
+    """
+
+    overlap: float = 0.12
+    divergence: float = 0.58
+    capacity: float = 0.05
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """What is compared: the task's own subnetwork (zero outside its mask), its mask, its stored scores."""
+
+    name: str
+    expert: str
+    params: Params
+    mask: masks.Masks
+    scores: Params
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One comparison.
+
+    ``transfer``: accuracy of output rows fitted on the known task's features to half of the images, on the
+    other half; None for a single image.
+    """
+
+    task: str
+    expert: str
+    hamming: float
+    overlap: float
+    divergence: float
+    transfer: float | None
+    constructive: bool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The expert (None: a new one), the tasks there whose weights may be read, and one sentence why."""
+
+    expert: str | None
+    reads: tuple[str, ...]
+    reason: str
+
+
+def ridge_rows(features: Tensor, y: Tensor, classes: int, strength: float = 1e-2) -> tuple[Tensor, Tensor]:
+    """Output rows [C, in] and biases [C] by ridge regression of one-hot targets on features [N, in].
+
+    ``strength`` is relative to the features' mean square, so that it means the same at every scale.
+    """
+    a = F.pad(features.double(), (0, 1), value=1.0)
+    gram = a.T @ a
+    damping = strength * gram.diagonal().mean().clamp_min(1e-12)
+    # Logits of ±: centred targets, scaled so that the softmax commits itself.
+    targets = 4.0 * (2.0 * F.one_hot(y, classes).double() - 1.0)
+    rows = torch.linalg.solve(
+        gram + damping * torch.eye(len(gram), dtype=torch.float64), a.T @ targets
+    ).T.float()
+    return rows[:, :-1].contiguous(), rows[:, -1].contiguous()
+
+
+def compare(
+    known: KnownTask, fresh: Mapping[str, Tensor], data: Labelled, classes: int, thresholds: Thresholds
+) -> Candidate:
+    """Compares a new task's images (at most some hundred) with one known task.
+
+    ``fresh``: newly drawn shared weights, which stand where the known task uses none.
+    """
+    params = {
+        name: torch.where(known.mask[name], value, fresh[name]) if name in known.mask else value
+        for name, value in known.params.items()
+    }
+    with torch.no_grad():
+        features = forward(params, data.x).inputs["output"]
+    half = max(1, len(data) // 2)
+    rows, bias = ridge_rows(features[:half], data.y[:half], classes)
+    answers = (features[half:] @ rows.T + bias).argmax(dim=1)
+    transfer = float((answers == data.y[half:]).double().mean()) if len(answers) else None
+    rows, bias = ridge_rows(features, data.y, classes)
+    params |= {"output.weight": rows, "output.bias": bias}
+    gradients = gradient_scores(params, data.x, data.y)
+    important = normalised({n: gradients[n] * params[n].abs() for n in known.mask}, known.mask)
+    # The same number of weights as the known task has, so that density is no part of the comparison.
+    size = sum(mask.numel() for mask in known.mask.values())
+    threshold = threshold_at(important, masks.count(known.mask) / size)
+    provisional = {name: value >= threshold for name, value in important.items()}
+    agreed = masks.agreement(provisional, known.mask)
+    common = masks.both(provisional, known.mask)
+    apart = masks.divergence(_on(gradients, known.mask), _on(known.scores, known.mask), common)
+    good = agreed.overlap >= thresholds.overlap and apart <= thresholds.divergence
+    return Candidate(known.name, known.expert, agreed.hamming, agreed.overlap, apart, transfer, good)
+
+
+def _on(scores: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Params:
+    """Scores in units of their layer's mean over the known task's mask."""
+    return {
+        name: scores[name].double() / scores[name][m].double().mean().clamp_min(1e-30)
+        for name, m in mask.items()
+    }
+
+
+def place(
+    candidates: Sequence[Candidate], free_share: Mapping[str, float], thresholds: Thresholds
+) -> Placement:
+    """Chooses the expert with the best constructive overlap among those with free capacity.
+
+    ``free_share``: expert → smallest share of free weights over its layers.
+    """
+    if not candidates:
+        return Placement(None, (), "no task with this input shape and architecture is known: a new expert")
+    good = [c for c in candidates if c.constructive]
+    if not good:
+        close = max(candidates, key=lambda c: c.overlap)
+        why = (
+            f"its overlap {close.overlap:.2f} with the closest task {close.task} is below {thresholds.overlap:.2f}"
+            if close.overlap < thresholds.overlap
+            else f"its scores diverge from task {close.task} by {close.divergence:.2f} (limit {thresholds.divergence:.2f})"
+        )
+        return Placement(None, (), f"{why}: a new expert")
+    roomy = [c for c in good if free_share[c.expert] >= thresholds.capacity]
+    if not roomy:
+        full = ", ".join(sorted({c.expert for c in good}))
+        return Placement(None, (), f"no free capacity in expert {full}: a new expert")
+    best = max(roomy, key=lambda c: c.overlap)
+    reads = tuple(c.task for c in roomy if c.expert == best.expert)
+    return Placement(
+        best.expert,
+        reads,
+        f"overlap {best.overlap:.2f} with task {best.task} is constructive: expert {best.expert}",
+    )

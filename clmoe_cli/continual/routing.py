@@ -1,0 +1,150 @@
+"""Which task does an image belong to, when nobody says (paper, "Predict"; method section 6).
+
+A router turns images into evidence [N, T], larger is likelier; each is a function of its own, named in
+:data:`ROUTERS`. None ever sees a label.
+
+===========  ==========================================  =====================================  ==============
+router       evidence                                    stored per task                        cost per image
+===========  ==========================================  =====================================  ==============
+``loss``     least loss with the pseudo-label            nothing                                one forward
+``gradient`` deviation from the gradient scores          scores on the mask                     about 4 passes
+``fisher``   Mahalanobis distance of hidden activations  class means, 32 directions             1 pass + 2·32·d
+``paper``    expert by least loss over the batch, then   scores on the mask                     about 4 passes
+             task by mask overlap and score deviation
+===========  ==========================================  =====================================  ==============
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.calibration import Calibration
+from clmoe_cli.continual.experts import Params, forward
+from clmoe_cli.continual.fisher import Gaussian
+from clmoe_cli.continual.importance import Reference, factors, gradient_scores, relative_deviation
+from clmoe_cli.continual.selection import threshold_at
+
+DEFAULT_ROUTER = "fisher"
+CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """A learned task, ready to run: its parameters (zero outside the mask) and the statistics stored with it."""
+
+    name: str
+    expert: str
+    params: Params
+    mask: masks.Masks
+    scores: Params
+    gaussian: Gaussian
+    calibration: Mapping[str, Calibration]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.params["output.bias"])
+
+    def reference(self) -> Reference:
+        """The stored scores in the form that deviations are taken from."""
+        return Reference.of(self.mask, self.scores)
+
+
+def deviations(task: Subnetwork, x: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Raw deviations [N] of the named kinds: ``loss`` (pseudo-label, nats), ``gradient``, ``fisher``."""
+    parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+    reference = task.reference() if "gradient" in kinds else None
+    for part in x.split(CHUNK):
+        with torch.no_grad():
+            done = forward(task.params, part)
+        if "loss" in parts:
+            parts["loss"].append(-done.logits.double().log_softmax(dim=1).max(dim=1).values)
+        if "fisher" in parts:
+            parts["fisher"].append(task.gaussian.deviation(done.hidden))
+        if reference is not None:
+            parts["gradient"].append(relative_deviation(factors(task.params, part), reference))
+    return {kind: torch.cat(found) for kind, found in parts.items()}
+
+
+def by_loss(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+    """Minus the least pseudo-label loss, [N, T]."""
+    return torch.stack([-deviations(task, x, ["loss"])["loss"] for task in tasks], dim=1)
+
+
+def by_gradient(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+    """Minus the gradient-score deviation in units of the task's own spread, [N, T]."""
+    return _standardised(tasks, x, "gradient")
+
+
+def by_fisher(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+    """Minus the whitened deviation of the hidden activations in units of the task's own spread, [N, T]."""
+    return _standardised(tasks, x, "fisher")
+
+
+def by_paper(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+    """The paper's two stages, [N, T]; tasks outside the chosen expert get minus infinity.
+
+    For a batch the mask of its own scores is compared with each task's mask. A single image decides by score
+    deviation alone: one image's gradients give no usable mask.
+    """
+    losses = by_loss(tasks, x, batch)
+    if batch:
+        losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
+    experts = sorted({task.expert for task in tasks})
+    home = torch.tensor([experts.index(task.expert) for task in tasks])
+    best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(
+        dim=1
+    )
+    inside = home[None, :] == best[:, None]
+    if batch:
+        fit = torch.stack(
+            [_fit(task, x) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)]
+        )
+        evidence = fit.double()[None, :].expand_as(losses)
+    else:
+        evidence = by_gradient(tasks, x, batch)
+    return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
+
+
+def _fit(task: Subnetwork, x: Tensor) -> Tensor:
+    """Mask overlap minus score divergence of a batch with one task, a scalar."""
+    pseudo = torch.cat([forward(task.params, part).logits.argmax(dim=1) for part in x.split(CHUNK)])
+    scores = gradient_scores(task.params, x, pseudo)
+    shared = {name: scores[name] / scores[name].mean().clamp_min(1e-30) for name in task.mask}
+    size = sum(mask.numel() for mask in task.mask.values())
+    threshold = threshold_at(shared, max(1, masks.count(task.mask)) / size)
+    found = {name: value >= threshold for name, value in shared.items()}
+    overlap = masks.agreement(found, task.mask).overlap
+    apart = masks.divergence(scores, task.scores, task.mask)
+    return torch.tensor(overlap - apart)
+
+
+def _standardised(tasks: Sequence[Subnetwork], x: Tensor, kind: str) -> Tensor:
+    return torch.stack(
+        [-task.calibration[kind].standardised(deviations(task, x, [kind])[kind]) for task in tasks], dim=1
+    )
+
+
+Router = Callable[[Sequence[Subnetwork], Tensor, bool], Tensor]
+
+ROUTERS: dict[str, Router] = {
+    "loss": by_loss,
+    "gradient": by_gradient,
+    "fisher": by_fisher,
+    "paper": by_paper,
+}
+
+
+def route(evidence: Tensor, batch: bool) -> tuple[Tensor, Tensor]:
+    """From evidence [N, T] to the chosen task [N] and the posterior over tasks [N, T].
+
+    ``batch``: all images belong together, their evidence is averaged for the choice.
+    """
+    if batch:
+        evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
+    return evidence.argmax(dim=1), evidence.softmax(dim=1)

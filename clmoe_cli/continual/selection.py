@@ -1,0 +1,149 @@
+"""Choosing a task's subnetwork: the sparsest mask that keeps the held-out loss within a tolerance.
+
+Paper, "Score" and "Freeze"; method section 4. Rounds of pruning and a short consolidation inside the
+mask, each on scores computed afresh; one normalised threshold serves all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.experts import Params
+from clmoe_cli.continual.importance import gradient_scores, normalised
+from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality
+
+SCORES = ("gradient-weight", "gradient")
+
+ERROR_COST = 4.6
+"""Nats that one wrong image costs on average (the right class at 1 %): turns accuracy into loss."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How sparse, and at what price.
+
+    ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
+    loss, since some hundred images cannot resolve such an accuracy. The first round keeps the
+    share ``start`` of the shared weights, each further one the share ``step`` of those, down to the
+    density ``floor`` (at least one round is made); a round consolidates for ``epochs`` epochs, the chosen mask for ``final_epochs``.
+    """
+
+    max_drop: float = 0.003
+    start: float = 0.2
+    step: float = 0.5
+    floor: float = 0.003
+    epochs: int = 2
+    final_epochs: int = 6
+
+    def choose(self, dense: Quality, rounds: Sequence[Quality]) -> int:
+        """Index of the sparsest round within the tolerance.
+
+        Measured from the dense network or, where no round comes near it (its held-out loss is the least
+        of many epochs, hence flattering), from the best round: a denser mask would not help either.
+        """
+        limit = max(dense.loss, min(found.loss for found in rounds)) + ERROR_COST * self.max_drop
+        return max(i for i, found in enumerate(rounds) if found.loss <= limit)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One round: share of shared weights kept, the normalised threshold, held-out quality after consolidation."""
+
+    density: float
+    threshold: float
+    held_out: Quality
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds."""
+
+    params: Params
+    mask: masks.Masks
+    dense: Quality
+    held_out: Quality
+    rounds: tuple[Level, ...]
+
+
+def importance(params: Params, shared: Mapping[str, Tensor], data: Labelled, score: str) -> Params:
+    """Normalised importance of every shared weight, over the whole data.
+
+    ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
+    weight, a first-order estimate of what removing the weight changes.
+
+    Raises ValueError for another name.
+    """
+    scores = gradient_scores({**params}, data.x, data.y)
+    if score == "gradient-weight":
+        scores = {name: value * params[name].abs() for name, value in scores.items()}
+    elif score != "gradient":
+        raise ValueError(f"unknown score {score!r}; expected one of {', '.join(SCORES)}")
+    return normalised(scores, shared)
+
+
+def threshold_at(scores: Mapping[str, Tensor], density: float) -> float:
+    """The normalised threshold above which that share of all shared weights lies."""
+    every = torch.cat([value.flatten() for value in scores.values()])
+    keep = max(1, round(density * every.numel()))
+    return float(every.kthvalue(every.numel() - keep + 1).values)
+
+
+def select(
+    params: Params,
+    free: masks.Masks,
+    data: Labelled,
+    held_out: Labelled,
+    schedule: Schedule,
+    tolerance: Tolerance,
+    score: str,
+    generator: torch.Generator,
+    on_epoch: OnEpoch = lambda epoch: None,
+) -> Selection:
+    """Prunes a trained network in rounds and consolidates what is left.
+
+    ``params``: shared and owned parameters after training; ``free``: shared weights that may move (the
+    frozen ones may be selected, and never change). The search goes down to the floor, since
+    one round's loss is noisy, and takes the sparsest round within the tolerance.
+    """
+    dense = quality(params, held_out)
+    current, mask = params, masks.all_of(free)
+    rounds: list[Level] = []
+    kept: list[tuple[Params, masks.Masks]] = []
+    density = tolerance.start
+    while not rounds or density >= tolerance.floor:
+        scores = importance(current, free, data, score)
+        threshold = threshold_at(scores, density)
+        # A weight of importance zero contributes nothing: never selected, however low the threshold.
+        mask = {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
+        current, reached = anneal(
+            masks.applied(current, mask),
+            masks.both(mask, free),
+            data,
+            held_out,
+            schedule,
+            generator,
+            epochs=tolerance.epochs,
+            phase="prune",
+            on_epoch=on_epoch,
+        )
+        rounds.append(Level(density, threshold, reached))
+        kept.append((current, mask))
+        density *= tolerance.step
+    current, mask = kept[tolerance.choose(dense, [level.held_out for level in rounds])]
+    final, reached = anneal(
+        current,
+        masks.both(mask, free),
+        data,
+        held_out,
+        schedule,
+        generator,
+        epochs=tolerance.final_epochs,
+        phase="consolidate",
+        on_epoch=on_epoch,
+    )
+    return Selection(final, mask, dense, reached, tuple(rounds))

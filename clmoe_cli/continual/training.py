@@ -1,0 +1,197 @@
+"""Training in which frozen entries do not move, whatever the optimizer.
+
+The rule of this module: every write to a parameter is followed by a restore of its frozen entries.
+Momentum, weight decay or an adaptive step size therefore cannot move them. The optimizer is made anew
+for every phase, so that no state leaks from one task into another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clmoe_cli.continual.experts import Params, forward, logits
+
+Optimizer = torch.optim.Optimizer
+MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images ``x`` [N, D] float32 and class indices ``y`` [N] int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor) -> Labelled:
+        """The images at these positions."""
+        return Labelled(self.x[index], self.y[index])
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Mean cross-entropy in nats and share of right answers on some images."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of progress: ``phase``, 1-based ``epoch`` of at most ``epochs``, training loss, held-out quality."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    loss: float
+    held_out: Quality
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    The learning rate stays at ``lr`` until the held-out loss has not improved by ``min_delta`` nats for
+    ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
+    falls, or ``epochs`` in all, training ends.
+    """
+
+    epochs: int = 40
+    batch_size: int = 128
+    lr: float = 1e-3
+    patience: int = 2
+    decay: float = 0.2
+    decays: int = 2
+    min_delta: float = 5e-4
+
+
+def quality(params: Mapping[str, Tensor], data: Labelled) -> Quality:
+    """Loss and accuracy of a network on labelled images."""
+    out = logits(params, data.x)
+    return Quality(float(F.cross_entropy(out, data.y)), float((out.argmax(dim=1) == data.y).double().mean()))
+
+
+def freeze_guard(params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Callable[[], None]:
+    """A function that puts every entry outside ``trainable`` back to what it is now, bit for bit.
+
+    Parameters that ``trainable`` does not name may move freely. Call it after every step.
+    """
+    held = [(params[name], mask, params[name].detach().clone()) for name, mask in trainable.items()]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for value, mask, anchor in held:
+                torch.where(mask, value, anchor, out=value)
+
+    return restore
+
+
+def adam(lr: float) -> MakeOptimizer:
+    """Adam without weight decay."""
+    return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
+
+
+def run_epoch(
+    params: Params,
+    data: Labelled,
+    optimizer: Optimizer,
+    restore: Callable[[], None],
+    batch_size: int,
+    generator: torch.Generator,
+) -> float:
+    """One pass over the data in random order; returns the mean loss. ``params`` are changed in place."""
+    order = torch.randperm(len(data), generator=generator)
+    total = torch.zeros(())
+    for index in order.split(batch_size):
+        loss = F.cross_entropy(forward(params, data.x[index]).logits, data.y[index])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        restore()
+        total += loss.detach() * len(index)
+    return float(total) / len(data)
+
+
+def train(
+    params: Mapping[str, Tensor],
+    trainable: Mapping[str, Tensor],
+    data: Labelled,
+    held_out: Labelled,
+    schedule: Schedule,
+    generator: torch.Generator,
+    *,
+    phase: str = "train",
+    on_epoch: OnEpoch = lambda epoch: None,
+    optimizer: Callable[[float], MakeOptimizer] = adam,
+) -> tuple[Params, Quality]:
+    """Trains until the held-out loss has converged; returns the best parameters and their quality.
+
+    ``trainable`` holds a mask for each shared weight; parameters that it does not name are owned and all
+    trained. The arguments are not changed.
+    """
+    best = {name: value.detach().clone() for name, value in params.items()}
+    reached = quality(best, held_out)
+    mark, lr, bad, falls = reached.loss, schedule.lr, 0, 0
+    working, step, restore = _start(best, trainable, optimizer(lr))
+    for epoch in range(1, schedule.epochs + 1):
+        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator)
+        now = quality(working, held_out)
+        on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
+        if now.loss < reached.loss:
+            reached = now
+            best = {name: value.detach().clone() for name, value in working.items()}
+        if now.loss < mark - schedule.min_delta:
+            mark, bad = now.loss, 0
+            continue
+        bad += 1
+        if bad > schedule.patience:
+            if falls == schedule.decays:
+                break
+            falls, bad, lr = falls + 1, 0, lr * schedule.decay
+            working, step, restore = _start(best, trainable, optimizer(lr))
+    return best, reached
+
+
+def anneal(
+    params: Mapping[str, Tensor],
+    trainable: Mapping[str, Tensor],
+    data: Labelled,
+    held_out: Labelled,
+    schedule: Schedule,
+    generator: torch.Generator,
+    *,
+    epochs: int,
+    phase: str,
+    on_epoch: OnEpoch = lambda epoch: None,
+    optimizer: Callable[[float], MakeOptimizer] = adam,
+) -> tuple[Params, Quality]:
+    """Trains for that many epochs while the learning rate falls to zero, and returns where it ends.
+
+    The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not.
+    """
+    working, step, restore = _start(dict(params), trainable, optimizer(schedule.lr))
+    rate = torch.optim.lr_scheduler.LambdaLR(step, lambda epoch: 1.0 - epoch / epochs)
+    reached = quality(working, held_out)
+    for epoch in range(1, epochs + 1):
+        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator)
+        rate.step()
+        reached = quality(working, held_out)
+        on_epoch(Epoch(phase, epoch, epochs, loss, reached))
+    return {name: value.detach().clone() for name, value in working.items()}, reached
+
+
+def _start(
+    values: Params, trainable: Mapping[str, Tensor], make: MakeOptimizer
+) -> tuple[Params, Optimizer, Callable[[], None]]:
+    working = {name: value.clone().requires_grad_(True) for name, value in values.items()}
+    return working, make(list(working.values())), freeze_guard(working, trainable)
