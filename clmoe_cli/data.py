@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -87,9 +88,7 @@ def read_batch(source: str, *, labels: LabelUse) -> Batch:
             wanted = "one of " + ", ".join(IMAGE_KEYS)
             hint = "numpy.savez(path, x=images, y=labels)"
             found = name_list(reader.names)
-            raise BadInput(
-                "no images in the file", where=reader.where, found=found, expected=wanted, hint=hint
-            )
+            raise BadInput("no images in the file", where=reader.where, found=found, expected=wanted, hint=hint)
         header = reader.header(key)
         _check_images(header, reader.where, key)
         found_labels = None if labels == "ignored" else _read_labels(reader, header.shape[0], labels)
@@ -110,20 +109,12 @@ def _check_images(header: Header, where: str, key: str) -> None:
         hint, wanted = _PIXEL_HINTS.get(dtype.kind, "x.astype('float32')"), "uint8 or float16, 32 or 64"
         raise fail("images of this type cannot be used", found=str(dtype), expected=wanted, hint=hint)
     if not 2 <= len(shape) <= 4:
-        raise fail(
-            "images of this shape cannot be used",
-            found=list(shape),
-            expected=_LAYOUTS,
-            hint="reshape the array",
-        )
+        raise fail("not a shape of images", found=list(shape), expected=_LAYOUTS, hint="reshape the array")
     if 0 in shape:
-        raise fail(
-            "no images in the array", found=list(shape), expected="at least one image with at least one pixel"
-        )
+        raise fail("no images in the array", found=list(shape), expected="at least one image and one pixel")
     if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] not in CHANNELS:
-        raise fail(
-            "neither axis 1 nor axis 3 counts channels", found=list(shape), expected="1, 3 or 4 channels"
-        )
+        wanted = "1, 3 or 4 channels on axis 1 or 3"
+        raise fail("no axis for the channels", found=list(shape), expected=wanted, hint="transpose the array")
 
 
 def _pixels(images: Array, where: str, key: str) -> Array:
@@ -165,13 +156,8 @@ def _read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     header = reader.header(key)
     dtype, shape = header.dtype, list(header.shape)
     if dtype.kind not in "iuUS":
-        hint = _LABEL_HINTS.get(dtype.kind, "y.astype(str)")
-        raise fail(
-            "labels of this type cannot be used",
-            found=str(dtype),
-            expected="integers or strings",
-            hint=hint,
-        )
+        hint, wanted = _LABEL_HINTS.get(dtype.kind, "y.astype(str)"), "integers or strings"
+        raise fail("labels of this type cannot be used", found=str(dtype), expected=wanted, hint=hint)
     if shape != [count]:
         hint = "one label for each image"
         if len(shape) == 2 and shape[0] == count:
@@ -185,9 +171,10 @@ def _read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
             raise fail("a label is too big", found=int(labels.max()), expected="at most 2**63 - 1")
         return labels.astype(np.int64)
     try:
-        texts = (
-            np.char.decode(labels, "utf-8") if dtype.kind == "S" else labels.astype(dtype.newbyteorder("="))
-        )
+        native = labels.astype(dtype.newbyteorder("="))
+        if dtype.kind == "U" and native.view(np.uint32).max() > sys.maxunicode:
+            raise ValueError("beyond Unicode")
+        texts = np.char.decode(native, "utf-8") if dtype.kind == "S" else native
         names = np.unique(texts).tolist()
     except (UnicodeDecodeError, ValueError):
         hint = "store the labels as unicode: y.astype(str)"
@@ -201,9 +188,8 @@ def _check_names(names: Sequence[str], where: str, key: str | None) -> None:
         if not name.strip() or any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
             what = "a label is empty" if not name.strip() else "a label has control characters"
             wanted = "a name without control characters"
-            raise BadInput(
-                what, where=where, key=key, found=ascii(name[:60]), expected=wanted, hint="rename the class"
-            )
+            shown, hint = ascii(name[:60]), "rename the class"
+            raise BadInput(what, where=where, key=key, found=shown, expected=wanted, hint=hint)
 
 
 def _read_folder(folder: str, use: LabelUse) -> Batch:
@@ -215,9 +201,8 @@ def _read_folder(folder: str, use: LabelUse) -> Batch:
         raise read_problem(error, where) from error
     if names is None and use == "required":
         hint = "put the pictures of each class in a folder with its name"
-        raise BadInput(
-            "no labels", where=where, found="pictures without class folders", expected="folders", hint=hint
-        )
+        found = "pictures without class folders"
+        raise BadInput("no labels", where=where, found=found, expected="class folders", hint=hint)
     if names is not None:
         _check_names(sorted(set(names)), where, None)
     size: tuple[int, int] = (0, 0)
@@ -233,35 +218,30 @@ def _read_folder(folder: str, use: LabelUse) -> Batch:
             if picture.size != size:
                 hint = "resize the pictures to one size (resizing here comes in a later version)"
                 wanted = f"{size[0]}x{size[1]}, as in {one_line(paths[0])}"
-                raise BadInput(
-                    "pictures differ in size", where=one_line(path), found=found, expected=wanted, hint=hint
-                )
+                raise BadInput("pictures differ in size", where=one_line(path), found=found, expected=wanted, hint=hint)
     shape = (len(paths), 1 if grey else 3, size[1], size[0])
     if len(paths) * shape[1] * shape[2] * shape[3] > MAX_BYTES:
-        raise BadInput(
-            "too many pixels", where=where, found=list(shape), expected=f"at most {MAX_BYTES} bytes"
-        )
+        wanted = f"at most {MAX_BYTES} bytes"
+        raise BadInput("too many pixels", where=where, found=list(shape), expected=wanted, hint="split it")
     images = np.empty(shape, np.uint8)
     for index, path in enumerate(paths):
         with _picture(path) as picture:
             pixels = np.asarray(picture.convert("L" if grey else "RGB"))
             images[index] = pixels[None] if grey else pixels.transpose(2, 0, 1)
-    return Batch(
-        images, None if names is None or use == "ignored" else np.array(names, dtype=np.str_), folder
-    )
+    found_labels = None if names is None or use == "ignored" else np.array(names, dtype=np.str_)
+    return Batch(images, found_labels, folder)
 
 
 def _list_pictures(folder: str, where: str) -> tuple[list[str], list[str] | None]:
-    """Paths of the pictures, sorted, and their classes (None for a flat folder); hidden folders are skipped."""
+    """Sorted paths of the pictures and their classes (None for a flat folder); hidden folders are skipped."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
     with os.scandir(folder) as scan:
         entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
     if any(is_dir for _, is_dir in entries):
         tree = ImageFolder(folder, allow_empty=True)
-        samples = [
-            (path, tree.classes[index]) for path, index in tree.samples if tree.classes[index][0] != "."
-        ]
+        named = [(path, tree.classes[index]) for path, index in tree.samples]
+        samples = [(path, name) for path, name in named if not name.startswith(".")]
         filled = {name for _, name in samples}
         empty = sorted(name for name, is_dir in entries if is_dir and name not in filled)
         if samples and empty:
@@ -272,12 +252,8 @@ def _list_pictures(folder: str, where: str) -> tuple[list[str], list[str] | None
     flat = sorted(name for name, is_dir in entries if not is_dir and name.lower().endswith(IMG_EXTENSIONS))
     if not flat:
         wanted = "folder/CLASS/picture with " + ", ".join(IMG_EXTENSIONS)
-        raise BadInput(
-            "no pictures in the folder",
-            where=where,
-            found=name_list([n for n, _ in entries]),
-            expected=wanted,
-        )
+        found = name_list([name for name, _ in entries])
+        raise BadInput("no pictures in the folder", where=where, found=found, expected=wanted)
     return [str(Path(folder) / name) for name in flat], None
 
 
@@ -298,6 +274,5 @@ def _picture(path: str) -> Iterator[Any]:
             if isinstance(error, OSError) and error.errno is not None:
                 raise read_problem(error, one_line(path)) from error
             hint = "repair or remove the picture"
-            raise BadInput(
-                "broken picture", where=one_line(path), found=type(error).__name__, hint=hint
-            ) from error
+            kind = type(error).__name__
+            raise BadInput("broken picture", where=one_line(path), found=kind, hint=hint) from error

@@ -70,9 +70,7 @@ def read_problem(error: OSError, where: str) -> ClmoeError:
     """The error to raise for a failed read: DiskProblem for a failing disk, BadInput for the rest."""
     reason = error.strerror or one_line(error)
     if error.errno in _DISK_ERRNOS:
-        return DiskProblem(
-            "cannot read the data", where=where, found=reason, hint="check the disk, then try again"
-        )
+        return DiskProblem("cannot read the data", where=where, found=reason, hint="check the disk, then try again")
     hint = "check its permissions" if isinstance(error, PermissionError) else "check the path"
     return BadInput("cannot read the data", where=where, found=reason, expected="a readable file", hint=hint)
 
@@ -118,12 +116,12 @@ class NpzReader:
         return tuple(self._members)
 
     def header(self, name: str) -> Header:
-        """Shape and dtype of an array, checked against the zip directory; its data are not read."""
+        """Shape and dtype, checked against the zip directory (unless objects); no data are read."""
         info = self._member(name)
         with self._guard(name), self._zip.open(info) as member:
             start = io.BytesIO(member.read(min(info.file_size, _MAX_HEADER)))
             header = self._parse(start, name)
-        if header.offset + header.nbytes != info.file_size:
+        if not header.dtype.hasobject and header.offset + header.nbytes != info.file_size:
             self._fail(
                 "the array's header does not match its data",
                 name,
@@ -136,6 +134,8 @@ class NpzReader:
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """The array (in the file's byte order and memory order), read in pieces into one allocation."""
         header = self.header(name)
+        if header.dtype.hasobject:
+            self._fail("object arrays are never unpickled", name, found="object", expected="plain numbers or text")
         self._left -= header.nbytes
         if self._left < 0:
             what, found, expected = self._too_big(header.nbytes)
@@ -148,7 +148,7 @@ class NpzReader:
         with self._guard(name), self._zip.open(self._member(name)) as member:
             member.read(header.offset)
             if flat.size:
-                self._fill(memoryview(flat.view(np.uint8)), member)
+                self._fill(flat.view(np.uint8).data, member)
             member.read(1)  # at the end of the member zipfile compares the checksum
         return flat.reshape(header.shape[::-1]).T if header.fortran else flat.reshape(header.shape)
 
@@ -212,14 +212,12 @@ class NpzReader:
             yield
         except ClmoeError:
             raise
-        except _ZIP_ERRORS as error:
+        except (*_ZIP_ERRORS, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to before the start
+                raise read_problem(error, self.where) from error
             reason = one_line(error)[:120] or type(error).__name__
             hint = "copy or write the file again"
-            self._fail(
-                "the file is damaged or cut short", name, found=reason, expected="a whole npz", hint=hint
-            )
-        except OSError as error:
-            raise read_problem(error, self.where) from error
+            self._fail("the file is damaged or cut short", name, found=reason, expected="a whole npz", hint=hint)
 
     def _fail(self, what: str, key: str | None = None, **details: str) -> NoReturn:
         raise BadInput(what, where=self.where, key=key, **details)

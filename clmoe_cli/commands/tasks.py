@@ -47,9 +47,7 @@ def parse_classes(text: str) -> tuple[int, ...]:
     """``"1,5"`` → ``(1, 5)``; UsageProblem for anything but different whole numbers with commas between."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"-?[0-9]{1,18}", part) for part in parts):
-        raise UsageProblem(
-            "not a list of classes", key="--classes", found=one_line(text), expected="such as 1,5"
-        )
+        raise UsageProblem("not a list of classes", key="--classes", found=one_line(text), expected="such as 1,5")
     classes = tuple(int(part) for part in parts)
     _refuse_repeats(classes)
     return classes
@@ -69,9 +67,9 @@ def make_tasks(
 
     ``classes`` has the labels of each task, ``root`` the folder with a torchvision data set.
     ``test_fraction`` is the share of each class that mnist5k keeps for testing (the others bring their own
-    split), ``per_class`` the most training images of a class. Every file is shuffled; the mixed one has each test image whose label
-    is in any task once. Arrays: x uint8, y int64. Raises UsageProblem for wrong options, BadInput for a
-    damaged or missing data set, DiskProblem where the files cannot be written.
+    split), ``per_class`` the most training images of a class. Every file is shuffled; the mixed one has each
+    test image whose label is in any task once. Arrays: x uint8, y int64. Raises UsageProblem for wrong
+    options, BadInput for a damaged or missing data set, DiskProblem where the files cannot be written.
     """
     if source not in SOURCES:
         close = difflib.get_close_matches(source.lower(), SOURCES, n=1, cutoff=0.5)
@@ -92,9 +90,7 @@ def make_tasks(
         ) from error
     files: list[dict[str, Any]] = []
 
-    def write(
-        name: str, task: str, labels: list[int], part: Part, rng: np.random.Generator, most: int | None
-    ) -> None:
+    def write(name: str, task: str, labels: list[int], part: Part, rng: np.random.Generator, most: int | None) -> None:
         chosen = rng.permutation(np.flatnonzero(np.isin(part[1], labels)))
         if most is not None:
             firsts = [np.flatnonzero(part[1][chosen] == label)[:most] for label in labels]
@@ -121,9 +117,7 @@ def _refuse_repeats(classes: Sequence[int | str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         found = ", ".join(map(one_line, twice))
-        raise UsageProblem(
-            "a class is given twice in one task", key="--classes", found=found, expected="each once"
-        )
+        raise UsageProblem("a class is given twice in one task", key="--classes", found=found, expected="each once")
 
 
 def _check_options(
@@ -131,9 +125,7 @@ def _check_options(
 ) -> None:
     if not classes or not all(classes):
         hint = "--classes 1,5 --classes 2,6"
-        raise UsageProblem(
-            "no classes given", key="--classes", expected="the classes of each task", hint=hint
-        )
+        raise UsageProblem("no classes given", key="--classes", expected="the classes of each task", hint=hint)
     for task in classes:
         _refuse_repeats(task)
     if seed < 0:
@@ -201,9 +193,7 @@ def _torchvision(source: str, root: str, *, train: bool) -> Part:
     folder = Path(root).expanduser()
     fetch = f'python -c "import torchvision; torchvision.datasets.{name}({str(folder)!r}, download=True)"'
     if not folder.is_dir():
-        raise BadInput(
-            "the data set's folder is missing", where=where, key="--root", expected="a folder", hint=fetch
-        )
+        raise BadInput("the data set's folder is missing", where=where, key="--root", expected="a folder", hint=fetch)
     try:
         data = getattr(torchvision.datasets, name)(root=str(folder), train=train, download=False)
         images, labels = np.asarray(data.data), np.asarray(data.targets).astype(np.int64)
@@ -212,9 +202,7 @@ def _torchvision(source: str, root: str, *, train: bool) -> Part:
     except Exception as error:  # asserts, struct and torch errors on damaged files
         missing = isinstance(error, RuntimeError) and "not found" in str(error)
         what = "the data set is not in the folder" if missing else "the data set cannot be read"
-        raise BadInput(
-            what, where=where, key="--root", expected=f"torchvision's {name}", hint=fetch
-        ) from error
+        raise BadInput(what, where=where, key="--root", expected=f"torchvision's {name}", hint=fetch) from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
         found = f"images {list(images.shape)}, labels {list(labels.shape)}"
         raise BadInput("the data set is damaged", where=where, key="--root", found=found, hint=fetch)
