@@ -109,12 +109,12 @@ def _check_images(header: Header, where: str, key: str) -> None:
         hint, wanted = _PIXEL_HINTS.get(dtype.kind, "x.astype('float32')"), "uint8 or float16, 32 or 64"
         raise fail("images of this type cannot be used", found=str(dtype), expected=wanted, hint=hint)
     if not 2 <= len(shape) <= 4:
-        raise fail("not a shape of images", found=list(shape), expected=_LAYOUTS, hint="reshape the array")
+        raise fail("not a shape of images", found=str(list(shape)), expected=_LAYOUTS, hint="reshape the array")
     if 0 in shape:
-        raise fail("no images in the array", found=list(shape), expected="at least one image and one pixel")
+        raise fail("no images in the array", found=str(list(shape)), expected="at least one image and one pixel")
     if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] not in CHANNELS:
         wanted = "1, 3 or 4 channels on axis 1 or 3"
-        raise fail("no axis for the channels", found=list(shape), expected=wanted, hint="transpose the array")
+        raise fail("no axis for the channels", found=str(list(shape)), expected=wanted, hint="transpose the array")
 
 
 def _pixels(images: Array, where: str, key: str) -> Array:
@@ -162,13 +162,13 @@ def _read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
         hint = "one label for each image"
         if len(shape) == 2 and shape[0] == count:
             hint = "y.ravel()" if shape[1] == 1 else "y.argmax(1) if they are one-hot"
-        raise fail("labels do not match the images", found=shape, expected=[count], hint=hint)
+        raise fail("labels do not match the images", found=str(shape), expected=str([count]), hint=hint)
     if dtype.itemsize == 0:
         raise fail("a label is empty", expected="a name without control characters")
     labels = reader.read(key)
     if dtype.kind in "iu":
         if dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
-            raise fail("a label is too big", found=int(labels.max()), expected="at most 2**63 - 1")
+            raise fail("a label is too big", found=str(labels.max()), expected="at most 2**63 - 1")
         return labels.astype(np.int64)
     try:
         native = labels.astype(dtype.newbyteorder("="))
@@ -222,7 +222,7 @@ def _read_folder(folder: str, use: LabelUse) -> Batch:
     shape = (len(paths), 1 if grey else 3, size[1], size[0])
     if len(paths) * shape[1] * shape[2] * shape[3] > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
-        raise BadInput("too many pixels", where=where, found=list(shape), expected=wanted, hint="split it")
+        raise BadInput("too many pixels", where=where, found=str(list(shape)), expected=wanted, hint="split it")
     images = np.empty(shape, np.uint8)
     for index, path in enumerate(paths):
         with _picture(path) as picture:
