@@ -49,8 +49,7 @@ class MLP:
     def initial_shared(self, generator: torch.Generator) -> Params:
         """Fresh shared weights (He et al. 2015, uniform)."""
         return {
-            name: _uniform(shape, math.sqrt(6.0 / shape[1]), generator)
-            for name, shape in self.shared_shapes().items()
+            name: _uniform(shape, math.sqrt(6.0 / shape[1]), generator) for name, shape in self.shared_shapes().items()
         }
 
     def initial_owned(self, classes: int, generator: torch.Generator) -> Params:

@@ -67,10 +67,7 @@ def normalised(scores: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Pa
 
     A layer whose scores are all zero stays zero.
     """
-    return {
-        name: scores[name] / scores[name].mean().clamp_min(torch.finfo(scores[name].dtype).tiny)
-        for name in shared
-    }
+    return {name: scores[name] / scores[name].mean().clamp_min(torch.finfo(scores[name].dtype).tiny) for name in shared}
 
 
 def halved(scores: Mapping[str, Tensor]) -> tuple[Params, dict[str, float]]:

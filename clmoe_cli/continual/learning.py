@@ -98,19 +98,13 @@ def learn_task(
     free = masks.inverse(frozen)
     fresh = net.initial_shared(generator)
     zero = torch.zeros(())
-    shared = {
-        key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh
-    }
+    shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
     owned = net.initial_owned(classes, generator)
     start = {
-        f"{layer}.{kind}": (shared | owned)[f"{layer}.{kind}"]
-        for layer in net.layers
-        for kind in ("weight", "bias")
+        f"{layer}.{kind}": (shared | owned)[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")
     }
     usable = {key: free[key] | readable[key] for key in free}
-    dense, _ = train(
-        start, free, parts.training, parts.tuning, options.schedule, generator, on_epoch=on_epoch
-    )
+    dense, _ = train(start, free, parts.training, parts.tuning, options.schedule, generator, on_epoch=on_epoch)
     chosen = select(
         dense,
         free,
@@ -122,13 +116,9 @@ def learn_task(
         generator,
         on_epoch,
     )
-    chosen = Selection(
-        chosen.params, masks.both(chosen.mask, usable), chosen.dense, chosen.held_out, chosen.rounds
-    )
+    chosen = Selection(chosen.params, masks.both(chosen.mask, usable), chosen.dense, chosen.held_out, chosen.rounds)
     held = parts.calibration if len(parts.calibration) else None
-    return finish(
-        name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None
-    )
+    return finish(name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None)
 
 
 def refine_task(

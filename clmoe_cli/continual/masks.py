@@ -88,9 +88,7 @@ def agreement(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Agreement:
     return Agreement(differ / total, overlap, intersection)
 
 
-def divergence(
-    scores_a: Mapping[str, Tensor], scores_b: Mapping[str, Tensor], where: Mapping[str, Tensor]
-) -> float:
+def divergence(scores_a: Mapping[str, Tensor], scores_b: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> float:
     """``‖S_a − S_b‖ / (‖S_a‖ + ‖S_b‖)`` over the entries of ``where``, in [0, 1]; 1 where there are none."""
     a = torch.cat([scores_a[name][selected] for name, selected in where.items()]).double()
     b = torch.cat([scores_b[name][selected] for name, selected in where.items()]).double()

@@ -75,9 +75,7 @@ def _without_labels(
     alpha: float,
 ) -> Verdict:
     if fitting:
-        return Verdict(
-            True, (fitting[0],), best, f"its images deviate no more than those of task {fitting[0]}"
-        )
+        return Verdict(True, (fitting[0],), best, f"its images deviate no more than those of task {fitting[0]}")
     able = [name for name in tasks if name in batch]
     if not able:
         return Verdict(False, (), None, "no known task has enough held-out images for p-values")
@@ -102,9 +100,7 @@ def _several(tasks: Mapping[str, Evidence], labels: Tensor, best: float | None, 
     mixed = batch_p_value(p) if bool((p > 0).all()) else 0.0
     if mixed >= alpha and float((predicted == labels).double().mean()) >= AGREEMENT:
         names = tuple(able[i] for i in chosen.unique().tolist())
-        return Verdict(
-            True, names, mixed, f"each image and its label fit one of the tasks {', '.join(names)}"
-        )
+        return Verdict(True, names, mixed, f"each image and its label fit one of the tasks {', '.join(names)}")
     return Verdict(False, (), best, "its images and labels together fit no known task")
 
 

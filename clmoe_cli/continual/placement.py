@@ -85,9 +85,7 @@ def ridge_rows(features: Tensor, y: Tensor, classes: int, strength: float = 1e-2
     damping = strength * gram.diagonal().mean().clamp_min(1e-12)
     # Logits of ±: centred targets, scaled so that the softmax commits itself.
     targets = 4.0 * (2.0 * F.one_hot(y, classes).double() - 1.0)
-    rows = torch.linalg.solve(
-        gram + damping * torch.eye(len(gram), dtype=torch.float64), a.T @ targets
-    ).T.float()
+    rows = torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=torch.float64), a.T @ targets).T.float()
     return rows[:, :-1].contiguous(), rows[:, -1].contiguous()
 
 
@@ -125,15 +123,10 @@ def compare(
 
 def _on(scores: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Params:
     """Scores in units of their layer's mean over the known task's mask."""
-    return {
-        name: scores[name].double() / scores[name][m].double().mean().clamp_min(1e-30)
-        for name, m in mask.items()
-    }
+    return {name: scores[name].double() / scores[name][m].double().mean().clamp_min(1e-30) for name, m in mask.items()}
 
 
-def place(
-    candidates: Sequence[Candidate], free_share: Mapping[str, float], thresholds: Thresholds
-) -> Placement:
+def place(candidates: Sequence[Candidate], free_share: Mapping[str, float], thresholds: Thresholds) -> Placement:
     """Chooses the expert with the best constructive overlap among those with free capacity.
 
     ``free_share``: expert → smallest share of free weights over its layers.
@@ -146,7 +139,7 @@ def place(
         why = (
             f"its overlap {close.overlap:.2f} with the closest task {close.task} is below {thresholds.overlap:.2f}"
             if close.overlap < thresholds.overlap
-            else f"its scores diverge from task {close.task} by {close.divergence:.2f} (limit {thresholds.divergence:.2f})"
+            else f"it diverges from task {close.task} by {close.divergence:.2f} (limit {thresholds.divergence:.2f})"
         )
         return Placement(None, (), f"{why}: a new expert")
     roomy = [c for c in good if free_share[c.expert] >= thresholds.capacity]

@@ -97,14 +97,10 @@ def by_paper(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
         losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
     experts = sorted({task.expert for task in tasks})
     home = torch.tensor([experts.index(task.expert) for task in tasks])
-    best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(
-        dim=1
-    )
+    best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(dim=1)
     inside = home[None, :] == best[:, None]
     if batch:
-        fit = torch.stack(
-            [_fit(task, x) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)]
-        )
+        fit = torch.stack([_fit(task, x) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)])
         evidence = fit.double()[None, :].expand_as(losses)
     else:
         evidence = by_gradient(tasks, x, batch)

@@ -30,7 +30,8 @@ class Tolerance:
     ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
     loss, since some hundred images cannot resolve such an accuracy. The first round keeps the
     share ``start`` of the shared weights, each further one the share ``step`` of those, down to the
-    density ``floor`` (at least one round is made); a round consolidates for ``epochs`` epochs, the chosen mask for ``final_epochs``.
+    density ``floor`` (at least one round is made); a round consolidates for ``epochs`` epochs, the
+    chosen mask for ``final_epochs``.
     """
 
     max_drop: float = 0.003

@@ -7,6 +7,7 @@ for every phase, so that no state leaks from one task into another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from clmoe_cli.continual.experts import Params, forward, logits
 
 Optimizer = torch.optim.Optimizer
+BATCHES = 30
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 
 
@@ -109,17 +111,23 @@ def run_epoch(
     batch_size: int,
     generator: torch.Generator,
 ) -> float:
-    """One pass over the data in random order; returns the mean loss. ``params`` are changed in place."""
-    order = torch.randperm(len(data), generator=generator)
+    """One pass over the data in random order; returns the mean loss. ``params`` are changed in place.
+
+    Few images are passed over several times, so that an epoch always has at least ``BATCHES`` steps and means
+    the same to patience, rounds and learning rates at every size of the data.
+    """
+    batch_size = min(batch_size, len(data))
+    passes = max(1, math.ceil(BATCHES * batch_size / len(data)))
+    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(passes)])
     total = torch.zeros(())
     for index in order.split(batch_size):
         loss = F.cross_entropy(forward(params, data.x[index]).logits, data.y[index])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         restore()
         total += loss.detach() * len(index)
-    return float(total) / len(data)
+    return float(total) / len(order)
 
 
 def train(

@@ -1,0 +1,5 @@
+"""``python -m clmoe_cli`` is ``clmoe``."""
+
+from clmoe_cli.app import main
+
+main()

@@ -1,0 +1,247 @@
+"""The command line: flags and nothing else. A command is parse → call → render; torch is imported by the call."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import render
+
+app = typer.Typer(
+    name="clmoe",
+    help="Continual learning: each task lives as a frozen subnetwork in a store that keeps it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CLMOE"},
+)
+
+StoreOption = Annotated[str, typer.Option("--store", envvar="CLMOE_STORE", help="Folder of the store.")]
+JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", envvar="CLMOE_QUIET", help="No progress, no hints.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", envvar="CLMOE_VERBOSE", help="Say more on stderr.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option(min=0.0, envvar="CLMOE_LOCK_TIMEOUT", help="Seconds to wait for another writer.")
+]
+DEFAULT_STORE = "./clmoe-store"
+
+
+def _version(value: bool) -> None:
+    if value:
+        from clmoe_cli import __version__
+
+        typer.echo(f"clmoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Continual learning: each task lives as a frozen subnetwork in a store that keeps it."""
+
+
+@app.command()
+def learn(
+    data: Annotated[
+        str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option(help="Name of the task [default: task1, task2, …].")] = None,
+    arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
+    epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs; held-out loss ends earlier.")] = 40,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
+    score: Annotated[str, typer.Option(help="Importance of a weight: gradient-weight, or gradient (the paper's).")] = (
+        "gradient-weight"
+    ),
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
+    ] = 0.3,
+    expert: Annotated[str | None, typer.Option(help="Put the task into this expert, or into a 'new' one.")] = None,
+    if_known: Annotated[str, typer.Option(help="What to do with data of a known task: skip, refine, new.")] = "skip",
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu (others come later).")] = "cpu",
+    lock_timeout: TimeoutOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Learn a task: onset, placement, training, subnetwork, commit."""
+    from clmoe_cli.commands.learn import LearnOptions
+    from clmoe_cli.commands.learn import learn as call
+    from clmoe_cli.continual.learning import Options
+    from clmoe_cli.continual.selection import Tolerance
+    from clmoe_cli.continual.training import Schedule
+    from clmoe_cli.data import read_batch
+
+    _on_cpu(device)
+    method = Options(Schedule(epochs=epochs), Tolerance(max_drop=max_drop / 100), score)
+    options = LearnOptions(
+        name=name,
+        arch=arch,
+        seed=seed,
+        expert=expert,
+        if_known=if_known,
+        alpha=alpha,
+        method=method,
+        lock_timeout=lock_timeout,
+    )
+    batch = read_batch(data, labels="required")
+    with render.progress(quiet) as shown:
+        report = call(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)
+    if verbose and not quiet:
+        render.note(f"onset: {report.onset.reason}; placement: {report.reason}")
+    render.show(report, json_)
+
+
+@app.command()
+def detect(
+    data: Annotated[str, typer.Option("--data", "--batch", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    store: StoreOption = DEFAULT_STORE,
+    use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
+    evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new.")] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Say whether a batch belongs to a known task."""
+    from clmoe_cli.commands.detect import detect as call
+    from clmoe_cli.data import read_batch
+
+    batch = read_batch(data, labels="optional" if use_labels else "ignored")
+    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence)
+    if verbose and not quiet:
+        render.note(report.reason)
+    render.show(report, json_)
+    if exit_code and report.verdict == "new":
+        raise typer.Exit(10)
+
+
+@app.command()
+def predict(
+    batch: Annotated[str, typer.Option("--batch", "--data", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    store: StoreOption = DEFAULT_STORE,
+    output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
+    route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
+    router: Annotated[str, typer.Option(help="Evidence: fisher, loss, gradient or paper.")] = "fisher",
+    task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
+    reject: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
+    ] = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Predict labels without a task id."""
+    from clmoe_cli.commands.predict import predict as call
+    from clmoe_cli.data import read_batch
+
+    if output is not None:
+        render.check_output(output)
+    images = read_batch(batch, labels="optional")
+    report = call(store, images, route=route, router=router, task=task, reject=reject)
+    if verbose and not quiet:
+        render.note(f"{len(images.images)} images, router {report.router or 'none'}")
+    render.show_predictions(report, output, json_, quiet)
+
+
+@app.command()
+def inspect(
+    store: StoreOption = DEFAULT_STORE,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file and every task's outputs.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")
+    ] = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show experts, tasks, frozen percentages, overlaps, history and bytes."""
+    from clmoe_cli.commands.inspect import inspect as call
+
+    report = call(store, check=verify)
+    if plot is not None:
+        from clmoe_cli.plots import plot_frozen
+
+        plot_frozen(report, plot)
+        if not quiet:
+            render.note(f"wrote {plot}")
+    if verbose and not quiet:
+        render.note(f"generation {report.generation}, content {report.content_hash}")
+    render.show(report, json_, format_)
+
+
+@app.command()
+def prune(
+    store: StoreOption = DEFAULT_STORE,
+    task: Annotated[str | None, typer.Option(help="Remove this task.")] = None,
+    expert: Annotated[str | None, typer.Option(help="Remove this expert and all its tasks.")] = None,
+    to_frozen: Annotated[
+        float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
+    ] = None,
+    gc: Annotated[
+        bool, typer.Option("--gc", help="Delete older generations: what is removed is gone for good.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
+    lock_timeout: TimeoutOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Remove tasks; every other task's outputs stay bit-identical."""
+    from clmoe_cli.commands.prune import PruneOptions
+    from clmoe_cli.commands.prune import prune as call
+
+    options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
+    with render.progress(quiet) as shown:
+        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+    if verbose and not quiet:
+        render.note(f"{report.freed_bytes} bytes freed")
+    render.show(report, json_)
+
+
+@app.command()
+def tasks(
+    source: Annotated[str, typer.Argument(help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
+    classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
+    root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order and, for mnist5k, of the test part.")] = 0,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Cut tasks from a data set into npz files."""
+    from clmoe_cli.commands.tasks import make_tasks, parse_classes
+
+    groups = [parse_classes(text) for text in classes]
+    report = make_tasks(source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed)
+    if verbose and not quiet:
+        render.note(f"{len(report.files)} files in {out_dir}")
+    render.show(report, json_)
+
+
+def _on_cpu(device: str) -> None:
+    if device != "cpu":
+        from store_schema import UsageProblem
+
+        raise UsageProblem(
+            "unknown device", found=repr(device), expected="cpu", hint="other devices are not supported yet"
+        )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line and exits with the contract's code."""
+    from clmoe_cli.process import run
+
+    sys.exit(run(app, sys.argv[1:] if args is None else args))

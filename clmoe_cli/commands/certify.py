@@ -1,0 +1,32 @@
+"""Recomputes each task's outputs on the probe inputs and compares them with what was stored at its commit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clmoe_cli.commands import common
+from clmoe_cli.continual.learning import probe
+from clmoe_cli.state import Loader, environment
+from store_schema import Store, StoreDamaged
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit elsewhere than in the environment of the commit (kernels differ)."""
+
+
+def certify_outputs(store: Store) -> None:
+    """Raises StoreDamaged when a task answers otherwise than when it was learned."""
+    here = " ".join(f"{k}={v}" for k, v in sorted(environment().items()))
+    loader = Loader(store)
+    for record in store.manifest.tasks:
+        stored = store.read_subnetwork(record.name).probe_outputs
+        now = probe(loader.task(record.name).params).numpy()
+        same = record.probe is not None and record.probe.environment == here
+        exact = same and record.probe is not None and common.digest(now) == record.probe.sha256
+        if not exact and (same or not np.allclose(stored, now, rtol=TOLERANCE, atol=TOLERANCE)):
+            raise StoreDamaged(
+                "a task's outputs changed",
+                key=record.name,
+                found=f"largest difference {float(np.abs(stored - now).max()):.3g}",
+                expected="bit-identical outputs" if same else f"within {TOLERANCE}",
+                hint="restore the store from a copy",
+            )

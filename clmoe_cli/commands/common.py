@@ -1,0 +1,82 @@
+"""What several use cases share: images as tensors, names with a suggestion, evidence of known tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.onset import Evidence
+from clmoe_cli.continual.routing import Subnetwork, deviations
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Codebook
+from clmoe_cli.state import Loader
+from store_schema import BadInput, ExpertRecord, Manifest
+
+ONSET_IMAGES = 256
+
+
+def flat(batch: Batch, scale: float) -> Tensor:
+    """Images as the experts read them: [N, D] float32 times the expert's input scale."""
+    x = torch.from_numpy(batch.scaled().reshape(len(batch.images), -1))
+    return x if scale == 1.0 else x * scale
+
+
+def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
+    """Experts whose input shape is the batch's; BadInput when there are none."""
+    found = [e for e in manifest.experts if e.input_shape == batch.input_shape and manifest.tasks_of(e.id)]
+    if not found:
+        known = sorted({e.input_shape for e in manifest.experts})
+        raise BadInput(
+            "no expert knows images of this shape",
+            where=batch.source,
+            found=shape_text(batch.input_shape),
+            expected=" or ".join(map(shape_text, known)) or "none: the store has no task",
+            hint="reshape the images, or learn a task of this shape first",
+        )
+    return found
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """``1×28×28``."""
+    return "×".join(map(str, shape))
+
+
+def input_scale(batch: Batch) -> float:
+    """Scale of an expert's inputs, fixed when the expert is made: 1 for pixels in 0 to 1 and standardised vectors.
+
+    Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
+    """
+    rms = float(np.sqrt(np.mean(np.square(batch.scaled()), dtype=np.float64)))
+    return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
+
+
+def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Positions of at most ``limit`` of n images, in random order without repetition."""
+    return torch.randperm(n, generator=generator)[:limit]
+
+
+def onset_evidence(
+    loader: Loader, names: Sequence[str], batch: Batch, index: Tensor, book: Codebook, kind: str
+) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
+    """Evidence of each named task on the chosen images, and its raw deviations [n]."""
+    found: dict[str, Evidence] = {}
+    raw: dict[str, Tensor] = {}
+    for name in names:
+        record = loader.manifest.task(name)
+        task: Subnetwork = loader.task(name)
+        x = flat(batch, loader.manifest.expert(record.expert).input_scale)[index]
+        raw[name] = deviations(task, x, [kind])[kind]
+        codes = torch.tensor(book.codes(record.classes))
+        predicted = codes[logits(task.params, x).argmax(dim=1)]
+        found[name] = Evidence(task.calibration[kind].p_values(raw[name]), predicted, frozenset(codes.tolist()))
+    return found, raw
+
+
+def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
+    """sha256 of the bytes of probe outputs."""
+    return hashlib.sha256(np.ascontiguousarray(outputs).tobytes()).hexdigest()

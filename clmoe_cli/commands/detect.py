@@ -1,0 +1,92 @@
+"""``detect``: does a batch belong to a known task?"""
+
+from __future__ import annotations
+
+import torch
+
+from clmoe_cli.commands import common
+from clmoe_cli.commands.names import one_of
+from clmoe_cli.commands.reports import DetectReport
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.calibration import batch_p_value
+from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.importance import gradient_scores
+from clmoe_cli.continual.onset import decide
+from clmoe_cli.continual.placement import IMAGES, KnownTask, Thresholds, compare
+from clmoe_cli.continual.training import Labelled
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Codebook
+from clmoe_cli.state import Loader, derived_seed, generator, network
+from store_schema import BadInput, Store, read_consistently
+
+EVIDENCE = ("fisher", "gradient")
+
+
+def detect(
+    store: str, batch: Batch, *, use_labels: bool = False, alpha: float = 0.01, evidence: str = "fisher"
+) -> DetectReport:
+    """Decides whether a batch is known or new; the store is only read.
+
+    ``evidence``: ``fisher`` (whitened deviation) or ``gradient`` (the paper's score deviation); ``alpha``: rate
+    of false alarms. Labels count only with ``use_labels``.
+
+    Raises BadInput (no expert knows such images, labels asked for and missing) and the store's errors.
+    """
+    one_of("evidence", evidence, EVIDENCE)
+    if use_labels and batch.labels is None:
+        raise BadInput("--use-labels needs labels", where=batch.source, expected="labels y [N]")
+    return read_consistently(store, lambda opened: _detect(opened, batch, use_labels, alpha, evidence))
+
+
+def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: str) -> DetectReport:
+    loader = Loader(opened)
+    manifest = opened.manifest
+    experts = common.experts_for(manifest, batch)
+    names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
+    classes = batch.classes() if use_labels else ()
+    book = Codebook.of(classes, *(t.classes for t in manifest.tasks))
+    rng = generator(derived_seed(manifest.seed, 0, "detect"))
+    index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
+    found, raw = common.onset_evidence(loader, names, batch, index, book, kind)
+    labels = None
+    if use_labels and batch.labels is not None:
+        labels = torch.from_numpy(book.encode(batch.labels))[index]
+    verdict = decide(found, labels, alpha)
+    rows = []
+    for name in names:
+        task = loader.task(name)
+        record = manifest.expert(manifest.task(name).expert)
+        x = common.flat(batch, record.input_scale)[index]
+        # Without labels the pseudo-labels of the task's own subnetwork stand in.
+        known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
+        pseudo = _pseudo(found[name].predicted)
+        fresh = network(record).initial_shared(rng)
+        agreed = compare(known, fresh, Labelled(x, pseudo), int(pseudo.max()) + 1, Thresholds())
+        scores = gradient_scores(task.params, x, logits(task.params, x).argmax(dim=1))
+        p = found[name].p
+        rows.append(
+            {
+                "task": name,
+                "expert": task.expert,
+                "deviation": float(raw[name].mean()),
+                "p_value": batch_p_value(p) if found[name].available else None,
+                "overlap": agreed.overlap,
+                "divergence": masks.divergence(scores, task.scores, task.mask),
+            }
+        )
+    chosen = verdict.tasks[0] if verdict.known else None
+    return DetectReport(
+        verdict="known" if verdict.known else "new",
+        task=chosen,
+        expert=manifest.task(chosen).expert if chosen else None,
+        p_value=verdict.p_value,
+        reason=verdict.reason,
+        images=len(batch.images),
+        tasks=tuple(rows),
+    )
+
+
+def _pseudo(codes: torch.Tensor) -> torch.Tensor:
+    """Codes [N] as class indices 0, 1, …"""
+    indices: torch.Tensor = torch.unique(codes, return_inverse=True)[1]
+    return indices

@@ -1,0 +1,168 @@
+"""``inspect``: what the store holds; frozen percentages. Imports no torch unless verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clmoe_cli.commands.reports import Report
+from store_schema import Manifest, Store, StoreDamaged, read_consistently, verify
+
+AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
+
+
+@dataclass(frozen=True)
+class InspectReport(Report):
+    """The contract's object: experts, tasks, overlap matrix, history, bytes; ``findings`` of ``--verify``."""
+
+    schema: ClassVar[str] = "clmoe.inspect/1"
+    generation: int
+    seed: int
+    content_hash: str
+    experts: tuple[dict[str, Any], ...]
+    tasks: tuple[dict[str, Any], ...]
+    frozen_percent: float
+    overlap: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+    bytes: dict[str, Any]
+    verified: bool | None = None
+
+
+def inspect(store: str, *, check: bool = False) -> InspectReport:
+    """Reports on a store, which is only read.
+
+    ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
+    its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file.
+    """
+    if check:
+        findings = [f for f in verify(store) if f.damage]
+        if findings:
+            raise StoreDamaged(
+                f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
+                where=", ".join(f.file for f in findings),
+                found="; ".join(f.problem for f in findings),
+                expected="every file as it was committed",
+                hint="restore the files from a copy of the store",
+            )
+        from clmoe_cli.commands.certify import certify_outputs
+
+        read_consistently(store, certify_outputs)
+    return read_consistently(store, lambda opened: _inspect(opened, check))
+
+
+def _inspect(opened: Store, check: bool) -> InspectReport:
+    manifest = opened.manifest
+    bits = {t.name: opened.read_subnetwork(t.name).masks for t in manifest.tasks}
+    experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
+    parameters = sum(layer["parameters"] for e in experts for layer in e["layers"])
+    frozen = sum(layer["frozen"] for e in experts for layer in e["layers"])
+    return InspectReport(
+        generation=manifest.generation,
+        seed=manifest.seed,
+        content_hash=manifest.content_hash(),
+        experts=experts,
+        tasks=tuple(
+            {
+                "name": t.name,
+                "expert": t.expert,
+                "classes": list(t.classes),
+                "accuracy": t.accuracy.model_dump(),
+                "layers": [
+                    {**layer.model_dump(), "percent": _percent(layer.selected, layer.parameters)} for layer in t.layers
+                ],
+                "owned_parameters": t.owned_parameters,
+                "images": t.images,
+                "learned_at": t.learned_at,
+                "bytes": t.subnetwork.size,
+            }
+            for t in manifest.tasks
+        ),
+        frozen_percent=_percent(frozen, parameters),
+        overlap=_overlap(manifest, bits),
+        history=_history(manifest),
+        bytes=_bytes(manifest),
+        verified=True if check else None,
+    )
+
+
+def _expert(manifest: Manifest, expert: str, bits: AllBits) -> dict[str, Any]:
+    record = manifest.expert(expert)
+    tasks = manifest.tasks_of(expert)
+    layers = []
+    for layer in record.layers:
+        used = np.zeros(layer.shape, dtype=bool)
+        for t in tasks:
+            used |= bits[t.name][layer.name]
+        layers.append(_share(layer.name, used.size, int(used.sum())))
+    rows = sum(len(t.classes) for t in tasks)
+    return {
+        "id": expert,
+        "arch": record.arch,
+        "input_shape": list(record.input_shape),
+        "tasks": [t.name for t in tasks],
+        "layers": layers,
+        "frozen_percent": _percent(sum(x["frozen"] for x in layers), sum(x["parameters"] for x in layers)),
+        "output_rows": {"rows": rows, "frozen": rows, "frozen_percent": 100.0 if rows else 0.0},
+        "owned_parameters": sum(t.owned_parameters for t in tasks),
+    }
+
+
+def _history(manifest: Manifest) -> tuple[dict[str, Any], ...]:
+    """Frozen weights per layer after each commit; output rows in percent of the rows that the expert has now."""
+    sizes = {(e.id, layer.name): int(np.prod(layer.shape)) for e in manifest.experts for layer in e.layers}
+    rows_now = {e.id: sum(len(t.classes) for t in manifest.tasks_of(e.id)) for e in manifest.experts}
+    entries = []
+    for entry in manifest.history:
+        experts = {}
+        for expert, frozen in entry.frozen.items():
+            if expert not in rows_now:
+                continue
+            rows = entry.output_rows.get(expert, 0)
+            experts[expert] = {
+                "layers": [_share(name, sizes[expert, name], count) for name, count in frozen.items()],
+                "output_rows": {"frozen": rows, "frozen_percent": _percent(rows, max(rows, rows_now[expert]))},
+            }
+        entries.append({"generation": entry.generation, "action": entry.action, "task": entry.task, "experts": experts})
+    return tuple(entries)
+
+
+def _overlap(manifest: Manifest, bits: AllBits) -> dict[str, Any]:
+    """Cohen's kappa of every two tasks of one expert, [T, T]; null between experts."""
+    names = [t.name for t in manifest.tasks]
+    matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
+    for expert in manifest.experts:
+        own = [i for i, t in enumerate(manifest.tasks) if t.expert == expert.id]
+        differ = np.zeros((len(own), len(own)))
+        chance = np.zeros_like(differ)
+        for layer in expert.layers:
+            packed = np.stack([bits[names[i]][layer.name].ravel() for i in own]) if own else np.zeros((0, 1))
+            flat = packed.astype(np.float32)
+            counts = flat.sum(axis=1, dtype=np.float64)
+            both = (flat @ flat.T).astype(np.float64)
+            density = counts / flat.shape[1]
+            differ += counts[:, None] + counts[None, :] - 2 * both
+            a, b = density[:, None], density[None, :]
+            chance += flat.shape[1] * (a * (1 - b) + b * (1 - a))
+        kappa = 1.0 - np.divide(differ, chance, out=np.zeros_like(differ), where=chance > 0)
+        for i, row in zip(own, kappa, strict=True):
+            for j, value in zip(own, row, strict=True):
+                matrix[i][j] = round(float(value), 6)
+    return {"tasks": names, "kappa": matrix}
+
+
+def _bytes(manifest: Manifest) -> dict[str, Any]:
+    weights = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
+    tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
+    return {"experts": weights, "tasks": tasks, "total": sum(weights.values()) + sum(tasks.values())}
+
+
+def _share(name: str, parameters: int, frozen: int) -> dict[str, Any]:
+    return {"name": name, "parameters": parameters, "frozen": frozen, "frozen_percent": _percent(frozen, parameters)}
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100.0 * part / whole, 4) if whole else 0.0

@@ -1,0 +1,22 @@
+"""Names that people type: checked, with a suggestion when they are close to one that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from store_schema import UsageProblem
+
+
+def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` if it is among the choices; a UsageProblem with a suggestion otherwise."""
+    if value in choices:
+        return value
+    close = difflib.get_close_matches(value, choices, n=1)
+    shown = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")
+    raise UsageProblem(
+        f"unknown {kind}",
+        found=repr(value),
+        expected=f"one of {shown}" if choices else f"a {kind}, but there is none",
+        hint=f"did you mean {close[0]!r}?" if close else None,
+    )

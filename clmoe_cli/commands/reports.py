@@ -1,0 +1,89 @@
+"""What the use cases return: frozen dataclasses whose ``to_json`` is the object that ``--json`` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Report:
+    """Base of all reports; ``schema`` names the JSON contract."""
+
+    schema: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the schema's name first."""
+        return {"schema": self.schema, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """A task's share of one layer of shared weights; percentages are of the layer's ``parameters``."""
+
+    name: str
+    parameters: int
+    selected: int
+    reused: int
+    frozen_percent: float
+
+
+@dataclass(frozen=True)
+class Onset:
+    """The verdict ``known`` or ``new``, its p-value (None: not available), the tasks, one sentence why."""
+
+    verdict: str
+    p_value: float | None
+    tasks: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class LearnReport(Report):
+    """What ``learn`` did."""
+
+    schema: ClassVar[str] = "clmoe.learn/1"
+    task: str
+    expert: str
+    status: str
+    new_expert: bool
+    classes: tuple[int | str, ...]
+    accuracy: dict[str, float | int | None]
+    layers: tuple[LayerUse, ...]
+    owned_parameters: int
+    onset: Onset
+    candidates: tuple[dict[str, Any], ...]
+    reads: tuple[str, ...]
+    reason: str
+    seed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DetectReport(Report):
+    """What ``detect`` found; ``tasks``: per compared task its deviation, p-value, overlap, divergence."""
+
+    schema: ClassVar[str] = "clmoe.detect/1"
+    verdict: str
+    task: str | None
+    expert: str | None
+    p_value: float | None
+    reason: str
+    images: int
+    tasks: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RemovalReport(Report):
+    """What ``prune`` did, or (``applied`` false) would do."""
+
+    schema: ClassVar[str] = "clmoe.prune/1"
+    applied: bool
+    removed: tuple[str, ...]
+    removed_experts: tuple[str, ...]
+    freed_parameters: int
+    freed: dict[str, dict[str, int]]
+    frozen_percent: float
+    gc: bool
+    freed_bytes: int

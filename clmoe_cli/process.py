@@ -1,0 +1,101 @@
+"""From a command to an exit code: configuration file, errors as one line (or JSON), interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from store_schema.errors import ClmoeError, DiskProblem, UsageProblem
+
+CONFIG = "clmoe.toml"
+INTERRUPTED = 130
+
+
+def run(app: typer.Typer, args: list[str]) -> int:
+    """Runs the app; every error becomes one line on stderr and its exit code."""
+    try:
+        code = app(args, standalone_mode=False, default_map=_configured(app))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to say, and nothing may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, args)
+    except ClmoeError as error:
+        _trace()
+        return _fail(error.as_dict(), error.exit_code, args, str(error))
+    except OSError as error:
+        _trace()
+        problem = DiskProblem(error.strerror or str(error), where=error.filename)
+        return _fail(problem.as_dict(), problem.exit_code, args, str(problem))
+    except Exception as error:
+        # Typer's own usage errors carry their exit code and message; everything else is our bug.
+        message = getattr(error, "format_message", None)
+        _trace()
+        if message is not None:
+            return _fail({"what": _line(message())}, int(getattr(error, "exit_code", 2)), args)
+        text = f"bug in clmoe: {type(error).__name__}: {error} (set CLMOE_DEBUG=1 for the traceback and report it)"
+        return _fail({"what": _line(text)}, 1, args)
+    return code if isinstance(code, int) else 0
+
+
+def _configured(app: typer.Typer) -> dict[str, Any]:
+    """``clmoe.toml`` as defaults: top-level keys for every command that has them, a table per command.
+
+    Raises UsageProblem for a file that is no TOML or has a key that no command knows.
+    """
+    path = Path(CONFIG)
+    if not path.is_file():
+        return {}
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageProblem("not a valid TOML file", where=CONFIG, found=str(error)) from error
+    group: Any = typer.main.get_command(app)
+    result: dict[str, Any] = {}
+    names = {command: {p.name for p in sub.params} for command, sub in group.commands.items()}
+    tables = {key: value for key, value in found.items() if isinstance(value, dict)}
+    common = {key: value for key, value in found.items() if key not in tables}
+    for key in common:
+        if not any(_parameter(key) in known for known in names.values()):
+            raise UsageProblem("unknown setting", where=CONFIG, key=key, hint="settings are named like the options")
+    for table, values in tables.items():
+        if table not in names:
+            raise UsageProblem("unknown table", where=CONFIG, key=table, expected=f"one of {', '.join(names)}")
+        for key in values:
+            if _parameter(key) not in names[table]:
+                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}")
+    for command, known in names.items():
+        merged = {**common, **tables.get(command, {})}
+        result[command] = {_parameter(k): v for k, v in merged.items() if _parameter(k) in known}
+    return result
+
+
+def _parameter(key: str) -> str:
+    name = key.replace("-", "_")
+    return f"{name}_" if name in ("json", "format") else name
+
+
+def _fail(fields: dict[str, Any], code: int, args: list[str], line: str | None = None) -> int:
+    if "--json" in args:
+        print(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}), file=sys.stderr)
+    else:
+        print(f"clmoe: {line or fields['what']}", file=sys.stderr)
+    return code
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _trace() -> None:
+    if os.environ.get("CLMOE_DEBUG") == "1":
+        traceback.print_exc()

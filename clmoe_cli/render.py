@@ -1,0 +1,313 @@
+"""Reports → tables for people, JSON, CSV, Markdown. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import singledispatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport
+from store_schema.errors import UsageProblem, disk_errors
+
+if TYPE_CHECKING:
+    from clmoe_cli.commands.inspect import InspectReport
+    from clmoe_cli.commands.predict import PredictReport
+    from clmoe_cli.continual.training import Epoch
+
+SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
+ROWS_SHOWN = 20
+
+
+class _Report(Protocol):
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def to_text(value: Any) -> str:
+    """One JSON object; NaN has no place in JSON and becomes null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def show(report: _Report, as_json: bool, table_format: str | None = None) -> None:
+    """Prints a report: JSON, or a table for people."""
+    if table_format not in (None, "csv", "md"):
+        raise UsageProblem("unknown format", found=repr(table_format), expected="csv or md")
+    if as_json:
+        print(to_text(report.to_json()))
+    elif table_format is not None:
+        print(frozen_table(report, table_format), end="")  # type: ignore[arg-type]
+    else:
+        console = Console(highlight=False)
+        for part in tables(report):
+            console.print(part)
+
+
+class Progress:
+    """Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.phase: tuple[str, Any] | None = None
+        if not quiet and sys.stderr.isatty():
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self.bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+            self.bar.start()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Shows one epoch."""
+        state = f"loss {epoch.loss:.4f}  held-out {epoch.held_out.loss:.4f}, {100 * epoch.held_out.accuracy:.2f} %"
+        if self.bar is None:
+            if not self.quiet:
+                note(f"{epoch.phase} {epoch.epoch}/{epoch.epochs}  {state}")
+            return
+        if self.phase is None or self.phase[0] != epoch.phase:
+            self.phase = (epoch.phase, self.bar.add_task(epoch.phase, total=epoch.epochs, state=state))
+        self.bar.update(self.phase[1], completed=epoch.epoch, total=epoch.epochs, state=state)
+
+    def waiting(self, holder: str) -> None:
+        """Says that another writer holds the store."""
+        if not self.quiet:
+            note(f"waiting for the store: {holder} is writing")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A :class:`Progress` that is taken off the terminal at the end."""
+    shown = Progress(quiet)
+    try:
+        yield shown
+    finally:
+        if shown.bar is not None:
+            shown.bar.stop()
+
+
+def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
+    """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
+
+    def confirm(plan: RemovalReport) -> bool:
+        if not quiet:
+            what = ", ".join((*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)))
+            old = " and all older generations" if plan.gc else ""
+            note(f"plan: remove {what or 'nothing'}{old}; frees {plan.freed_parameters} weights")
+        if yes:
+            return True
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if not quiet:
+                note("nothing was changed: add --yes to act")
+            return False
+        import typer
+
+        return typer.confirm("Go on?", err=True)
+
+    return confirm
+
+
+@singledispatch
+def tables(report: Any) -> list[Any]:
+    """What people see of a report."""
+    if hasattr(report, "experts"):
+        return _inspect_tables(report)
+    return [to_text(report.to_json())]
+
+
+@tables.register
+def _(report: LearnReport) -> list[Any]:
+    head = {
+        "learned": f"learned {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
+        "known": f"known: this is {report.task}; nothing was changed",
+        "refined": f"refined {report.task} in expert {report.expert}",
+    }[report.status]
+    table = _table("layer", "weights", "selected", "reused", "frozen now")
+    for layer in report.layers:
+        table.add_row(
+            layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
+        )
+    accuracy = report.accuracy
+    held = f"{_percent(accuracy['dense'])} dense, {_percent(accuracy['subnetwork'])} with its subnetwork"
+    lines = [
+        f"[bold]{head}[/bold]  ({report.seconds:.1f} s)",
+        f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
+        f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
+    ]
+    return [*lines, table]
+
+
+@tables.register
+def _(report: DetectReport) -> list[Any]:
+    name = f" {report.task}" if report.task else ""
+    p = "not available" if report.p_value is None else f"{report.p_value:.3g}"
+    table = _table("task", "expert", "deviation", "p-value", "overlap", "divergence")
+    for row in report.tasks:
+        own = "–" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        table.add_row(
+            row["task"],
+            row["expert"],
+            f"{row['deviation']:.4g}",
+            own,
+            f"{row['overlap']:.3f}",
+            f"{row['divergence']:.3f}",
+        )
+    return [f"[bold]{report.verdict}{name}[/bold]  p = {p}: {report.reason}", table]
+
+
+@tables.register
+def _(report: RemovalReport) -> list[Any]:
+    verb = "removed" if report.applied else "would remove"
+    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    return [
+        f"[bold]{verb} {names}[/bold]: {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
+        + (f", {report.freed_bytes} bytes freed" if report.applied else "")
+    ]
+
+
+def _inspect_tables(report: InspectReport) -> list[Any]:
+    parts: list[Any] = []
+    for expert in report.experts:
+        table = _table("task", "classes", "accuracy", *(f"{x['name']}" for x in expert["layers"]), "bytes")
+        for task in report.tasks:
+            if task["expert"] != expert["id"]:
+                continue
+            shares = [f"{layer['percent']:.2f} %" for layer in task["layers"]]
+            classes = ", ".join(map(str, task["classes"]))
+            table.add_row(task["name"], classes, _percent(task["accuracy"]["subnetwork"]), *shares, str(task["bytes"]))
+        frozen = [f"{layer['frozen_percent']:.2f} %" for layer in expert["layers"]]
+        table.add_section()
+        table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
+        shape = "×".join(map(str, expert["input_shape"]))
+        parts += [f"[bold]expert {expert['id']}[/bold]  {expert['arch']}, images {shape}", table]
+    checked = ", every file and output verified" if report.verified else ""
+    parts.append(
+        f"{len(report.tasks)} tasks, {report.frozen_percent:.2f} % of shared weights frozen, "
+        f"{report.bytes['total']} bytes, generation {report.generation}{checked}"
+    )
+    return parts
+
+
+def frozen_table(report: InspectReport, table_format: str) -> str:
+    """The history of frozen percentages (the paper's Fig. 3a), a row per commit, expert and layer."""
+    header = ("generation", "action", "task", "expert", "layer", "parameters", "frozen", "frozen_percent")
+    rows = [
+        (
+            e["generation"],
+            e["action"],
+            e["task"] or "",
+            expert,
+            x["name"],
+            x["parameters"],
+            x["frozen"],
+            x["frozen_percent"],
+        )
+        for e in report.history
+        for expert, state in e["experts"].items()
+        for x in state["layers"]
+    ]
+    if table_format == "md":
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows]
+        return "\n".join(lines) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return text.getvalue()
+
+
+def check_output(path: Path) -> None:
+    """UsageProblem for a suffix that means nothing; found out before any work is done."""
+    if path.suffix not in SUFFIXES:
+        raise UsageProblem(
+            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
+        )
+    if not path.parent.is_dir():
+        raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+
+
+def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:
+    """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well."""
+    if output is not None:
+        with disk_errors(str(output)):
+            _write(report, output)
+        if as_json:
+            print(to_text({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)}))
+        elif not quiet:
+            note(f"wrote {len(report.labels)} predictions to {output}")
+    elif as_json:
+        print(to_text(report.to_json()))
+    else:
+        console = Console(highlight=False)
+        table = _table("image", "label", "task", "expert", "confidence", "known", "p-value")
+        for row in report.rows()[:ROWS_SHOWN]:
+            p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
+            known = "yes" if row["known"] else "no"
+            table.add_row(
+                str(row["index"]), str(row["label"]), row["task"], row["expert"], f"{row['confidence']:.3f}", known, p
+            )
+        console.print(table)
+        if len(report.labels) > ROWS_SHOWN:
+            console.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
+    if report.accuracy is not None and not as_json:
+        text = f"accuracy {100 * report.accuracy:.2f} % of {len(report.labels)} images"
+        if output is None:
+            print(text)
+        elif not quiet:
+            note(text)
+
+
+def _write(report: PredictReport, path: Path) -> None:
+    if path.suffix == ".npz":
+        from clmoe_cli.npz import write_npz
+
+        write_npz(str(path), report.arrays())
+        return
+    rows = report.rows()
+    if path.suffix == ".json":
+        text = to_text(report.to_json()) + "\n"
+    elif path.suffix == ".ndjson":
+        text = "".join(to_text(row) + "\n" for row in rows)
+    else:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, ["index", "label", "task", "expert", "confidence", "known", "p_value"])
+        writer.writeheader()
+        writer.writerows(rows)
+        text = out.getvalue()
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _percent(value: float | int | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.2f} %"

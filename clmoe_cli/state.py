@@ -1,0 +1,156 @@
+"""The one seam between arrays on disk and tensors: tasks and experts in, records out."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.calibration import Calibration
+from clmoe_cli.continual.experts import MLP, Params, parse_arch
+from clmoe_cli.continual.fisher import Gaussian
+from clmoe_cli.continual.importance import restored
+from clmoe_cli.continual.learning import KINDS, Learned
+from clmoe_cli.continual.routing import Subnetwork
+from store_schema import ExpertRecord, ExpertWeights, Manifest, Store, StoreDamaged, SubnetworkRecord
+
+
+def tensor(array: NDArray[np.generic]) -> Tensor:
+    """A tensor with its own memory: arrays read from a store are not writable."""
+    return torch.from_numpy(np.array(array, copy=True))
+
+
+def network(record: ExpertRecord) -> MLP:
+    """The architecture that a record names."""
+    try:
+        return parse_arch(record.arch, int(np.prod(record.input_shape)))
+    except ValueError as error:
+        raise StoreDamaged(
+            "unknown architecture of an expert", key=record.id, found=record.arch, expected="mlp:WIDTH,…"
+        ) from error
+
+
+@dataclass
+class Loader:
+    """Reads experts and tasks of one snapshot of a store, each object at most once."""
+
+    store: Store
+
+    def __post_init__(self) -> None:
+        self._weights: dict[str, ExpertWeights] = {}
+        self._tasks: dict[str, Subnetwork] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The snapshot's manifest."""
+        return self.store.manifest
+
+    def weights(self, expert: str) -> ExpertWeights:
+        """An expert's shared and owned arrays."""
+        if expert not in self._weights:
+            self._weights[expert] = self.store.read_expert(expert)
+        return self._weights[expert]
+
+    def shared(self, expert: str) -> Params:
+        """An expert's shared weights; what no task owns is zero."""
+        return {name: tensor(value) for name, value in self.weights(expert).shared.items()}
+
+    def task(self, name: str) -> Subnetwork:
+        """A learned task, ready to run."""
+        if name not in self._tasks:
+            record = self.store.read_subnetwork(name)
+            expert = self.manifest.expert(record.expert)
+            self._tasks[name] = subnetwork(record, self.weights(record.expert), network(expert))
+        return self._tasks[name]
+
+    def tasks(self, names: Sequence[str]) -> list[Subnetwork]:
+        """Several tasks, in that order."""
+        return [self.task(name) for name in names]
+
+    def frozen(self, expert: str, tasks: Sequence[str] | None = None) -> masks.Masks:
+        """Entries that the expert's tasks (or those named) use."""
+        names = [t.name for t in self.manifest.tasks_of(expert)] if tasks is None else tasks
+        return masks.union(self.shared(expert), [self.task(name).mask for name in names])
+
+
+def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Subnetwork:
+    """Puts a task together from its own object and its expert's weights."""
+    mask = {name: tensor(value) for name, value in record.masks.items()}
+    values = {name: tensor(value) for name, value in weights.shared.items()}
+    values |= {name: tensor(value) for name, value in weights.owned[record.task].items()}
+    ordered = {f"{layer}.{kind}": values[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    half = {name: tensor(value) for name, value in record.scores.items()}
+    statistics = {name: tensor(value) for name, value in record.statistics.items()}
+    return Subnetwork(
+        record.task,
+        record.expert,
+        masks.applied(ordered, mask),
+        mask,
+        restored(half, dict(record.score_scale)),
+        Gaussian(statistics["means"], statistics["directions"], statistics["variances"], statistics["rest"][0]),
+        {kind: Calibration(tensor(record.calibration[kind]).double()) for kind in KINDS},
+    )
+
+
+def to_record(learned: Learned) -> SubnetworkRecord:
+    """A learned task as it goes to disk."""
+    task = learned.subnetwork
+    gaussian = task.gaussian
+    return SubnetworkRecord(
+        task=task.name,
+        expert=task.expert,
+        masks={name: value.numpy() for name, value in task.mask.items()},
+        scores={name: value.numpy() for name, value in learned.half_scores.items()},
+        score_scale=learned.score_scale,
+        calibration={kind: value.values.numpy() for kind, value in task.calibration.items()},
+        statistics={
+            "means": gaussian.means.numpy(),
+            "directions": gaussian.directions.numpy(),
+            "variances": gaussian.variances.numpy(),
+            "rest": gaussian.rest.reshape(1).numpy(),
+        },
+        gate={},
+        probe_outputs=learned.probe_outputs.numpy(),
+    )
+
+
+def merged(weights: ExpertWeights | None, net: MLP, learned: Learned) -> ExpertWeights:
+    """The expert's weights with a task's own put in; entries of other tasks stay bit for bit."""
+    task = learned.subnetwork
+    shared = {name: np.zeros(shape, dtype=np.float32) for name, shape in net.shared_shapes().items()}
+    owned = {}
+    if weights is not None:
+        shared = {name: value.copy() for name, value in weights.shared.items()}
+        owned = dict(weights.owned)
+    for name, mask in task.mask.items():
+        np.copyto(shared[name], task.params[name].numpy(), where=mask.numpy())
+    owned[task.name] = {name: value.numpy() for name, value in task.params.items() if name not in task.mask}
+    return ExpertWeights(shared=shared, owned=owned)
+
+
+def environment() -> dict[str, str]:
+    """What decides the last bits of a result: library, threads, machine."""
+    return {
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def derived_seed(seed: int, number: int, purpose: str) -> int:
+    """A seed of 63 bits that depends on the store's seed and a number, not on the process."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator with that seed."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,65 @@
+"""What lies on disk: layout, records, codecs, the atomic store. Knows neither torch nor the command line."""
+
+from store_schema.commit import Writer, writer
+from store_schema.errors import (
+    BadInput,
+    ClmoeError,
+    DiskProblem,
+    StoreDamaged,
+    StoreIncompatible,
+    StoreLocked,
+    StoreMissing,
+    UsageProblem,
+)
+from store_schema.records import (
+    Accuracy,
+    ExpertRecord,
+    GateRecord,
+    HistoryEntry,
+    LayerRecord,
+    Manifest,
+    ObjectRef,
+    Probe,
+    TaskLayer,
+    TaskRecord,
+)
+from store_schema.removal import remove_tasks, subnetwork_digest
+from store_schema.store import Store, read_consistently
+from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork, encode_subnetwork
+from store_schema.verify import Finding, verify
+from store_schema.weights import ExpertWeights, decode_weights, encode_weights
+
+__all__ = [
+    "Accuracy",
+    "BadInput",
+    "ClmoeError",
+    "DiskProblem",
+    "ExpertRecord",
+    "ExpertWeights",
+    "Finding",
+    "GateRecord",
+    "HistoryEntry",
+    "LayerRecord",
+    "Manifest",
+    "ObjectRef",
+    "Probe",
+    "Store",
+    "StoreDamaged",
+    "StoreIncompatible",
+    "StoreLocked",
+    "StoreMissing",
+    "SubnetworkRecord",
+    "TaskLayer",
+    "TaskRecord",
+    "UsageProblem",
+    "Writer",
+    "decode_subnetwork",
+    "decode_weights",
+    "encode_subnetwork",
+    "encode_weights",
+    "read_consistently",
+    "remove_tasks",
+    "subnetwork_digest",
+    "verify",
+    "writer",
+]

@@ -1,0 +1,36 @@
+"""Every path, key and version number of the store, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FORMAT_VERSION = 1
+SUBNETWORK_SCHEMA = 1
+WEIGHTS_SCHEMA = 1
+
+FORMAT = "FORMAT"
+HEAD = "HEAD"
+LOCK = "lock"
+MANIFESTS = "manifests"
+OBJECTS = "objects"
+CHECKPOINTS = "checkpoints"
+TMP = "tmp"
+
+SUFFIXES = ("safetensors", "h5")
+MAX_OBJECT = 4 << 30
+MAX_MANIFEST = 256 << 20
+
+
+def object_path(root: Path, sha256: str, suffix: str) -> Path:
+    """Where an object of that content lies."""
+    return root / OBJECTS / sha256[:2] / f"{sha256}.{suffix}"
+
+
+def manifest_path(root: Path, generation: int) -> Path:
+    """Where the manifest of a generation lies."""
+    return root / MANIFESTS / f"{generation}.json"
+
+
+def checkpoint_path(root: Path, sha256: str) -> Path:
+    """Where a learn in progress lies, by the hash of its data, arguments and parent."""
+    return root / CHECKPOINTS / sha256

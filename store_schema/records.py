@@ -1,0 +1,192 @@
+"""What a manifest says: frozen records that validate themselves, field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from store_schema.errors import StoreDamaged
+from store_schema.layout import MAX_OBJECT
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Scalar = str | bool | int | float | None
+Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class Record(BaseModel):
+    """Base: immutable, strict about types, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ObjectRef(Record):
+    """An immutable object: its content hash, its size in bytes, its kind."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=1, le=MAX_OBJECT)]
+    suffix: Literal["safetensors", "h5"]
+
+
+class LayerRecord(Record):
+    """A layer of shared weights."""
+
+    name: Name
+    shape: Shape
+
+
+class ExpertRecord(Record):
+    """An expert; ``weights`` is None only before its first commit."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^e[1-9][0-9]{0,8}$")]
+    arch: Name
+    input_shape: Shape
+    input_scale: Annotated[float, Field(gt=0)]
+    seed: Count
+    layers: Annotated[tuple[LayerRecord, ...], Field(min_length=1)]
+    weights: ObjectRef | None
+
+
+class TaskLayer(Record):
+    """A task's use of one layer: weights in all, selected, and of these already another task's."""
+
+    name: Name
+    parameters: Count
+    selected: Count
+    reused: Count
+
+
+class Accuracy(Record):
+    """On the held-out calibration images: before pruning, with the subnetwork alone, and how many images."""
+
+    dense: Share | None
+    subnetwork: Share | None
+    held_out: Count
+
+
+class Probe(Record):
+    """Hash of a task's outputs on the fixed probe inputs, and the environment that computed them."""
+
+    sha256: Sha256
+    environment: Annotated[str, StringConstraints(max_length=500)]
+
+
+class TaskRecord(Record):
+    """A learned task."""
+
+    name: Name
+    number: Annotated[int, Field(ge=1)]
+    expert: str
+    classes: Annotated[tuple[Annotated[int, Field(ge=-(2**63), lt=2**63)] | Name, ...], Field(min_length=1)]
+    seed: Count
+    subnetwork: ObjectRef
+    subnetwork_sha256: Sha256
+    probe: Probe | None
+    layers: tuple[TaskLayer, ...]
+    owned_parameters: Count
+    accuracy: Accuracy
+    images: Count
+    config: dict[str, Scalar]
+    learned_at: Annotated[str, StringConstraints(max_length=40)]
+
+
+class GateRecord(Record):
+    """The solved gate of one input shape."""
+
+    input_shape: Shape
+    solved: ObjectRef
+
+
+class HistoryEntry(Record):
+    """What a commit did: frozen weights per expert and layer, and output rows per expert, after it."""
+
+    generation: Count
+    action: Literal["learn", "refine", "prune"]
+    task: Name | None
+    frozen: dict[str, dict[str, Count]]
+    output_rows: dict[str, Count]
+
+
+class Manifest(Record):
+    """One generation of a store."""
+
+    format: Literal[1] = 1
+    generation: Count
+    parent: Sha256 | None
+    created_at: Annotated[str, StringConstraints(max_length=40)]
+    seed: Count
+    next_task: Annotated[int, Field(ge=1)] = 1
+    next_expert: Annotated[int, Field(ge=1)] = 1
+    repair_floor: Count = 0
+    experts: tuple[ExpertRecord, ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
+    gates: tuple[GateRecord, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        names = [t.name for t in self.tasks]
+        ids = [e.id for e in self.experts]
+        if len(set(names)) < len(names) or len(set(ids)) < len(ids):
+            raise ValueError("a task name or expert id occurs twice")
+        shapes = {e.id: {layer.name: layer.shape for layer in e.layers} for e in self.experts}
+        for task in self.tasks:
+            if task.expert not in shapes:
+                raise ValueError(f"task {task.name!r} names expert {task.expert!r}, which does not exist")
+            if [layer.name for layer in task.layers] != list(shapes[task.expert]):
+                raise ValueError(f"task {task.name!r} has other layers than its expert")
+        if self.generation > 0 and any(e.weights is None for e in self.experts):
+            raise ValueError("an expert without weights")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False)
+        return f"{text}\n".encode()
+
+    @staticmethod
+    def from_bytes(data: bytes, where: str) -> Manifest:
+        """Parses and checks a manifest; StoreDamaged names the field."""
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"])) or None
+            raise StoreDamaged("not a valid manifest", where=where, key=key, found=first["msg"]) from error
+        except (RecursionError, UnicodeDecodeError) as error:
+            raise StoreDamaged("not a valid manifest", where=where, found=str(error)) from error
+
+    def objects(self) -> Iterator[ObjectRef]:
+        """Every object that this generation needs."""
+        yield from (e.weights for e in self.experts if e.weights is not None)
+        yield from (t.subnetwork for t in self.tasks)
+        yield from (g.solved for g in self.gates)
+
+    def expert(self, expert_id: str) -> ExpertRecord:
+        """The expert of that id (KeyError when there is none)."""
+        return {e.id: e for e in self.experts}[expert_id]
+
+    def task(self, name: str) -> TaskRecord:
+        """The task of that name (KeyError when there is none)."""
+        return {t.name: t for t in self.tasks}[name]
+
+    def tasks_of(self, expert_id: str) -> list[TaskRecord]:
+        """An expert's tasks in the order of learning."""
+        return [t for t in self.tasks if t.expert == expert_id]
+
+    def content_hash(self) -> str:
+        """What was learned, as one sha256: no clock time, no generation number, no environment in it."""
+        drop = {"learned_at", "probe"}
+        content: dict[str, Any] = {
+            "objects": sorted(ref.sha256 for ref in self.objects()),
+            "experts": [e.model_dump(mode="json") for e in self.experts],
+            "tasks": [t.model_dump(mode="json", exclude=drop) for t in self.tasks],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""Reading a store: one snapshot of HEAD, objects verified before they are parsed; no lock, no write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from store_schema import files, layout
+from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
+from store_schema.records import Manifest, ObjectRef
+from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork
+from store_schema.weights import ExpertWeights, decode_weights
+
+T = TypeVar("T")
+RETRIES = 20
+
+
+@dataclass(frozen=True)
+class Store:
+    """A snapshot: the manifest that HEAD named when the store was opened."""
+
+    root: Path
+    manifest: Manifest
+    head: bytes
+
+    @staticmethod
+    def open(path: str | Path) -> Store:
+        """Opens a store for reading.
+
+        Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged.
+        """
+        root = Path(path)
+        check_format(root)
+        head = read_head(root)
+        if head is None:
+            raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
+        return Store(root, manifest_of(root, head), head)
+
+    def read_object(self, ref: ObjectRef) -> bytes:
+        """An object's bytes, whose size and hash are right."""
+        path = layout.object_path(self.root, ref.sha256, ref.suffix)
+        return verified(path, files.read_regular(path, ref.size), ref.sha256)
+
+    def read_expert(self, expert_id: str) -> ExpertWeights:
+        """An expert's shared weights and its tasks' owned parameters."""
+        record = self.manifest.expert(expert_id)
+        if record.weights is None:
+            raise StoreDamaged("an expert without weights", where=str(self.root), key=expert_id)
+        where = str(layout.object_path(self.root, record.weights.sha256, record.weights.suffix))
+        names = [t.name for t in self.manifest.tasks_of(expert_id)]
+        return decode_weights(self.read_object(record.weights), where, record, names)
+
+    def read_subnetwork(self, task: str) -> SubnetworkRecord:
+        """A task's masks, scores, calibration and statistics."""
+        record = self.manifest.task(task)
+        expert = self.manifest.expert(record.expert)
+        where = str(layout.object_path(self.root, record.subnetwork.sha256, record.subnetwork.suffix))
+        shapes = {layer.name: layer.shape for layer in expert.layers}
+        return decode_subnetwork(self.read_object(record.subnetwork), where, task, expert.id, shapes)
+
+
+def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
+    """Opens a store and uses it; starts again from HEAD when a newer commit swept an object meanwhile."""
+    store = Store.open(path)
+    for _ in range(RETRIES):
+        try:
+            return use(store)
+        except ObjectVanished:
+            newer = Store.open(path)
+            if newer.head == store.head:
+                raise
+            store = newer
+    return use(store)
+
+
+def check_format(root: Path) -> None:
+    """Refuses what is no store, and stores of a newer format by name."""
+    path = root / layout.FORMAT
+    try:
+        text = files.read_regular(path, 64).decode("ascii", "replace").strip()
+    except ObjectVanished as error:
+        if (root / layout.HEAD).exists() or (root / layout.MANIFESTS).is_dir():
+            raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store") from error
+        hint = "clmoe learn creates it" if not root.exists() else "the folder holds no store; check --store"
+        raise StoreMissing("no store", where=str(root), hint=hint) from error
+    if not text.isdecimal():
+        raise StoreDamaged(
+            "not a format number", where=str(path), found=repr(text), expected=str(layout.FORMAT_VERSION)
+        )
+    if int(text) != layout.FORMAT_VERSION:
+        raise StoreIncompatible(
+            "the store has another format", where=str(path), found=f"format {int(text)}",
+            expected=f"format {layout.FORMAT_VERSION}", hint="use a clmoe of the version that wrote it, or newer",
+        )  # fmt: skip
+
+
+def read_head(root: Path) -> bytes | None:
+    """The bytes of HEAD; None when nothing was ever committed."""
+    try:
+        return files.read_regular(root / layout.HEAD, 4096)
+    except ObjectVanished:
+        with disk_errors(str(root)):
+            committed = any((root / layout.MANIFESTS).glob("*.json"))
+        # A first commit that was cut off leaves one manifest and no HEAD: still an empty store.
+        if committed and not (root / layout.MANIFESTS / "1.json").exists():
+            raise
+        return None
+
+
+def manifest_of(root: Path, head: bytes) -> Manifest:
+    """The manifest that HEAD names, with its hash checked."""
+    where = str(root / layout.HEAD)
+    try:
+        fields = json.loads(head)
+        generation, sha256 = fields["generation"], fields["sha256"]
+        if set(fields) != {"generation", "sha256"} or type(generation) is not int or not isinstance(sha256, str):
+            raise ValueError("fields")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreDamaged("not a valid HEAD", where=where, expected="a generation and a sha256") from error
+    path = layout.manifest_path(root, generation)
+    data = verified(path, files.read_regular(path, layout.MAX_MANIFEST), sha256)
+    manifest = Manifest.from_bytes(data, str(path))
+    if manifest.generation != generation:
+        raise StoreDamaged(
+            "another generation", where=str(path), found=str(manifest.generation), expected=str(generation)
+        )
+    return manifest
+
+
+def verified(path: Path, data: bytes, sha256: str) -> bytes:
+    """The bytes, if their hash is right."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise StoreDamaged(
+            "damaged file", where=str(path), found=f"sha256 {found[:12]}…", expected=f"{sha256[:12]}…",
+            hint="restore it from a copy of the store; clmoe inspect --verify lists every damaged file",
+        )  # fmt: skip
+    return data
