@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from clmoe_cli.continual.experts import MLP, Params
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+settings.register_profile("clmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("clmoe")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def random_params(net: MLP, classes: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
+    both = net.initial_shared(rng) | net.initial_owned(classes, rng)
+    ordered = {f"{layer}.{kind}": both[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    return {name: (value + 0.1 * torch.randn(value.shape, generator=rng)).to(dtype) for name, value in ordered.items()}

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Gamma
+
+from clmoe_cli.continual.calibration import MINIMUM, Calibration, batch_p_value
+from clmoe_cli.continual.onset import Evidence, decide
+
+
+@given(seed=st.integers(0, 1000))
+def test_p_values_equal_counting(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.randint(0, 20, (60,), generator=rng).double()
+    asked = torch.randint(-2, 23, (30,), generator=rng).double()
+    found = Calibration.of(values).p_values(asked)
+    for d, p in zip(asked.tolist(), found.tolist(), strict=True):
+        assert p == pytest.approx((1 + sum(v >= d for v in values.tolist())) / 61)
+
+
+def test_p_values_are_not_available_below_the_minimum() -> None:
+    few = Calibration.of(torch.arange(MINIMUM - 1).double())
+    assert not few.available
+    assert few.p_values(torch.zeros(3)).isnan().all()
+
+
+@pytest.mark.parametrize("n", [1, 8, 32, 128])
+def test_false_alarms_stay_at_alpha(n: int) -> None:
+    rng = torch.Generator().manual_seed(n)
+    calibration = Calibration.of(torch.randn(600, generator=rng).exp())
+    alarms = [batch_p_value(calibration.p_values(torch.randn(n, generator=rng).exp())) < 0.05 for _ in range(400)]
+    assert sum(alarms) / 400 <= 0.08
+
+
+def test_shifted_batches_are_rejected() -> None:
+    rng = torch.Generator().manual_seed(0)
+    calibration = Calibration.of(torch.randn(600, generator=rng))
+    shifted = [batch_p_value(calibration.p_values(1.5 + torch.randn(32, generator=rng))) for _ in range(100)]
+    assert sum(p < 0.01 for p in shifted) >= 99
+
+
+def test_batch_p_value_is_the_gamma_tail() -> None:
+    p = torch.tensor([0.3, 0.01, 0.7], dtype=torch.float64)
+    gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    assert batch_p_value(p, margin=0.0) == pytest.approx(1 - float(gamma.cdf(-p.log().sum())), rel=1e-6)
+    assert batch_p_value(p[:1], margin=0.0) == pytest.approx(0.3)
+
+
+GOOD, BAD = torch.full((20,), 0.5, dtype=torch.float64), torch.full((20,), 0.002, dtype=torch.float64)
+HALF = torch.cat([GOOD[:10], BAD[:10]])
+ZERO_ONE = torch.arange(20) % 2
+A = Evidence(GOOD, ZERO_ONE, frozenset({0, 1}))
+FAR = Evidence(BAD, ZERO_ONE + 2, frozenset({2, 3}))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "labels", "known", "names", "reason"),
+    [
+        ({}, None, False, (), "no task"),
+        ({"far": FAR}, None, False, (), "deviate from every"),
+        ({"far": FAR}, ZERO_ONE + 2, False, (), "fit no known task"),
+        ({"a": A, "far": FAR}, None, True, ("a",), "deviate no more"),
+        ({"a": A, "far": FAR}, ZERO_ONE, True, ("a",), "fit task a"),
+        ({"a": A, "far": FAR}, 1 - ZERO_ONE, False, (), "conflict with task a"),
+        ({"a": A, "far": FAR}, ZERO_ONE + 8, False, (), "classes that no known task has"),
+        ({"a": A, "far": FAR}, ZERO_ONE + 2, False, (), "fit no known task"),
+        (
+            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            None, True, ("a", "b"), "each image fits",
+        ),
+        (
+            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), True, ("a", "b"), "each image and its label",
+        ),
+        (
+            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), False, (), "fit no known task",
+        ),
+    ],
+)  # fmt: skip
+def test_the_table_of_known_and_new(tasks, labels, known, names, reason) -> None:
+    verdict = decide(tasks, labels, 0.01)
+    assert (verdict.known, verdict.tasks) == (known, names)
+    assert reason in verdict.reason
+
+
+def test_tasks_without_p_values_are_known_by_their_predictions_only() -> None:
+    none = torch.full((20,), math.nan, dtype=torch.float64)
+    tasks = {"few": Evidence(none, ZERO_ONE, frozenset({0, 1}))}
+    assert decide(tasks, ZERO_ONE, 0.01).known
+    assert decide(tasks, ZERO_ONE, 0.01).p_value is None
+    assert not decide(tasks, 1 - ZERO_ONE, 0.01).known
+    assert not decide(tasks, None, 0.01).known

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import random_params
+from torch import Tensor
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.experts import MLP
+from clmoe_cli.continual.training import Labelled, Schedule, anneal, freeze_guard, quality, train
+
+NET = MLP(12, (16, 10))
+OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
+    "sgd-momentum-decay": lambda v: torch.optim.SGD(v, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "adam": lambda v: torch.optim.Adam(v, lr=0.01, fused=True),
+    "adam-decay": lambda v: torch.optim.Adam(v, lr=0.01, weight_decay=0.1),
+    "adamw": lambda v: torch.optim.AdamW(v, lr=0.01, weight_decay=0.5),
+    "rmsprop": lambda v: torch.optim.RMSprop(v, lr=0.01, momentum=0.9, weight_decay=0.1),
+    "adagrad": lambda v: torch.optim.Adagrad(v, lr=0.1, weight_decay=0.1),
+}
+
+
+def two_blobs(n: int, rng: torch.Generator) -> Labelled:
+    y = torch.arange(n) % 2
+    x = torch.rand((n, 12), generator=rng) + y[:, None] * torch.linspace(0, 1, 12)
+    return Labelled(x, y)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("run", [train, anneal], ids=["train", "anneal"])
+def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    trainable = {name: torch.rand(shape, generator=rng) < 0.5 for name, shape in NET.shared_shapes().items()}
+    extra = {"epochs": 3, "phase": "test"} if run is anneal else {}
+    data = two_blobs(64, rng)
+    schedule = Schedule(epochs=3, batch_size=16)
+    found, _ = run(params, trainable, data, data, schedule, rng, optimizer=lambda lr: make, **extra)
+    for name, mask in trainable.items():
+        assert torch.equal(found[name][~mask].view(torch.int32), params[name][~mask].view(torch.int32))
+        assert not torch.equal(found[name][mask], params[name][mask])
+    assert not torch.equal(found["hidden1.bias"], params["hidden1.bias"])
+
+
+def test_the_guard_covers_whatever_moved(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    before = {name: value.clone() for name, value in params.items()}
+    trainable = masks.none_of({name: params[name] for name in NET.shared_shapes()})
+    restore = freeze_guard(params, trainable)
+    for value in params.values():
+        value.fill_(float("nan"))
+    restore()
+    for name in trainable:
+        assert torch.equal(params[name], before[name])
+
+
+def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    before = {name: value.clone() for name, value in params.items()}
+    data, held_out = two_blobs(200, rng), two_blobs(60, rng)
+    everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
+    epochs = []
+    found, reached = train(params, everything, data, held_out, Schedule(), rng, on_epoch=epochs.append)
+    assert quality(found, held_out) == reached
+    assert reached.accuracy > 0.95
+    assert reached.loss < quality(params, held_out).loss
+    assert 0 < len(epochs) <= Schedule().epochs
+    assert all(torch.equal(before[name], params[name]) for name in params)
+
+
+def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    data = two_blobs(100, rng)
+    everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
+    twice = [
+        train(params, everything, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7))[0] for _ in range(2)
+    ]
+    assert all(torch.equal(twice[0][name], twice[1][name]) for name in params)
