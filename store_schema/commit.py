@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from store_schema import files, layout
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreLocked, StoreMissing, disk_errors
 from store_schema.records import Manifest, ObjectRef
-from store_schema.store import Store, check_format, manifest_of, read_head
+from store_schema.store import Store, check_format, head_bytes, manifest_of, read_head
 
 RESERVE = 1 << 20
 KEEP = 2
@@ -72,8 +72,7 @@ class Writer:
         self._reserve(len(data))
         tmp = self.root / layout.TMP
         files.write_durably(tmp, path, data)
-        named = {"generation": manifest.generation, "sha256": hashlib.sha256(data).hexdigest()}
-        new_head = f"{json.dumps(named)}\n".encode()
+        new_head = head_bytes(manifest.generation, hashlib.sha256(data).hexdigest())
         files.write_durably(tmp, self.root / layout.HEAD, new_head)
         self.store = Store(self.root, manifest, new_head)
         self.collect(keep)

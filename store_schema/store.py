@@ -81,13 +81,13 @@ def check_format(root: Path) -> None:
     """Refuses what is no store, and stores of a newer format by name."""
     path = root / layout.FORMAT
     try:
-        text = files.read_regular(path, 64).decode("ascii", "replace").strip()
+        text = files.read_regular(path, 64).decode("ascii", "replace")
     except ObjectVanished as error:
         if (root / layout.HEAD).exists() or (root / layout.MANIFESTS).is_dir():
             raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store") from error
         hint = "clmoe learn creates it" if not root.exists() else "the folder holds no store; check --store"
         raise StoreMissing("no store", where=str(root), hint=hint) from error
-    if not text.isdecimal():
+    if not text.strip().isdecimal() or text != f"{int(text)}\n":
         raise StoreDamaged(
             "not a format number", where=str(path), found=repr(text), expected=str(layout.FORMAT_VERSION)
         )
@@ -117,7 +117,7 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
     try:
         fields = json.loads(head)
         generation, sha256 = fields["generation"], fields["sha256"]
-        if set(fields) != {"generation", "sha256"} or type(generation) is not int or not isinstance(sha256, str):
+        if type(generation) is not int or not isinstance(sha256, str) or head != head_bytes(generation, sha256):
             raise ValueError("fields")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreDamaged("not a valid HEAD", where=where, expected="a generation and a sha256") from error
@@ -129,6 +129,11 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
             "another generation", where=str(path), found=str(manifest.generation), expected=str(generation)
         )
     return manifest
+
+
+def head_bytes(generation: int, sha256: str) -> bytes:
+    """HEAD as it is written, and the only way in which it may be read."""
+    return f"{json.dumps({'generation': generation, 'sha256': sha256})}\n".encode()
 
 
 def verified(path: Path, data: bytes, sha256: str) -> bytes:
