@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from store_schema import files, layout
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreLocked, StoreMissing, disk_errors
 from store_schema.records import Manifest, ObjectRef
-from store_schema.store import Store, check_format, head_bytes, manifest_of, read_head
+from store_schema.store import Store, check_format, committed, head_bytes, newest
 
 RESERVE = 1 << 20
 KEEP = 2
@@ -30,9 +30,9 @@ KEEP = 2
 class Writer:
     """Holds the lock; ``store`` is the snapshot that the next commit builds on."""
 
-    def __init__(self, root: Path, manifest: Manifest, head: bytes) -> None:
-        self.store = Store(root, manifest, head)
-        self.root = root
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.root = store.root
 
     @property
     def manifest(self) -> Manifest:
@@ -56,11 +56,10 @@ class Writer:
 
         Afterwards all but the last ``keep`` generations are swept. Raises DiskProblem; the old state stands then.
         """
-        head = json.loads(self.store.head) if self.store.head else {"sha256": None}
         generation = self.manifest.generation + 1
         update = {
             "generation": generation,
-            "parent": head["sha256"],
+            "parent": json.loads(self.store.head)["sha256"],
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         # Parsed again: whatever is written has passed every check that reading makes.
@@ -130,40 +129,52 @@ def writer(
     root = Path(path)
     _prepare(root, create)
     with _locked(root, timeout, on_wait):
-        if not (root / layout.FORMAT).exists():
-            files.write_durably(root / layout.TMP, root / layout.FORMAT, f"{layout.FORMAT_VERSION}\n".encode())
+        if create and not (root / layout.FORMAT).exists():
+            _found(root, seed)
         check_format(root)
         for stale in (root / layout.TMP).iterdir():
             files.remove(stale)
-        head = read_head(root)
-        if head is None and not create:
-            raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
-        empty = Manifest(generation=0, parent=None, created_at="", seed=seed)
-        yield Writer(root, manifest_of(root, head) if head else empty, head or b"")
+        store = newest(root)
+        if store.manifest.generation == 0:
+            if not create:
+                raise StoreMissing(
+                    "the store is empty", where=str(root), hint="clmoe learn puts the first task into it"
+                )
+            store = Store(root, store.manifest.model_copy(update={"seed": seed}), store.head)
+        yield Writer(store)
 
 
 def _prepare(root: Path, create: bool) -> None:
-    """The folders of a store. FORMAT comes last and under the lock: without it there is no store."""
+    """The folders of a store; nothing of it counts before FORMAT is there."""
     if (root / layout.FORMAT).exists() or not create:
         check_format(root)
     elif root.exists() and not root.is_dir():
-        raise StoreMissing("not a folder", where=str(root), hint="choose another --store")
-    elif root.exists() and any(root.iterdir()) and not (root / layout.LOCK).exists():
-        raise StoreMissing(
-            "the folder is not empty and holds no store",
-            where=str(root),
-            hint="choose another --store or an empty folder",
-        )
+        raise DiskProblem("not a folder", where=str(root), hint="choose another --store")
+    elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
+        hint = "choose another --store or an empty folder"
+        raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
     if create:
         for name in (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS):
             files.make_folder(root / name)
 
 
+def _found(root: Path, seed: int) -> None:
+    """Founds a store: generation 0, HEAD, and FORMAT last, so that a HEAD that is missing later is damage."""
+    if committed(root):
+        check_format(root)
+    data = Manifest(generation=0, parent=None, created_at="", seed=seed).to_bytes()
+    tmp = root / layout.TMP
+    files.write_durably(tmp, layout.manifest_path(root, 0), data)
+    files.write_durably(tmp, root / layout.HEAD, head_bytes(0, hashlib.sha256(data).hexdigest()))
+    files.write_durably(tmp, root / layout.FORMAT, f"{layout.FORMAT_VERSION}\n".encode())
+
+
 @contextmanager
 def _locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) -> Iterator[None]:
     path = root / layout.LOCK
-    lock = FileLock(path, mode=0o664, fallback_to_soft=False)
+    lock = FileLock(path, fallback_to_soft=False)
     with disk_errors(str(path)):
+        path.touch(mode=0o664)  # by ourselves, so that it is never world-writable
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -74,10 +74,11 @@ def read_regular(path: Path, limit: int) -> bytes:
             raise StoreDamaged("a symbolic link in the store", where=str(path), expected="a regular file") from error
         with disk_errors(str(path)):
             raise
-    with os.fdopen(fd, "rb") as file, disk_errors(str(path)):
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise StoreDamaged("not a regular file", where=str(path))
-        if info.st_size > limit:
-            raise StoreDamaged("wrong size", where=str(path), found=str(info.st_size), expected=f"at most {limit}")
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+        os.close(fd)
+        found = f"{info.st_size} bytes" if stat.S_ISREG(info.st_mode) else "something else"
+        expected = f"a regular file of at most {limit} bytes"
+        raise StoreDamaged("damaged file", where=str(path), found=found, expected=expected)
+    with disk_errors(str(path)), os.fdopen(fd, "rb") as file:
         return file.read(limit + 1)

@@ -15,6 +15,7 @@ MANIFESTS = "manifests"
 OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
 TMP = "tmp"
+NAMES = frozenset({FORMAT, HEAD, LOCK, MANIFESTS, OBJECTS, CHECKPOINTS, TMP})
 
 SUFFIXES = ("safetensors", "h5")
 MAX_OBJECT = 4 << 30

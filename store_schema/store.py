@@ -35,10 +35,10 @@ class Store:
         """
         root = Path(path)
         check_format(root)
-        head = read_head(root)
-        if head is None:
+        store = newest(root)
+        if store.manifest.generation == 0:
             raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
-        return Store(root, manifest_of(root, head), head)
+        return store
 
     def read_object(self, ref: ObjectRef) -> bytes:
         """An object's bytes, whose size and hash are right."""
@@ -80,13 +80,14 @@ def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
 def check_format(root: Path) -> None:
     """Refuses what is no store, and stores of a newer format by name."""
     path = root / layout.FORMAT
-    try:
-        text = files.read_regular(path, 64).decode("ascii", "replace")
-    except ObjectVanished as error:
-        if (root / layout.HEAD).exists() or (root / layout.MANIFESTS).is_dir():
-            raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store") from error
-        hint = "clmoe learn creates it" if not root.exists() else "the folder holds no store; check --store"
-        raise StoreMissing("no store", where=str(root), hint=hint) from error
+    if not path.exists() and not path.is_symlink():
+        # FORMAT is the last file of a new store: looked for again once commits are seen.
+        if committed(root) and not path.exists():
+            raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store")
+        if not path.exists():
+            hint = "the folder holds no store; check --store" if root.exists() else "clmoe learn creates it"
+            raise StoreMissing("no store", where=str(root), hint=hint)
+    text = files.read_regular(path, 64).decode("ascii", "replace")
     if not text.strip().isdecimal() or text != f"{int(text)}\n":
         raise StoreDamaged(
             "not a format number", where=str(path), found=repr(text), expected=str(layout.FORMAT_VERSION)
@@ -98,17 +99,23 @@ def check_format(root: Path) -> None:
         )  # fmt: skip
 
 
-def read_head(root: Path) -> bytes | None:
-    """The bytes of HEAD; None when nothing was ever committed."""
-    try:
-        return files.read_regular(root / layout.HEAD, 4096)
-    except ObjectVanished:
-        with disk_errors(str(root)):
-            committed = any((root / layout.MANIFESTS).glob("*.json"))
-        # A first commit that was cut off leaves one manifest and no HEAD: still an empty store.
-        if committed and not (root / layout.MANIFESTS / "1.json").exists():
-            raise
-        return None
+def committed(root: Path) -> bool:
+    """Whether anything was ever committed here."""
+    with disk_errors(str(root)):
+        return any(path.name != "0.json" for path in (root / layout.MANIFESTS).glob("*.json"))
+
+
+def newest(root: Path) -> Store:
+    """The snapshot that HEAD names; read again when a commit sweeps its manifest meanwhile."""
+    head = files.read_regular(root / layout.HEAD, 4096)
+    while True:
+        try:
+            return Store(root, manifest_of(root, head), head)
+        except ObjectVanished:
+            now = files.read_regular(root / layout.HEAD, 4096)
+            if now == head:
+                raise
+            head = now
 
 
 def manifest_of(root: Path, head: bytes) -> Manifest:
@@ -122,7 +129,13 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreDamaged("not a valid HEAD", where=where, expected="a generation and a sha256") from error
     path = layout.manifest_path(root, generation)
-    data = verified(path, files.read_regular(path, layout.MAX_MANIFEST), sha256)
+    data = files.read_regular(path, layout.MAX_MANIFEST)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        # Which of the two is damaged cannot be told: both are named.
+        raise StoreDamaged(
+            "HEAD and its manifest do not agree", where=f"{where} and {path}", expected=f"sha256 {sha256[:12]}…",
+            hint="restore both from a copy of the store",
+        )  # fmt: skip
     manifest = Manifest.from_bytes(data, str(path))
     if manifest.generation != generation:
         raise StoreDamaged(

@@ -63,9 +63,8 @@ def verify(path: str | Path) -> list[Finding]:
             found(error, manifest_file)
             continue
         _check_contents(Store(root, manifest, store.head), found)
-    needed = {"FORMAT", "HEAD", "lock", "manifests", "objects", "checkpoints", "tmp"}
     for stray in root.iterdir():
-        if stray.name not in needed:
+        if stray.name not in layout.NAMES:
             findings[str(stray)] = Finding(str(stray), "not a file of the store", False)
     return list(findings.values())
 

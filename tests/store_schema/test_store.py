@@ -132,6 +132,16 @@ def test_verify_names_every_damaged_file_in_one_run(make_store: Make) -> None:
     assert {objects[0].name, objects[1].name} <= found
 
 
+@pytest.mark.parametrize("lost", ["HEAD", "FORMAT", "manifests/1.json"])
+def test_a_lost_file_is_damage_and_never_an_empty_store(make_store: Make, lost: str) -> None:
+    root = make_store("a")
+    (root / lost).unlink()
+    with pytest.raises(StoreDamaged, match=lost):
+        Store.open(root)
+    with pytest.raises(StoreDamaged, match=lost), writer(root, create=True):
+        pass
+
+
 def test_links_and_folders_in_place_of_objects_are_refused(make_store: Make, tmp_path: Path) -> None:
     root = make_store("a")
     ref = Store.open(root).manifest.tasks[0].subnetwork
@@ -364,8 +374,9 @@ def test_modes_follow_the_umask_and_are_never_world_writable(make_store: Make, u
         root = make_store("a")
     finally:
         os.umask(before)
-    found = {p.stat().st_mode & 0o777 for p in root.rglob("*") if p.is_file()}
+    found = {p.stat().st_mode & 0o777 for p in root.rglob("*") if p.is_file() and p.name != "lock"}
     assert found == {mode}
+    assert not (root / "lock").stat().st_mode & 0o002
 
 
 def test_a_manifest_never_names_objects_that_are_not_there(make_store: Make) -> None:
