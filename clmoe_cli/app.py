@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import render
+from clmoe_cli.progress import note, progress
 
 app = typer.Typer(
     name="clmoe",
@@ -72,8 +73,8 @@ def learn(
     verbose: VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
-    from clmoe_cli.commands.learn import LearnOptions
     from clmoe_cli.commands.learn import learn as call
+    from clmoe_cli.commands.options import LearnOptions
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
@@ -92,10 +93,10 @@ def learn(
         lock_timeout=lock_timeout,
     )
     batch = read_batch(data, labels="required")
-    with render.progress(quiet) as shown:
+    with progress(quiet) as shown:
         report = call(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)
     if verbose and not quiet:
-        render.note(f"onset: {report.onset.reason}; placement: {report.reason}")
+        note(f"onset: {report.onset.reason}; placement: {report.reason}")
     render.show(report, json_)
 
 
@@ -118,7 +119,7 @@ def detect(
     batch = read_batch(data, labels="optional" if use_labels else "ignored")
     report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence)
     if verbose and not quiet:
-        render.note(report.reason)
+        note(report.reason)
     render.show(report, json_)
     if exit_code and report.verdict == "new":
         raise typer.Exit(10)
@@ -148,7 +149,7 @@ def predict(
     images = read_batch(batch, labels="optional")
     report = call(store, images, route=route, router=router, task=task, reject=reject)
     if verbose and not quiet:
-        render.note(f"{len(images.images)} images, router {report.router or 'none'}")
+        note(f"{len(images.images)} images, router {report.router or 'none'}")
     render.show_predictions(report, output, json_, quiet)
 
 
@@ -175,9 +176,9 @@ def inspect(
 
         plot_frozen(report, plot)
         if not quiet:
-            render.note(f"wrote {plot}")
+            note(f"wrote {plot}")
     if verbose and not quiet:
-        render.note(f"generation {report.generation}, content {report.content_hash}")
+        note(f"generation {report.generation}, content {report.content_hash}")
     render.show(report, json_, format_)
 
 
@@ -203,10 +204,10 @@ def prune(
     from clmoe_cli.commands.prune import prune as call
 
     options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
-    with render.progress(quiet) as shown:
+    with progress(quiet) as shown:
         report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
     if verbose and not quiet:
-        render.note(f"{report.freed_bytes} bytes freed")
+        note(f"{report.freed_bytes} bytes freed")
     render.show(report, json_)
 
 
@@ -227,7 +228,7 @@ def tasks(
     groups = [parse_classes(text) for text in classes]
     report = make_tasks(source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed)
     if verbose and not quiet:
-        render.note(f"{len(report.files)} files in {out_dir}")
+        note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)
 
 

@@ -7,8 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport
+from clmoe_cli.progress import note
 from store_schema.errors import UsageProblem, disk_errors
 
 if TYPE_CHECKING:
     from clmoe_cli.commands.inspect import InspectReport
     from clmoe_cli.commands.predict import PredictReport
-    from clmoe_cli.continual.training import Epoch
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 ROWS_SHOWN = 20
@@ -30,11 +29,6 @@ ROWS_SHOWN = 20
 
 class _Report(Protocol):
     def to_json(self) -> dict[str, Any]: ...
-
-
-def note(text: str) -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr)
 
 
 def to_text(value: Any) -> str:
@@ -66,49 +60,6 @@ def show(report: _Report, as_json: bool, table_format: str | None = None) -> Non
             console.print(part)
 
 
-class Progress:
-    """Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing when quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.bar: Any = None
-        self.phase: tuple[str, Any] | None = None
-        if not quiet and sys.stderr.isatty():
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[state]}"))
-            self.bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-            self.bar.start()
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Shows one epoch."""
-        state = f"loss {epoch.loss:.4f}  held-out {epoch.held_out.loss:.4f}, {100 * epoch.held_out.accuracy:.2f} %"
-        if self.bar is None:
-            if not self.quiet:
-                note(f"{epoch.phase} {epoch.epoch}/{epoch.epochs}  {state}")
-            return
-        if self.phase is None or self.phase[0] != epoch.phase:
-            self.phase = (epoch.phase, self.bar.add_task(epoch.phase, total=epoch.epochs, state=state))
-        self.bar.update(self.phase[1], completed=epoch.epoch, total=epoch.epochs, state=state)
-
-    def waiting(self, holder: str) -> None:
-        """Says that another writer holds the store."""
-        if not self.quiet:
-            note(f"waiting for the store: {holder} is writing")
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Progress]:
-    """A :class:`Progress` that is taken off the terminal at the end."""
-    shown = Progress(quiet)
-    try:
-        yield shown
-    finally:
-        if shown.bar is not None:
-            shown.bar.stop()
-
-
 def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
     """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
 
@@ -135,7 +86,14 @@ def tables(report: Any) -> list[Any]:
     """What people see of a report."""
     if hasattr(report, "experts"):
         return _inspect_tables(report)
-    return [to_text(report.to_json())]
+    return _files_table(report)
+
+
+def _files_table(report: Any) -> list[Any]:
+    table = _table("file", "task", "classes", "images")
+    for file in report.files:
+        table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
+    return [table]
 
 
 @tables.register

@@ -7,10 +7,7 @@ import torch
 from clmoe_cli.commands import common
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
-from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import batch_p_value
-from clmoe_cli.continual.experts import logits
-from clmoe_cli.continual.importance import gradient_scores
 from clmoe_cli.continual.onset import decide
 from clmoe_cli.continual.placement import IMAGES, KnownTask, Thresholds, compare
 from clmoe_cli.continual.training import Labelled
@@ -62,7 +59,6 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
         pseudo = _pseudo(found[name].predicted)
         fresh = network(record).initial_shared(rng)
         agreed = compare(known, fresh, Labelled(x, pseudo), int(pseudo.max()) + 1, Thresholds())
-        scores = gradient_scores(task.params, x, logits(task.params, x).argmax(dim=1))
         p = found[name].p
         rows.append(
             {
@@ -71,7 +67,7 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
                 "deviation": float(raw[name].mean()),
                 "p_value": batch_p_value(p) if found[name].available else None,
                 "overlap": agreed.overlap,
-                "divergence": masks.divergence(scores, task.scores, task.mask),
+                "divergence": agreed.divergence,
             }
         )
     chosen = verdict.tasks[0] if verdict.known else None

@@ -4,63 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clmoe_cli.commands import common
+from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.names import one_of
-from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
+from clmoe_cli.commands.options import LearnOptions, check
+from clmoe_cli.commands.reports import LearnReport
 from clmoe_cli.continual import learning, masks
+from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.experts import MLP, parse_arch
-from clmoe_cli.continual.onset import Verdict, decide
-from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, Thresholds, compare, place
-from clmoe_cli.continual.selection import SCORES
+from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
+from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.training import Labelled, OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader, derived_seed, environment, generator, merged, network, to_record
+from clmoe_cli.state import Loader, derived_seed, generator, network
 from store_schema import (
-    Accuracy,
     BadInput,
     ExpertRecord,
-    HistoryEntry,
     LayerRecord,
     Manifest,
-    Probe,
-    TaskLayer,
     TaskRecord,
     UsageProblem,
     Writer,
-    encode_subnetwork,
-    encode_weights,
-    subnetwork_digest,
     writer,
 )
-
-IF_KNOWN = ("skip", "refine", "new")
-
-
-@dataclass(frozen=True)
-class LearnOptions:
-    """Everything that ``learn`` can be told; the defaults need no touch.
-
-    ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
-    the onset. ``seed`` counts when the store is created; a store keeps its seed.
-    """
-
-    name: str | None = None
-    arch: str = "mlp:500,500"
-    seed: int | None = None
-    expert: str | None = None
-    if_known: str = "skip"
-    alpha: float = 0.01
-    method: learning.Options = field(default_factory=learning.Options)
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    lock_timeout: float | None = None
 
 
 def learn(
@@ -80,7 +53,7 @@ def learn(
     """
     options = options or LearnOptions()
     started = time.monotonic()
-    _check(batch, options)
+    check(batch, options)
     with writer(
         store,
         seed=options.seed if options.seed is not None else 0,
@@ -90,26 +63,6 @@ def learn(
     ) as locked:
         report = _Learning(locked, batch, options, on_epoch).run()
     return replace(report, seconds=round(time.monotonic() - started, 3))
-
-
-def _check(batch: Batch, options: LearnOptions) -> None:
-    if batch.labels is None:
-        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
-    classes = batch.classes()
-    if len(classes) < 2:
-        raise BadInput(
-            "a task needs at least two classes",
-            where=batch.source,
-            found=f"only {classes[0]!r}",
-            expected="two or more",
-            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
-        )
-    one_of("value of --if-known", options.if_known, IF_KNOWN)
-    one_of("score", options.method.score, SCORES)
-    try:
-        parse_arch(options.arch, 1)
-    except ValueError as error:
-        raise UsageProblem(str(error)) from error
 
 
 class _Learning:
@@ -169,7 +122,7 @@ class _Learning:
             self.on_epoch,
         )
         committed = self._commit(record, net, learned, frozen, old, "learn")
-        return self._report(committed, name, "learned", new_expert, verdict, placement, candidates)
+        return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
 
     def _onset(self) -> Verdict:
         labels = self.batch.labels
@@ -177,17 +130,15 @@ class _Learning:
         book = Codebook.of(self.classes, *(t.classes for t in self.manifest.tasks))
         index = common.sample(len(labels), common.ONSET_IMAGES, self.generator)
         codes = torch.from_numpy(book.encode(labels))
-        if self.names and set(codes.unique().tolist()) <= set(
-            book.codes([c for name in self.names for c in self.manifest.task(name).classes])
-        ):
-            evidence, _ = common.onset_evidence(self.loader, self.names, self.batch, index, book, "fisher")
-            return decide(evidence, codes[index], self.options.alpha)
         if not self.names:
             return Verdict(False, (), None, "no task with images of this shape is known yet")
-        # An unseen class settles it; the p-value is reported all the same.
         evidence, _ = common.onset_evidence(self.loader, self.names, self.batch, index, book, "fisher")
-        unseen = decide(evidence, None, self.options.alpha)
-        return Verdict(False, (), unseen.p_value, "it has classes that no known task has")
+        verdict = decide(evidence, codes[index], self.options.alpha)
+        # A class so rare that the sample has missed it is as conclusive as any other.
+        known = book.codes([c for name in self.names for c in self.manifest.task(name).classes])
+        if verdict.known and not set(codes.unique().tolist()) <= set(known):
+            return Verdict(False, (), verdict.p_value, UNSEEN)
+        return verdict
 
     def _place(self) -> tuple[Placement, list[Candidate], ExpertRecord]:
         wanted = self.options.expert
@@ -248,6 +199,14 @@ class _Learning:
             )
         name = verdict.tasks[0]
         old = self.manifest.task(name)
+        if len(self.batch.images) < 8 * MINIMUM and old.accuracy.held_out >= MINIMUM:
+            raise BadInput(
+                "too few images to refine with",
+                where=self.batch.source,
+                found=str(len(self.batch.images)),
+                expected=f"at least {8 * MINIMUM}",
+                hint="fewer would leave the task without p-values: collect more first",
+            )
         record = self.manifest.expert(old.expert)
         task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
@@ -266,7 +225,7 @@ class _Learning:
         )
         committed = self._commit(record, network(record), learned, taken, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
-        return self._report(committed, name, "refined", False, verdict, placement, [])
+        return learn_report(committed, name, "refined", False, verdict, placement, [])
 
     def _commit(
         self,
@@ -278,77 +237,18 @@ class _Learning:
         action: Literal["learn", "refine"],
         old: TaskRecord | None = None,
     ) -> Manifest:
-        task, manifest = learned.subnetwork, self.manifest
-        before = self.loader.weights(record.id) if record.weights is not None else None
-        weights = merged(before, net, learned)
-        body = to_record(learned)
-        digest = subnetwork_digest(weights, body.masks, task.name)
-        record = record.model_copy(
-            update={"weights": self.locked.put(encode_weights(weights, record.id), "safetensors")}
+        method, seen = self.options.method, len(self.batch.images)
+        config: dict[str, str | float | int] = {
+            "score": method.score,
+            "max_drop": method.tolerance.max_drop,
+            "epochs": method.schedule.epochs,
+        }
+        origin = (
+            Origin(old.number, old.seed, old.classes, old.images + seen, config)
+            if old
+            else Origin(self.number, self.seed, self.classes, seen, config)
         )
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        method = self.options.method
-        entry = TaskRecord(
-            name=task.name,
-            number=old.number if old else self.number,
-            expert=record.id,
-            classes=old.classes if old else self.classes,
-            seed=old.seed if old else self.seed,
-            subnetwork=self.locked.put(encode_subnetwork(body), "h5"),
-            subnetwork_sha256=digest,
-            probe=Probe(
-                sha256=common.digest(body.probe_outputs),
-                environment=" ".join(f"{k}={v}" for k, v in sorted(environment().items())),
-            ),
-            layers=tuple(
-                TaskLayer(
-                    name=name,
-                    parameters=mask.numel(),
-                    selected=int(mask.sum()),
-                    reused=int((mask & frozen[name]).sum()),
-                )
-                for name, mask in task.mask.items()
-            ),
-            owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
-            accuracy=Accuracy(
-                dense=learned.dense.accuracy if learned.dense else None,
-                subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
-                held_out=learned.held_out,
-            ),
-            images=len(self.batch.images) + (old.images if old else 0),
-            config={"score": method.score, "max_drop": method.tolerance.max_drop, "epochs": method.schedule.epochs},
-            learned_at=now,
-        )
-        tasks = tuple(t for t in manifest.tasks if t.name != task.name)
-        experts = tuple(e for e in manifest.experts if e.id != record.id)
-        tasks = tuple(sorted((*tasks, entry), key=lambda t: t.number))
-        experts = tuple(sorted((*experts, record), key=lambda e: int(e.id[1:])))
-        used = masks.union(task.mask, [task.mask, *(self.loader.task(name).mask for name in others)])
-        frozen_now = dict(manifest.history[-1].frozen) if manifest.history else {}
-        rows = dict(manifest.history[-1].output_rows) if manifest.history else {}
-        frozen_now[record.id] = {name: int(mask.sum()) for name, mask in used.items()}
-        rows[record.id] = sum(len(t.classes) for t in tasks if t.expert == record.id)
-        return self.locked.commit(
-            manifest.model_copy(
-                update={
-                    "tasks": tasks,
-                    "experts": experts,
-                    "next_task": manifest.next_task + (old is None),
-                    "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
-                    "environment": environment(),
-                    "history": (
-                        *manifest.history,
-                        HistoryEntry(
-                            generation=manifest.generation + 1,
-                            action=action,
-                            task=task.name,
-                            frozen=frozen_now,
-                            output_rows=rows,
-                        ),
-                    ),
-                }
-            )
-        )
+        return commit_learned(self.locked, self.loader, record, net, learned, frozen, others, action, origin)
 
     def _tensors(self, scale: float) -> tuple[Tensor, Tensor]:
         assert self.batch.labels is not None
@@ -368,42 +268,4 @@ class _Learning:
 
     def _skipped(self, verdict: Verdict) -> LearnReport:
         placement = Placement(None, (), f"nothing changed: {verdict.reason}")
-        return self._report(self.manifest, verdict.tasks[0], "known", False, verdict, placement, [])
-
-    def _report(
-        self,
-        manifest: Manifest,
-        name: str,
-        status: str,
-        new_expert: bool,
-        verdict: Verdict,
-        placement: Placement,
-        candidates: list[Candidate],
-    ) -> LearnReport:
-        task = manifest.task(name)
-        frozen = manifest.history[-1].frozen[task.expert]
-        return LearnReport(
-            task=name,
-            expert=task.expert,
-            status=status,
-            new_expert=new_expert,
-            classes=task.classes,
-            accuracy=task.accuracy.model_dump(),
-            layers=tuple(
-                LayerUse(
-                    layer.name,
-                    layer.parameters,
-                    layer.selected,
-                    layer.reused,
-                    round(100.0 * frozen[layer.name] / layer.parameters, 4),
-                )
-                for layer in task.layers
-            ),
-            owned_parameters=task.owned_parameters,
-            onset=Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason),
-            candidates=tuple(asdict(c) for c in candidates),
-            reads=placement.reads,
-            reason=placement.reason,
-            seed=manifest.seed,
-            seconds=0.0,
-        )
+        return learn_report(self.manifest, verdict.tasks[0], "known", False, verdict, placement, [])

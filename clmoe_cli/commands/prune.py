@@ -71,7 +71,7 @@ def prune(
             locked.commit(_stored(locked, manifest, names), keep=1 if options.gc else 2)
         elif options.gc:
             locked.collect(keep=1)
-        freed = before - locked.bytes_on_disk()
+        freed = max(0, before - locked.bytes_on_disk())
         return RemovalReport(**{**plan.__dict__, "applied": True, "freed_bytes": freed})
 
 

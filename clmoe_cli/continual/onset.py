@@ -18,6 +18,9 @@ AGREEMENT = 0.5
 """Share of images that a task must predict as labelled for the data to count as that task's."""
 
 
+UNSEEN = "it has classes that no known task has"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What one known task says of a batch: ``p`` [N] (NaN: not available), ``predicted`` codes [N], its codes."""
@@ -50,7 +53,7 @@ def decide(tasks: Mapping[str, Evidence], labels: Tensor | None, alpha: float) -
     best = max(batch.values(), default=None)
     seen = None if labels is None else frozenset(labels.unique().tolist())
     if seen is not None and not seen <= frozenset().union(*(e.classes for e in tasks.values())):
-        return Verdict(False, (), best, "it has classes that no known task has")
+        return Verdict(False, (), best, UNSEEN)
     fitting = sorted((name for name in batch if batch[name] >= alpha), key=lambda name: -batch[name])
     if labels is None or seen is None:
         return _without_labels(tasks, batch, fitting, best, alpha)

@@ -1,0 +1,168 @@
+"""The last steps of ``learn``: a learned task as records and objects, one commit, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from clmoe_cli.commands import common
+from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.experts import MLP
+from clmoe_cli.continual.learning import Learned
+from clmoe_cli.continual.onset import Verdict
+from clmoe_cli.continual.placement import Candidate, Placement
+from clmoe_cli.state import Loader, environment, merged, to_record
+from store_schema import (
+    Accuracy,
+    ExpertRecord,
+    ExpertWeights,
+    HistoryEntry,
+    Manifest,
+    Probe,
+    TaskLayer,
+    TaskRecord,
+    Writer,
+    encode_subnetwork,
+    encode_weights,
+    subnetwork_digest,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned."""
+
+    number: int
+    seed: int
+    classes: tuple[int | str, ...]
+    images: int
+    config: Mapping[str, str | float | int]
+
+
+def commit_learned(
+    locked: Writer,
+    loader: Loader,
+    record: ExpertRecord,
+    net: MLP,
+    learned: Learned,
+    frozen: masks.Masks,
+    others: Sequence[str],
+    action: Literal["learn", "refine"],
+    origin: Origin,
+) -> Manifest:
+    """Commits a task to its expert ``record`` (without weights: a new one).
+
+    ``frozen``: what other tasks used before; ``others``: names of the expert's other tasks.
+    """
+    task, manifest = learned.subnetwork, locked.manifest
+    before = loader.weights(record.id) if record.weights is not None else None
+    weights = merged(before, net, learned)
+    stored = locked.put(encode_weights(weights, record.id), "safetensors")
+    record = record.model_copy(update={"weights": stored})
+    entry = _task_record(locked, record, learned, weights, frozen, origin)
+    tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
+    experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
+    used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
+    last = manifest.history[-1] if manifest.history else None
+    now_frozen = {**(last.frozen if last else {}), record.id: {n: int(m.sum()) for n, m in used.items()}}
+    rows = {
+        **(last.output_rows if last else {}),
+        record.id: sum(len(t.classes) for t in tasks if t.expert == record.id),
+    }
+    history = HistoryEntry(
+        generation=manifest.generation + 1, action=action, task=task.name, frozen=now_frozen, output_rows=rows
+    )
+    update = {
+        "tasks": tuple(tasks),
+        "experts": tuple(experts),
+        "next_task": max(manifest.next_task, origin.number + 1),
+        "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
+        "environment": environment(),
+        "history": (*manifest.history, history),
+    }
+    return locked.commit(manifest.model_copy(update=update))
+
+
+def _task_record(
+    locked: Writer,
+    record: ExpertRecord,
+    learned: Learned,
+    weights: ExpertWeights,
+    frozen: masks.Masks,
+    origin: Origin,
+) -> TaskRecord:
+    body = to_record(learned)
+    task = learned.subnetwork
+    return TaskRecord(
+        name=task.name,
+        number=origin.number,
+        expert=record.id,
+        classes=origin.classes,
+        seed=origin.seed,
+        subnetwork=locked.put(encode_subnetwork(body), "h5"),
+        subnetwork_sha256=subnetwork_digest(weights, body.masks, task.name),
+        probe=Probe(
+            sha256=common.digest(body.probe_outputs),
+            environment=" ".join(f"{k}={v}" for k, v in sorted(environment().items())),
+        ),
+        layers=tuple(
+            TaskLayer(
+                name=name,
+                parameters=mask.numel(),
+                selected=int(mask.sum()),
+                reused=int((mask & frozen[name]).sum()),
+            )
+            for name, mask in task.mask.items()
+        ),
+        owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
+        accuracy=Accuracy(
+            dense=learned.dense.accuracy if learned.dense else None,
+            subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
+            held_out=learned.held_out,
+        ),
+        images=origin.images,
+        config=dict(origin.config),
+        learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def learn_report(
+    manifest: Manifest,
+    name: str,
+    status: str,
+    new_expert: bool,
+    verdict: Verdict,
+    placement: Placement,
+    candidates: list[Candidate],
+) -> LearnReport:
+    """The report on a task that the manifest has."""
+    task = manifest.task(name)
+    frozen = manifest.history[-1].frozen[task.expert]
+    return LearnReport(
+        task=name,
+        expert=task.expert,
+        status=status,
+        new_expert=new_expert,
+        classes=task.classes,
+        accuracy=task.accuracy.model_dump(),
+        layers=tuple(
+            LayerUse(
+                layer.name,
+                layer.parameters,
+                layer.selected,
+                layer.reused,
+                round(100.0 * frozen[layer.name] / layer.parameters, 4),
+            )
+            for layer in task.layers
+        ),
+        owned_parameters=task.owned_parameters,
+        onset=Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason),
+        candidates=tuple(asdict(c) for c in candidates),
+        reads=placement.reads,
+        reason=placement.reason,
+        seed=manifest.seed,
+        seconds=0.0,
+    )

@@ -1,0 +1,55 @@
+"""What ``learn`` can be told, and what it refuses before it touches a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clmoe_cli.commands.names import one_of
+from clmoe_cli.continual import learning
+from clmoe_cli.continual.experts import parse_arch
+from clmoe_cli.continual.placement import Thresholds
+from clmoe_cli.continual.selection import SCORES
+from clmoe_cli.data import Batch
+from store_schema import BadInput, UsageProblem
+
+IF_KNOWN = ("skip", "refine", "new")
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """Everything that ``learn`` can be told; the defaults need no touch.
+
+    ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
+    the onset. ``seed`` counts when the store is created; a store keeps its seed.
+    """
+
+    name: str | None = None
+    arch: str = "mlp:500,500"
+    seed: int | None = None
+    expert: str | None = None
+    if_known: str = "skip"
+    alpha: float = 0.01
+    method: learning.Options = field(default_factory=learning.Options)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    lock_timeout: float | None = None
+
+
+def check(batch: Batch, options: LearnOptions) -> None:
+    """Refuses data that cannot be learned (BadInput) and options that make no sense (UsageProblem)."""
+    if batch.labels is None:
+        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
+    classes = batch.classes()
+    if len(classes) < 2:
+        raise BadInput(
+            "a task needs at least two classes",
+            where=batch.source,
+            found=f"only {classes[0]!r}",
+            expected="two or more",
+            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
+        )
+    one_of("value of --if-known", options.if_known, IF_KNOWN)
+    one_of("score", options.method.score, SCORES)
+    try:
+        parse_arch(options.arch, 1)
+    except ValueError as error:
+        raise UsageProblem(str(error)) from error

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_params
+
+from clmoe_cli.continual import masks
+from clmoe_cli.continual.experts import MLP, forward, logits, parse_arch
+from clmoe_cli.continual.fisher import fit, hidden_activations
+from clmoe_cli.continual.importance import gradient_scores
+from clmoe_cli.continual.learning import Options, learn_task, refine_task, split
+from clmoe_cli.continual.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
+from clmoe_cli.continual.routing import ROUTERS, Subnetwork, route
+from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.training import Labelled, Quality, Schedule
+
+NET = MLP(36, (24, 16))
+QUICK = Options(Schedule(epochs=6), Tolerance(start=0.4, floor=0.1, final_epochs=2))
+
+
+def blobs(centres: list[int], n: int, seed: int) -> Labelled:
+    """Images of 36 pixels with a bright patch at a place that depends on the class."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % len(centres)
+    pixels = torch.arange(36)
+    bright = torch.stack([torch.exp(-((pixels - c) ** 2) / 8.0) for c in centres])
+    return Labelled((bright[y] + 0.15 * torch.rand((n, 36), generator=rng)).clamp(0, 1), y)
+
+
+def learn_pair(seed: int = 0):
+    """Two tasks, one after the other, in one expert; the second reads the first."""
+    zeros = {name: torch.zeros(shape) for name, shape in NET.shared_shapes().items()}
+    none = masks.none_of(zeros)
+    rng = torch.Generator().manual_seed(seed)
+    first = learn_task("a", "e1", NET, zeros, none, none, blobs([5, 15], 600, 1), 2, QUICK, rng)
+    base = {name: first.subnetwork.params[name] for name in zeros}
+    used = first.subnetwork.mask
+    second = learn_task("b", "e1", NET, base, used, used, blobs([20, 30], 600, 2), 2, QUICK, rng)
+    return first, second
+
+
+def test_a_task_is_learned_with_its_subnetwork_alone_and_the_other_keeps_its_bits() -> None:
+    first, second = learn_pair()
+    for learned, centres in ((first, [5, 15]), (second, [20, 30])):
+        test = blobs(centres, 200, 9)
+        found = logits(learned.subnetwork.params, test.x).argmax(dim=1)
+        assert float((found == test.y).double().mean()) > 0.97
+        assert learned.accuracy is not None
+        assert learned.held_out == 50
+    for name, mask in first.subnetwork.mask.items():
+        shared = mask & second.subnetwork.mask[name]
+        assert torch.equal(first.subnetwork.params[name][shared], second.subnetwork.params[name][shared])
+        assert not second.subnetwork.params[name][~second.subnetwork.mask[name]].any()
+        assert 0 < float(mask.double().mean()) <= 0.45
+
+
+def test_frozen_weights_that_are_not_readable_are_not_used() -> None:
+    first, _ = learn_pair()
+    zeros = {name: torch.zeros(shape) for name, shape in NET.shared_shapes().items()}
+    base = {name: first.subnetwork.params[name] for name in zeros}
+    rng = torch.Generator().manual_seed(3)
+    used = first.subnetwork.mask
+    alone = learn_task("b", "e1", NET, base, used, masks.none_of(zeros), blobs([20, 30], 600, 2), 2, QUICK, rng)
+    assert masks.count(masks.both(alone.subnetwork.mask, used)) == 0
+
+
+def test_learning_is_repeatable() -> None:
+    one, two = learn_pair(5), learn_pair(5)
+    for a, b in zip(one, two, strict=True):
+        assert all(torch.equal(a.subnetwork.params[n], b.subnetwork.params[n]) for n in a.subnetwork.params)
+        assert all(torch.equal(a.half_scores[n], b.half_scores[n]) for n in a.half_scores)
+
+
+def test_refining_moves_only_what_it_may() -> None:
+    first, second = learn_pair()
+    task = first.subnetwork
+    movable = masks.both(task.mask, masks.inverse(second.subnetwork.mask))
+    refined = refine_task(task, movable, blobs([5, 15], 400, 8), QUICK, torch.Generator().manual_seed(1)).subnetwork
+    for name, mask in movable.items():
+        assert torch.equal(refined.params[name][~mask], task.params[name][~mask])
+        assert torch.equal(refined.mask[name], task.mask[name])
+
+
+@pytest.mark.parametrize("n", [2, 7, 8, 40, 399, 400, 5000])
+def test_held_out_parts_share_no_image(n: int, rng: torch.Generator) -> None:
+    data = Labelled(torch.arange(n).float()[:, None], torch.arange(n) % 2)
+    parts = split(data, rng)
+    training, calibration = set(parts.training.x[:, 0].tolist()), set(parts.calibration.x[:, 0].tolist())
+    assert training.isdisjoint(calibration)
+    if n < 8:
+        assert not calibration
+        assert len(training) == n
+        return
+    tuning = set(parts.tuning.x[:, 0].tolist())
+    assert training.isdisjoint(tuning)
+    assert tuning.isdisjoint(calibration)
+    assert training | tuning | calibration == set(map(float, range(n)))
+    assert len(tuning) == len(calibration) == (max(50, round(n * 0.05)) if n >= 400 else n // 8)
+    share = sum(parts.calibration.y.tolist()) / len(calibration)
+    assert 0.4 <= share <= 0.6 or len(calibration) < 5
+
+
+def test_rare_classes_stay_in_training(rng: torch.Generator) -> None:
+    y = torch.tensor([0] * 100 + [1] * 3)
+    parts = split(Labelled(torch.rand(103, 4), y), rng)
+    assert int((parts.training.y == 1).sum()) == 3
+
+
+def test_the_sparsest_round_within_the_tolerance_is_chosen() -> None:
+    tolerance = Tolerance(max_drop=0.01)
+    rounds = [Quality(0.05, 1.0), Quality(0.07, 1.0), Quality(0.2, 0.9), Quality(0.08, 1.0), Quality(0.3, 0.9)]
+    assert tolerance.choose(Quality(0.05, 1.0), rounds) == 3
+    assert tolerance.choose(Quality(0.0, 1.0), rounds) == 3
+    assert Tolerance(max_drop=0.0).choose(Quality(0.01, 1.0), rounds) == 0
+
+
+def test_mahalanobis_equals_the_full_inverse_of_the_kept_covariance(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    data = blobs([5, 25], 500, 3)
+    gaussian = fit(params, data, 2, rank=6)
+    d = gaussian.means.shape[1]
+    u = gaussian.directions.double()
+    full = u @ torch.diag(gaussian.variances.double() - gaussian.rest.double()) @ u.T
+    inverse = torch.linalg.inv(full + gaussian.rest.double() * torch.eye(d, dtype=torch.float64))
+    hidden = hidden_activations(params, data.x[:20])
+    fast = gaussian.distances(hidden)
+    for i in range(20):
+        for c in range(2):
+            z = hidden[i].double() - gaussian.means[c].double()
+            assert float(fast[i, c]) == pytest.approx(float(z @ inverse @ z), rel=1e-4, abs=1e-6)
+
+
+def test_ridge_rows_solve_the_normal_equations(rng: torch.Generator) -> None:
+    features = torch.rand((50, 6), generator=rng)
+    y = torch.randint(0, 3, (50,), generator=rng)
+    rows, bias = ridge_rows(features, y, 3)
+    a = torch.cat([features, torch.ones(50, 1)], dim=1).double()
+    strength = 1e-2 * (a.T @ a).diagonal().mean()
+    targets = 4.0 * (2.0 * torch.nn.functional.one_hot(y, 3).double() - 1.0)
+    w = torch.cat([rows, bias[:, None]], dim=1).double()
+    residual = a.T @ (a @ w.T - targets) + strength * w.T
+    assert float(residual.abs().max()) < 1e-3
+
+
+def test_related_tasks_overlap_more_than_permuted_ones() -> None:
+    first, _ = learn_pair()
+    task = first.subnetwork
+    known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
+    data = blobs([5, 15], 300, 7)
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(3))
+    fresh = NET.initial_shared(torch.Generator().manual_seed(2))
+    same = compare(known, fresh, data, 2, Thresholds())
+    permuted = compare(known, fresh, Labelled(data.x[:, order], data.y), 2, Thresholds())
+    assert same.overlap > permuted.overlap
+    assert same.divergence < permuted.divergence
+    assert same.transfer is not None
+    assert same.transfer > 0.9
+
+
+def candidate(task: str, expert: str, overlap: float, divergence: float) -> Candidate:
+    good = overlap >= 0.12 and divergence <= 0.58
+    return Candidate(task, expert, 0.1, overlap, divergence, 1.0, good)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "free", "expert", "reads", "reason"),
+    [
+        ([], {}, None, (), "no task"),
+        ([candidate("a", "e1", 0.3, 0.4)], {"e1": 0.9}, "e1", ("a",), "constructive"),
+        ([candidate("a", "e1", 0.05, 0.4)], {"e1": 0.9}, None, (), "overlap"),
+        ([candidate("a", "e1", 0.3, 0.9)], {"e1": 0.9}, None, (), "diverges"),
+        ([candidate("a", "e1", 0.3, 0.4)], {"e1": 0.01}, None, (), "capacity"),
+        ([candidate("a", "e1", 0.3, 0.4), candidate("b", "e2", 0.4, 0.4), candidate("c", "e2", 0.01, 0.4)],
+         {"e1": 0.9, "e2": 0.9}, "e2", ("b",), "task b"),
+        ([candidate("a", "e1", 0.3, 0.4), candidate("b", "e2", 0.4, 0.4)], {"e1": 0.9, "e2": 0.01}, "e1", ("a",), "a"),
+    ],
+)  # fmt: skip
+def test_placement_by_all_causes(candidates, free, expert, reads, reason) -> None:
+    found = place(candidates, free, Thresholds())
+    assert (found.expert, found.reads) == (expert, reads)
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_finds_the_task_of_a_batch(router: str) -> None:
+    first, second = learn_pair()
+    tasks = [first.subnetwork, second.subnetwork]
+    for i, centres in enumerate(([5, 15], [20, 30])):
+        x = blobs(centres, 128, 11 + i).x
+        evidence = ROUTERS[router](tasks, x, True)
+        assert evidence.shape == (128, 2)
+        chosen, posterior = route(evidence, True)
+        assert chosen.unique().tolist() == [i]
+        torch.testing.assert_close(posterior.sum(dim=1), torch.ones(128, dtype=torch.float64))
+
+
+def test_the_papers_router_stays_in_the_expert_of_least_loss() -> None:
+    first, second = learn_pair()
+    other = Subnetwork(**{**second.subnetwork.__dict__, "expert": "e2"})
+    x = blobs([20, 30], 64, 5).x
+    for batch in (True, False):
+        evidence = ROUTERS["paper"]([first.subnetwork, other], x, batch)
+        losses = ROUTERS["loss"]([first.subnetwork, other], x, batch)
+        if batch:
+            losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
+        assert torch.equal(evidence.isinf().int().argmin(dim=1), losses.argmax(dim=1))
+
+
+@pytest.mark.parametrize("text", ["mlp", "mlp:", "mlp:0", "mlp:5,", "cnn:3", "mlp:-1", "mlp:99999999", "mlp:a"])
+def test_bad_architectures_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected mlp:"):
+        parse_arch(text, 10)
+
+
+def test_forward_equals_plain_loops(rng: torch.Generator) -> None:
+    params = random_params(MLP(3, (4,)), 2, rng)
+    x = torch.rand((5, 3), generator=rng, dtype=torch.float64)
+    hidden = (x @ params["hidden1.weight"].T + params["hidden1.bias"]).clamp_min(0)
+    expected = hidden @ params["output.weight"].T + params["output.bias"]
+    torch.testing.assert_close(forward(params, x).logits, expected)
+    torch.testing.assert_close(forward(params, x).hidden, hidden)
+    assert set(gradient_scores(params, x, torch.zeros(5, dtype=torch.long))) == set(params)
