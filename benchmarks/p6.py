@@ -86,6 +86,16 @@ def main() -> None:
     routing = {r: batches(store, tests, r, 128, classes) for r in ("gradient", "loss", "paper", "fisher")}
     mixed = read_batch(str(data / "mixed.test.npz"), labels="required")
     single = {r: predict(str(store), mixed, router=r).accuracy for r in ("gradient", "loss", "paper", "fisher")}
+    masks = {f"task{i}": Store.open(store).read_subnetwork(f"task{i}").masks for i in range(1, 7)}
+    rest = [masks[f"task{i}"] for i in range(1, 7) if i != 3]
+    alone = sum(int((bits & ~np.any([m[layer] for m in rest], axis=0)).sum()) for layer, bits in masks["task3"].items())
+    pruned = clmoe("prune", "--task", "task3", "--yes", store=store)
+    left = [i for i in range(1, 7) if i != 3]
+    pruning = {
+        "freed_parameters": pruned["freed_parameters"],
+        "used_by_no_other_task": alone,
+        "others_bit_identical": all(torch.equal(first[i], outputs(store, f"task{i}", tests[i - 1])) for i in left),
+    }
     result = {
         "seed": options.seed,
         "accuracy_by_task": matrix[-1],
@@ -102,6 +112,7 @@ def main() -> None:
         ],
         "batch128_right": routing,
         "single_image_label_right": single,
+        "prune_task3": pruning,
         "learn_seconds": seconds,
         "seconds": time.monotonic() - started,
         "bytes": shown["bytes"],
