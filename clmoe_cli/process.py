@@ -28,7 +28,7 @@ def run(app: typer.Typer, args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, args)
+        code = INTERRUPTED
     except ClmoeError as error:
         _trace()
         return _fail(error.as_dict(), error.exit_code, args, str(error))
@@ -44,6 +44,8 @@ def run(app: typer.Typer, args: list[str]) -> int:
             return _fail({"what": _line(message())}, int(getattr(error, "exit_code", 2)), args)
         text = f"bug in clmoe: {type(error).__name__}: {error} (set CLMOE_DEBUG=1 for the traceback and report it)"
         return _fail({"what": _line(text)}, 1, args)
+    if code == INTERRUPTED:  # Typer makes this code, silently, of a KeyboardInterrupt
+        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, args)
     return code if isinstance(code, int) else 0
 
 
