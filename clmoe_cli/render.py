@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 ROWS_SHOWN = 20
+OVERLAP_SHOWN = 12
 
 
 class _Report(Protocol):
@@ -161,6 +162,12 @@ def _inspect_tables(report: InspectReport) -> list[Any]:
         table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
         shape = "×".join(map(str, expert["input_shape"]))
         parts += [f"[bold]expert {expert['id']}[/bold]  {expert['arch']}, images {shape}", table]
+    names = report.overlap["tasks"]
+    if 1 < len(names) <= OVERLAP_SHOWN:
+        table = _table("overlap (kappa)", *names)
+        for name, row in zip(names, report.overlap["kappa"], strict=True):
+            table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
+        parts.append(table)
     checked = ", every file and output verified" if report.verified else ""
     parts.append(
         f"{len(report.tasks)} tasks, {report.frozen_percent:.2f} % of shared weights frozen, "

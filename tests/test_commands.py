@@ -421,7 +421,14 @@ def test_interruption_exits_130_and_leaves_the_store(own: Path, files_of: dict[s
     before = snapshot(own)
     command = [sys.executable, "-m", "clmoe_cli", "learn", "--data", str(files_of["a.train"]), "--store", str(own),
                "--if-known", "new", "--arch", "mlp:800,800", "--epochs", "1000"]  # fmt: skip
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Where the tests themselves run in the background, SIGINT is ignored, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     assert child.stderr is not None
     assert child.stderr.readline().startswith("train 1/")
     time.sleep(0.2)

@@ -51,7 +51,7 @@ def input_scale(batch: Batch) -> float:
 
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
     """
-    rms = float(np.sqrt(np.mean(np.square(batch.scaled()), dtype=np.float64)))
+    rms = float(np.sqrt(np.mean(np.square(batch.scaled(), dtype=np.float64))))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
 
 

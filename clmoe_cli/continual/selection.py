@@ -6,6 +6,7 @@ mask, each on scores computed afresh; one normalised threshold serves all layers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,13 +30,13 @@ class Tolerance:
 
     ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
     loss, since some hundred images cannot resolve such an accuracy. The first round keeps the
-    share ``start`` of the shared weights, each further one the share ``step`` of those, down to the
-    density ``floor`` (at least one round is made); a round consolidates for ``epochs`` epochs, the
-    chosen mask for ``final_epochs``.
+    first of the shares ``starts`` of the shared weights that is not clearly worse than the dense network, each
+    further one the share ``step`` of those, down to the density ``floor``; a round consolidates for ``epochs``
+    epochs, the chosen mask for ``final_epochs``.
     """
 
     max_drop: float = 0.003
-    start: float = 0.2
+    starts: tuple[float, ...] = (0.2, 0.6, 1.0)
     step: float = 0.5
     floor: float = 0.003
     epochs: int = 2
@@ -49,6 +50,11 @@ class Tolerance:
         """
         limit = max(dense.loss, min(found.loss for found in rounds)) + ERROR_COST * self.max_drop
         return max(i for i, found in enumerate(rounds) if found.loss <= limit)
+
+    def clearly_worse(self, found: Quality, dense: Quality, images: int) -> bool:
+        """Whether accuracy fell by more than the tolerance and twice the standard error of ``images`` images."""
+        spread = math.sqrt(max(dense.accuracy * (1 - dense.accuracy), 1 / images) / images)
+        return found.accuracy < dense.accuracy - self.max_drop - 2 * spread
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,14 @@ def select(
     one round's loss is noisy, and takes the sparsest round within the tolerance.
     """
     dense = quality(params, held_out)
-    current, mask = params, masks.all_of(free)
-    rounds: list[Level] = []
-    kept: list[tuple[Params, masks.Masks]] = []
-    density = tolerance.start
-    while not rounds or density >= tolerance.floor:
+    rounds: list[tuple[Level, Params, masks.Masks]] = []
+
+    def prune(current: Params, mask: masks.Masks, density: float) -> None:
         scores = importance(current, free, data, score)
         threshold = threshold_at(scores, density)
         # A weight of importance zero contributes nothing: never selected, however low the threshold.
         mask = {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
-        current, reached = anneal(
+        trained, reached = anneal(
             masks.applied(current, mask),
             masks.both(mask, free),
             data,
@@ -132,10 +136,17 @@ def select(
             phase="prune",
             on_epoch=on_epoch,
         )
-        rounds.append(Level(density, threshold, reached))
-        kept.append((current, mask))
-        density *= tolerance.step
-    current, mask = kept[tolerance.choose(dense, [level.held_out for level in rounds])]
+        rounds.append((Level(density, threshold, reached), trained, mask))
+
+    for start in tolerance.starts:
+        rounds.clear()
+        prune(params, masks.all_of(free), start)
+        if not tolerance.clearly_worse(rounds[0][0].held_out, dense, len(held_out)):
+            break
+    while (density := rounds[-1][0].density * tolerance.step) >= tolerance.floor:
+        prune(rounds[-1][1], rounds[-1][2], density)
+    levels = tuple(level for level, _, _ in rounds)
+    _, current, mask = rounds[tolerance.choose(dense, [level.held_out for level in levels])]
     final, reached = anneal(
         current,
         masks.both(mask, free),
@@ -147,4 +158,4 @@ def select(
         phase="consolidate",
         on_epoch=on_epoch,
     )
-    return Selection(final, mask, dense, reached, tuple(rounds))
+    return Selection(final, mask, dense, reached, levels)

@@ -15,7 +15,7 @@ from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Labelled, Quality, Schedule
 
 NET = MLP(36, (24, 16))
-QUICK = Options(Schedule(epochs=6), Tolerance(start=0.4, floor=0.1, final_epochs=2))
+QUICK = Options(Schedule(epochs=6), Tolerance(starts=(0.4,), floor=0.1, final_epochs=2))
 
 
 def blobs(centres: list[int], n: int, seed: int) -> Labelled:
@@ -112,6 +112,27 @@ def test_the_sparsest_round_within_the_tolerance_is_chosen() -> None:
     assert tolerance.choose(Quality(0.05, 1.0), rounds) == 3
     assert tolerance.choose(Quality(0.0, 1.0), rounds) == 3
     assert Tolerance(max_drop=0.0).choose(Quality(0.01, 1.0), rounds) == 0
+
+
+def test_pruning_starts_denser_where_sparse_is_clearly_worse() -> None:
+    tolerance = Tolerance(max_drop=0.003)
+    assert tolerance.clearly_worse(Quality(2.0, 0.22), Quality(1.5, 0.42), 50)
+    assert not tolerance.clearly_worse(Quality(2.0, 0.40), Quality(1.5, 0.42), 50)
+    assert not tolerance.clearly_worse(Quality(0.02, 0.996), Quality(0.0, 1.0), 600)
+    assert tolerance.clearly_worse(Quality(0.02, 0.98), Quality(0.0, 1.0), 600)
+
+
+def test_a_network_too_small_to_be_pruned_is_kept_whole(rng: torch.Generator) -> None:
+    centres = list(range(2, 36, 3))
+    net = MLP(36, (8,))
+    zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
+    none = masks.none_of(zeros)
+    options = Options(Schedule(epochs=30))
+    learned = learn_task("a", "e1", net, zeros, none, none, blobs(centres, 2400, 1), len(centres), options, rng)
+    assert learned.dense is not None
+    assert learned.accuracy is not None
+    assert learned.accuracy.accuracy >= learned.dense.accuracy - 0.05
+    assert learned.accuracy.accuracy > 0.8
 
 
 def test_mahalanobis_equals_the_full_inverse_of_the_kept_covariance(rng: torch.Generator) -> None:
