@@ -162,10 +162,10 @@ def _inspect_tables(report: InspectReport) -> list[Any]:
         table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
         shape = "×".join(map(str, expert["input_shape"]))
         parts += [f"[bold]expert {expert['id']}[/bold]  {expert['arch']}, images {shape}", table]
-    names = report.overlap["tasks"]
+    names = [task["name"] for task in report.tasks]
     if 1 < len(names) <= OVERLAP_SHOWN:
         table = _table("overlap (kappa)", *names)
-        for name, row in zip(names, report.overlap["kappa"], strict=True):
+        for name, row in zip(names, report.overlap, strict=True):
             table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
         parts.append(table)
     checked = ", every file and output verified" if report.verified else ""

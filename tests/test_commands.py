@@ -310,7 +310,7 @@ def test_inspect_counts_what_the_masks_say(store: Path, call: Call) -> None:
             assert (layer["frozen"], layer["parameters"]) == (int(used.sum()), used.size)
             assert layer["frozen_percent"] == pytest.approx(100 * used.mean(), abs=1e-4)
     assert [h["task"] for h in found["history"]] == ["a", "b", "s", "c"]
-    kappa = found["overlap"]["kappa"]
+    kappa = found["overlap"]
     assert all(kappa[i][i] == 1.0 for i in range(4))
     assert {"experts", "tasks", "total"} <= set(found["bytes"])
     assert ok(call, "inspect", "--verify")["verified"] is True

@@ -26,7 +26,7 @@ class InspectReport(Report):
     experts: tuple[dict[str, Any], ...]
     tasks: tuple[dict[str, Any], ...]
     frozen_percent: float
-    overlap: dict[str, Any]
+    overlap: tuple[tuple[float | None, ...], ...]
     history: tuple[dict[str, Any], ...]
     bytes: dict[str, Any]
     verified: bool | None = None
@@ -130,8 +130,8 @@ def _history(manifest: Manifest) -> tuple[dict[str, Any], ...]:
     return tuple(entries)
 
 
-def _overlap(manifest: Manifest, bits: AllBits) -> dict[str, Any]:
-    """Cohen's kappa of every two tasks of one expert, [T, T]; null between experts."""
+def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...], ...]:
+    """Cohen's kappa of every two tasks, [T, T] in the order of the tasks; None where they share no expert."""
     names = [t.name for t in manifest.tasks]
     matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
     for expert in manifest.experts:
@@ -151,7 +151,7 @@ def _overlap(manifest: Manifest, bits: AllBits) -> dict[str, Any]:
         for i, row in zip(own, kappa, strict=True):
             for j, value in zip(own, row, strict=True):
                 matrix[i][j] = round(float(value), 6)
-    return {"tasks": names, "kappa": matrix}
+    return tuple(map(tuple, matrix))
 
 
 def _bytes(manifest: Manifest) -> dict[str, Any]:
