@@ -28,9 +28,25 @@ class Finding:
 def verify(path: str | Path) -> list[Finding]:
     """Every damaged file of a store: hashes, structure, and the subnetwork hash of each task.
 
-    Raises StoreMissing or StoreIncompatible when there is nothing to check.
+    A commit in the meantime sweeps files away, which is no damage: the check is made again then. Raises
+    StoreMissing or StoreIncompatible when there is nothing to check.
     """
     root = Path(path)
+    while True:
+        before = _head(root)
+        findings = _verify(root)
+        if not findings or before == _head(root):
+            return findings
+
+
+def _head(root: Path) -> bytes | None:
+    try:
+        return files.read_regular(root / layout.HEAD, 4096)
+    except ClmoeError:
+        return None
+
+
+def _verify(root: Path) -> list[Finding]:
     findings: dict[str, Finding] = {}
 
     def found(error: ClmoeError, file: Path | None) -> None:

@@ -125,7 +125,9 @@ def _predict(
     if only is not None:
         chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
     else:
-        chosen, posterior = route(_evidence(router, tasks, inputs, mode == "batch"), mode == "batch")
+        chosen, posterior = route(
+            ROUTERS[router](tasks, [inputs[t.name] for t in tasks], mode == "batch"), mode == "batch"
+        )
     book = Codebook.of(*(manifest.task(name).classes for name in names))
     codes, confidence, p_value = _answers(tasks, inputs, chosen, posterior, book, loader)
     label = book.decode(codes.numpy())
@@ -141,13 +143,6 @@ def _predict(
         route="task" if only else mode,
         **_accuracy(batch, book, codes, chosen, names),
     )
-
-
-def _evidence(router: str, tasks: list[Subnetwork], inputs: dict[str, Tensor], batch: bool) -> Tensor:
-    """Evidence [N, T]; experts of different input scales each see their own inputs."""
-    if len({id(x) for x in inputs.values()}) == 1:
-        return ROUTERS[router](tasks, inputs[tasks[0].name], batch)
-    return torch.cat([ROUTERS[router]([task], inputs[task.name], batch) for task in tasks], dim=1)
 
 
 def _answers(

@@ -1,6 +1,6 @@
 """Which task does an image belong to, when nobody says (paper, "Predict"; method section 6).
 
-A router turns images into evidence [N, T], larger is likelier; each is a function of its own, named in
+A router turns images, as each task reads them (T tensors [N, D]), into evidence [N, T], larger is likelier; each is a function of its own, named in
 :data:`ROUTERS`. None ever sees a label.
 
 ===========  ==========================================  =====================================  ==============
@@ -71,28 +71,28 @@ def deviations(task: Subnetwork, x: Tensor, kinds: Sequence[str]) -> dict[str, T
     return {kind: torch.cat(found) for kind, found in parts.items()}
 
 
-def by_loss(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+def by_loss(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
     """Minus the least pseudo-label loss, [N, T]."""
-    return torch.stack([-deviations(task, x, ["loss"])["loss"] for task in tasks], dim=1)
+    return torch.stack([-deviations(task, x, ["loss"])["loss"] for task, x in zip(tasks, inputs, strict=True)], dim=1)
 
 
-def by_gradient(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+def by_gradient(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
     """Minus the gradient-score deviation in units of the task's own spread, [N, T]."""
-    return _standardised(tasks, x, "gradient")
+    return _standardised(tasks, inputs, "gradient")
 
 
-def by_fisher(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+def by_fisher(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
     """Minus the whitened deviation of the hidden activations in units of the task's own spread, [N, T]."""
-    return _standardised(tasks, x, "fisher")
+    return _standardised(tasks, inputs, "fisher")
 
 
-def by_paper(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
+def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
     """The paper's two stages, [N, T]; tasks outside the chosen expert get minus infinity.
 
     For a batch the mask of its own scores is compared with each task's mask. A single image decides by score
     deviation alone: one image's gradients give no usable mask.
     """
-    losses = by_loss(tasks, x, batch)
+    losses = by_loss(tasks, inputs, batch)
     if batch:
         losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
     experts = sorted({task.expert for task in tasks})
@@ -100,10 +100,12 @@ def by_paper(tasks: Sequence[Subnetwork], x: Tensor, batch: bool) -> Tensor:
     best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(dim=1)
     inside = home[None, :] == best[:, None]
     if batch:
-        fit = torch.stack([_fit(task, x) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)])
+        fit = torch.stack(
+            [_fit(task, inputs[i]) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)]
+        )
         evidence = fit.double()[None, :].expand_as(losses)
     else:
-        evidence = by_gradient(tasks, x, batch)
+        evidence = by_gradient(tasks, inputs, batch)
     return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
 
 
@@ -120,13 +122,17 @@ def _fit(task: Subnetwork, x: Tensor) -> Tensor:
     return torch.tensor(overlap - apart)
 
 
-def _standardised(tasks: Sequence[Subnetwork], x: Tensor, kind: str) -> Tensor:
+def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], kind: str) -> Tensor:
     return torch.stack(
-        [-task.calibration[kind].standardised(deviations(task, x, [kind])[kind]) for task in tasks], dim=1
+        [
+            -task.calibration[kind].standardised(deviations(task, x, [kind])[kind])
+            for task, x in zip(tasks, inputs, strict=True)
+        ],
+        dim=1,
     )
 
 
-Router = Callable[[Sequence[Subnetwork], Tensor, bool], Tensor]
+Router = Callable[[Sequence[Subnetwork], Sequence[Tensor], bool], Tensor]
 
 ROUTERS: dict[str, Router] = {
     "loss": by_loss,

@@ -208,7 +208,7 @@ def test_every_router_finds_the_task_of_a_batch(router: str) -> None:
     tasks = [first.subnetwork, second.subnetwork]
     for i, centres in enumerate(([5, 15], [20, 30])):
         x = blobs(centres, 128, 11 + i).x
-        evidence = ROUTERS[router](tasks, x, True)
+        evidence = ROUTERS[router](tasks, [x, x], True)
         assert evidence.shape == (128, 2)
         chosen, posterior = route(evidence, True)
         assert chosen.unique().tolist() == [i]
@@ -220,8 +220,8 @@ def test_the_papers_router_stays_in_the_expert_of_least_loss() -> None:
     other = Subnetwork(**{**second.subnetwork.__dict__, "expert": "e2"})
     x = blobs([20, 30], 64, 5).x
     for batch in (True, False):
-        evidence = ROUTERS["paper"]([first.subnetwork, other], x, batch)
-        losses = ROUTERS["loss"]([first.subnetwork, other], x, batch)
+        evidence = ROUTERS["paper"]([first.subnetwork, other], [x, x], batch)
+        losses = ROUTERS["loss"]([first.subnetwork, other], [x, x], batch)
         if batch:
             losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
         assert torch.equal(evidence.isinf().int().argmin(dim=1), losses.argmax(dim=1))
