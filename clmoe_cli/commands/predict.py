@@ -125,9 +125,9 @@ def _predict(
     if only is not None:
         chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
     else:
-        chosen, posterior = route(
-            ROUTERS[router](tasks, [inputs[t.name] for t in tasks], mode == "batch"), mode == "batch"
-        )
+        together = mode == "batch"
+        evidence = ROUTERS[router](tasks, [inputs[name] for name in names], together)
+        chosen, posterior = route(evidence, together)
     book = Codebook.of(*(manifest.task(name).classes for name in names))
     codes, confidence, p_value = _answers(tasks, inputs, chosen, posterior, book, loader)
     label = book.decode(codes.numpy())

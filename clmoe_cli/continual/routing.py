@@ -1,6 +1,7 @@
 """Which task does an image belong to, when nobody says (paper, "Predict"; method section 6).
 
-A router turns images, as each task reads them (T tensors [N, D]), into evidence [N, T], larger is likelier; each is a function of its own, named in
+A router turns images, as each task reads them (T tensors [N, D]), into evidence [N, T], larger is likelier;
+each is a function of its own, named in
 :data:`ROUTERS`. None ever sees a label.
 
 ===========  ==========================================  =====================================  ==============
@@ -100,9 +101,9 @@ def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool)
     best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(dim=1)
     inside = home[None, :] == best[:, None]
     if batch:
-        fit = torch.stack(
-            [_fit(task, inputs[i]) if bool(inside[0, i]) else torch.tensor(0.0) for i, task in enumerate(tasks)]
-        )
+        zero = torch.tensor(0.0)
+        fits = [_fit(t, x) if here else zero for t, x, here in zip(tasks, inputs, inside[0].tolist(), strict=True)]
+        fit = torch.stack(fits)
         evidence = fit.double()[None, :].expand_as(losses)
     else:
         evidence = by_gradient(tasks, inputs, batch)
@@ -123,13 +124,11 @@ def _fit(task: Subnetwork, x: Tensor) -> Tensor:
 
 
 def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], kind: str) -> Tensor:
-    return torch.stack(
-        [
-            -task.calibration[kind].standardised(deviations(task, x, [kind])[kind])
-            for task, x in zip(tasks, inputs, strict=True)
-        ],
-        dim=1,
-    )
+    columns = [
+        -task.calibration[kind].standardised(deviations(task, x, [kind])[kind])
+        for task, x in zip(tasks, inputs, strict=True)
+    ]
+    return torch.stack(columns, dim=1)
 
 
 Router = Callable[[Sequence[Subnetwork], Sequence[Tensor], bool], Tensor]
