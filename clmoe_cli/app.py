@@ -243,6 +243,7 @@ def _on_cpu(device: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with the contract's code."""
-    from clmoe_cli.process import run
+    from clmoe_cli.process import run, usable_streams
 
+    usable_streams()
     sys.exit(run(app, sys.argv[1:] if args is None else args))

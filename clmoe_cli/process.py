@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,36 +17,52 @@ from store_schema.errors import ClmoeError, DiskProblem, UsageProblem
 
 CONFIG = "clmoe.toml"
 INTERRUPTED = 130
+TRUE = ("1", "true", "t", "yes", "y", "on")
+
+
+def usable_streams() -> None:
+    """Streams that are closed become the null device; what stdout's encoding lacks is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run(app: typer.Typer, args: list[str]) -> int:
     """Runs the app; every error becomes one line on stderr and its exit code."""
+    as_json = "--json" in args or os.environ.get("CLMOE_JSON", "").strip().lower() in TRUE
     try:
-        code = app(args, standalone_mode=False, default_map=_configured(app))
+        settings = _configured(app)
+        if "CLMOE_JSON" not in os.environ:
+            as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
+        code = app(args, standalone_mode=False, default_map=settings)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say, and nothing may be flushed at exit.
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Whoever read our output has gone (Typer makes an exit of it); nothing may be flushed at our own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except ClmoeError as error:
         _trace()
-        return _fail(error.as_dict(), error.exit_code, args, str(error))
+        return _fail(error.as_dict(), error.exit_code, as_json, str(error))
     except OSError as error:
         _trace()
         problem = DiskProblem(error.strerror or str(error), where=error.filename)
-        return _fail(problem.as_dict(), problem.exit_code, args, str(problem))
+        return _fail(problem.as_dict(), problem.exit_code, as_json, str(problem))
     except Exception as error:
         # Typer's own usage errors carry their exit code and message; everything else is our bug.
         message = getattr(error, "format_message", None)
         _trace()
         if message is not None:
-            return _fail({"what": _line(message())}, int(getattr(error, "exit_code", 2)), args)
+            return _fail({"what": _line(message())}, int(getattr(error, "exit_code", 2)), as_json)
         text = f"bug in clmoe: {type(error).__name__}: {error} (set CLMOE_DEBUG=1 for the traceback and report it)"
-        return _fail({"what": _line(text)}, 1, args)
+        return _fail({"what": _line(text)}, 1, as_json)
     if code == INTERRUPTED:  # Typer makes this code, silently, of a KeyboardInterrupt
-        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, args)
+        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 
@@ -86,8 +103,8 @@ def _parameter(key: str) -> str:
     return f"{name}_" if name in ("json", "format") else name
 
 
-def _fail(fields: dict[str, Any], code: int, args: list[str], line: str | None = None) -> int:
-    if "--json" in args:
+def _fail(fields: dict[str, Any], code: int, as_json: bool, line: str | None = None) -> int:
+    if as_json:
         print(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}), file=sys.stderr)
     else:
         print(f"clmoe: {line or fields['what']}", file=sys.stderr)

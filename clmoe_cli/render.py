@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport
 from clmoe_cli.progress import note
@@ -37,6 +38,13 @@ def to_text(value: Any) -> str:
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
+def _print_json(value: Any) -> None:
+    # Where stdout cannot take every character, the characters are escaped: the same JSON in any locale.
+    text = to_text(value)
+    encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
+    print(text if encoding == "utf8" else json.dumps(json.loads(text)))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -52,11 +60,11 @@ def show(report: _Report, as_json: bool, table_format: str | None = None) -> Non
     if table_format not in (None, "csv", "md"):
         raise UsageProblem("unknown format", found=repr(table_format), expected="csv or md")
     if as_json:
-        print(to_text(report.to_json()))
+        _print_json(report.to_json())
     elif table_format is not None:
         print(frozen_table(report, table_format), end="")  # type: ignore[arg-type]
     else:
-        console = Console(highlight=False)
+        console = _console()
         for part in tables(report):
             console.print(part)
 
@@ -112,7 +120,7 @@ def _(report: LearnReport) -> list[Any]:
     accuracy = report.accuracy
     held = f"{_percent(accuracy['dense'])} dense, {_percent(accuracy['subnetwork'])} with its subnetwork"
     lines = [
-        f"[bold]{head}[/bold]  ({report.seconds:.1f} s)",
+        _headline(head, f"  ({report.seconds:.1f} s)"),
         f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
         f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
     ]
@@ -134,7 +142,7 @@ def _(report: DetectReport) -> list[Any]:
             f"{row['overlap']:.3f}",
             f"{row['divergence']:.3f}",
         )
-    return [f"[bold]{report.verdict}{name}[/bold]  p = {p}: {report.reason}", table]
+    return [_headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
 
 
 @tables.register
@@ -142,8 +150,11 @@ def _(report: RemovalReport) -> list[Any]:
     verb = "removed" if report.applied else "would remove"
     names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
     return [
-        f"[bold]{verb} {names}[/bold]: {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
-        + (f", {report.freed_bytes} bytes freed" if report.applied else "")
+        _headline(
+            f"{verb} {names}",
+            f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
+            + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
+        )
     ]
 
 
@@ -161,7 +172,7 @@ def _inspect_tables(report: InspectReport) -> list[Any]:
         table.add_section()
         table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
         shape = "×".join(map(str, expert["input_shape"]))
-        parts += [f"[bold]expert {expert['id']}[/bold]  {expert['arch']}, images {shape}", table]
+        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {shape}"), table]
     names = [task["name"] for task in report.tasks]
     if 1 < len(names) <= OVERLAP_SHOWN:
         table = _table("overlap (kappa)", *names)
@@ -210,6 +221,8 @@ def check_output(path: Path) -> None:
         raise UsageProblem(
             "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
         )
+    if path.is_dir():
+        raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
     if not path.parent.is_dir():
         raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
 
@@ -220,13 +233,13 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
         with disk_errors(str(output)):
             _write(report, output)
         if as_json:
-            print(to_text({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)}))
+            _print_json({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)})
         elif not quiet:
             note(f"wrote {len(report.labels)} predictions to {output}")
     elif as_json:
-        print(to_text(report.to_json()))
+        _print_json(report.to_json())
     else:
-        console = Console(highlight=False)
+        console = _console()
         table = _table("image", "label", "task", "expert", "confidence", "known", "p-value")
         for row in report.rows()[:ROWS_SHOWN]:
             p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
@@ -265,6 +278,15 @@ def _write(report: PredictReport, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def _console() -> Console:
+    """Prints names and labels as they are: brackets and colons in them are no markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _headline(head: str, rest: str) -> Text:
+    return Text.assemble((head, "bold"), rest)
 
 
 def _table(*columns: str) -> Table:

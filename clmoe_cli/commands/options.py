@@ -47,6 +47,15 @@ def check(batch: Batch, options: LearnOptions) -> None:
             expected="two or more",
             hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
         )
+    if options.name is not None and not (
+        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
+    ):
+        raise UsageProblem(
+            "not a name for a task",
+            key="--name",
+            found=ascii(options.name[:60]),
+            expected="1 to 200 printable characters",
+        )
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     try:
