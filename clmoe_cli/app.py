@@ -20,7 +20,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CLMOE"},
 )
 
-StoreOption = Annotated[str, typer.Option("--store", envvar="CLMOE_STORE", help="Folder of the store.")]
+
+def _folder(value: str) -> str:
+    if not value.strip():
+        raise typer.BadParameter("a folder is expected, not nothing")
+    return value
+
+
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="CLMOE_STORE", callback=_folder, help="Folder of the store.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", envvar="CLMOE_QUIET", help="No progress, no hints.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", envvar="CLMOE_VERBOSE", help="Say more on stderr.")]

@@ -29,6 +29,8 @@ from store_schema import (
     ExpertRecord,
     LayerRecord,
     Manifest,
+    Store,
+    StoreMissing,
     TaskRecord,
     UsageProblem,
     Writer,
@@ -54,6 +56,7 @@ def learn(
     options = options or LearnOptions()
     started = time.monotonic()
     check(batch, options)
+    _check_expert(store, options.expert)
     with writer(
         store,
         seed=options.seed if options.seed is not None else 0,
@@ -63,6 +66,15 @@ def learn(
     ) as locked:
         report = _Learning(locked, batch, options, on_epoch).run()
     return replace(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _check_expert(store: str, expert: str | None) -> None:
+    """Refuses the name of an expert before a store is made that cannot have it."""
+    if expert not in (None, "new"):
+        try:
+            Store.open(store)
+        except StoreMissing:
+            one_of("expert", str(expert), ["new"])
 
 
 class _Learning:
@@ -81,7 +93,7 @@ class _Learning:
                 hint="leave --seed out: a store keeps the seed that it was created with",
             )
         if options.expert not in (None, "new"):
-            one_of("expert", str(options.expert), [e.id for e in self.manifest.experts])
+            one_of("expert", str(options.expert), [*(e.id for e in self.manifest.experts), "new"])
         self.number = self.manifest.next_task
         self.seed = derived_seed(self.manifest.seed, self.number, "task")
         self.generator = generator(self.seed)

@@ -17,6 +17,6 @@ def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
     raise UsageProblem(
         f"unknown {kind}",
         found=repr(value),
-        expected=f"one of {shown}" if choices else f"a {kind}, but there is none",
+        expected=f"one of {shown}" if choices else "none: there is none yet",
         hint=f"did you mean {close[0]!r}?" if close else None,
     )
