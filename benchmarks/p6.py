@@ -87,8 +87,11 @@ def main() -> None:
     mixed = read_batch(str(data / "mixed.test.npz"), labels="required")
     single = {r: predict(str(store), mixed, router=r).accuracy for r in ("gradient", "loss", "paper", "fisher")}
     masks = {f"task{i}": Store.open(store).read_subnetwork(f"task{i}").masks for i in range(1, 7)}
-    rest = [masks[f"task{i}"] for i in range(1, 7) if i != 3]
-    alone = sum(int((bits & ~np.any([m[layer] for m in rest], axis=0)).sum()) for layer, bits in masks["task3"].items())
+    mates = next(e["tasks"] for e in shown["experts"] if "task3" in e["tasks"])
+    alone = sum(
+        int((bits & ~np.any([bits & False, *(masks[t][layer] for t in mates if t != "task3")], axis=0)).sum())
+        for layer, bits in masks["task3"].items()
+    )
     pruned = clmoe("prune", "--task", "task3", "--yes", store=store)
     left = [i for i in range(1, 7) if i != 3]
     pruning = {

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 Params = dict[str, Tensor]
 
 MAX_WIDTH = 65_536
+MAX_WEIGHTS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ def parse_arch(text: str, input_size: int) -> MLP:
         hidden = ()
     if kind != "mlp" or not hidden or any(not 1 <= size <= MAX_WIDTH for size in hidden):
         raise ValueError(f"unknown architecture {text!r}; expected mlp:WIDTH[,WIDTH…], as mlp:500,500")
-    return MLP(input_size, hidden)
+    net = MLP(input_size, hidden)
+    weights = sum(out * size for out, size in net.shared_shapes().values())
+    if weights > MAX_WEIGHTS:
+        raise ValueError(f"architecture {text!r} has {weights} weights; expected mlp:… with at most {MAX_WEIGHTS}")
+    return net
 
 
 def forward(params: Mapping[str, Tensor], x: Tensor) -> Pass:

@@ -227,7 +227,9 @@ def test_the_papers_router_stays_in_the_expert_of_least_loss() -> None:
         assert torch.equal(evidence.isinf().int().argmin(dim=1), losses.argmax(dim=1))
 
 
-@pytest.mark.parametrize("text", ["mlp", "mlp:", "mlp:0", "mlp:5,", "cnn:3", "mlp:-1", "mlp:99999999", "mlp:a"])
+@pytest.mark.parametrize(
+    "text", ["mlp", "mlp:", "mlp:0", "mlp:5,", "cnn:3", "mlp:-1", "mlp:99999999", "mlp:a", "mlp:65536,65536"]
+)
 def test_bad_architectures_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected mlp:"):
         parse_arch(text, 10)
