@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import socket
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from store_schema import files, layout
-from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreLocked, StoreMissing, disk_errors
+from store_schema import files, layout, objects
+from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreMissing, disk_errors
+from store_schema.locking import locked
 from store_schema.records import Manifest, ObjectRef
 from store_schema.store import Store, check_format, committed, head_bytes, newest
 
-RESERVE = 1 << 20
 KEEP = 2
+FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
 
 
 class Writer:
@@ -33,6 +28,8 @@ class Writer:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.root = store.root
+        self.swept = True
+        """Whether the last collection left nothing behind that it should have deleted."""
 
     @property
     def manifest(self) -> Manifest:
@@ -40,21 +37,14 @@ class Writer:
         return self.store.manifest
 
     def put(self, data: bytes, suffix: str) -> ObjectRef:
-        """Makes an object durable; one that is there already is verified and reused."""
-        ref = ObjectRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), suffix=suffix)  # type: ignore[arg-type]
-        target = layout.object_path(self.root, ref.sha256, suffix)
-        try:
-            self.store.read_object(ref)
-        except (StoreDamaged, DiskProblem):
-            self._reserve(len(data))
-            files.make_folder(target.parent)
-            files.write_durably(self.root / layout.TMP, target, data)
-        return ref
+        """Makes an object durable; one that is there already is verified and reused. Raises DiskProblem."""
+        return objects.put(self.root, data, suffix)
 
     def commit(self, manifest: Manifest, keep: int = KEEP) -> Manifest:
         """Makes ``manifest`` the next generation; generation, parent and time are set here.
 
-        Afterwards all but the last ``keep`` generations are swept. Raises DiskProblem; the old state stands then.
+        Afterwards all but the last ``keep`` generations are swept. Raises StoreDamaged when an object is not
+        there, and DiskProblem; the old state stands then, unless the message says otherwise.
         """
         generation = self.manifest.generation + 1
         update = {
@@ -67,49 +57,56 @@ class Writer:
         path = layout.manifest_path(self.root, generation)
         manifest = Manifest.from_bytes(data, str(path))
         for ref in manifest.objects():
-            self.store.read_object(ref)
-        self._reserve(len(data))
-        tmp = self.root / layout.TMP
-        files.write_durably(tmp, path, data)
-        new_head = head_bytes(manifest.generation, hashlib.sha256(data).hexdigest())
-        files.write_durably(tmp, self.root / layout.HEAD, new_head)
-        self.store = Store(self.root, manifest, new_head)
+            objects.get(self.root, ref)
+        objects.reserve(self.root, len(data))
+        files.write_durably(self.root / layout.TMP, path, data)
+        self._replace_head(Store(self.root, manifest, head_bytes(generation, hashlib.sha256(data).hexdigest())))
         self.collect(keep)
         return manifest
 
-    def collect(self, keep: int = KEEP) -> None:
-        """Deletes what the last ``keep`` generations do not need. Never fails a commit that is done."""
+    def _replace_head(self, new: Store) -> None:
+        path = self.root / layout.HEAD
         try:
-            self._collect(keep)
-        except (ClmoeError, OSError):
-            return
+            files.write_durably(self.root / layout.TMP, path, new.head)
+        except DiskProblem as error:
+            # Only the last fsync failed if the new HEAD is there: then this writer builds on it from now on.
+            with suppress(ClmoeError):
+                if files.read_regular(path, layout.MAX_HEAD) == new.head:
+                    self.store = new
+                    error.hint = "the commit is in place, but a power cut may undo it: see clmoe inspect --verify"
+            raise
+        self.store = new
 
-    def _collect(self, keep: int) -> None:
+    def collect(self, keep: int = KEEP) -> bool:
+        """Deletes what the last ``keep`` generations do not need; tells whether all of it is gone.
+
+        Files that are not named like the store's own are left alone. Never fails a commit that is done.
+        """
+        try:
+            self.swept = self._collect(keep)
+        except (ClmoeError, OSError):
+            self.swept = False
+        return self.swept
+
+    def _collect(self, keep: int) -> bool:
         needed: set[str] = set()
-        for path in (self.root / layout.MANIFESTS).iterdir():
-            generation = int(path.stem) if path.stem.isdecimal() else -1
+        gone = True
+        for path, generation in layout.manifests(self.root):
             if not self.manifest.generation - keep < generation <= self.manifest.generation:
-                files.remove(path)
+                gone &= files.remove(path)
                 continue
             manifest = Manifest.from_bytes(files.read_regular(path, layout.MAX_MANIFEST), str(path))
             needed |= {f"{ref.sha256}.{ref.suffix}" for ref in manifest.objects()}
-        for path in (self.root / layout.OBJECTS).glob("*/*"):
+        for path in objects.present(self.root):
             if path.name not in needed:
-                files.remove(path)
+                gone &= files.remove(path)
+        return gone
 
     def bytes_on_disk(self) -> int:
         """Size of all objects and manifests."""
         folders = (self.root / layout.OBJECTS, self.root / layout.MANIFESTS)
-        return sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
-
-    def _reserve(self, size: int) -> None:
         with disk_errors(str(self.root)):
-            free = shutil.disk_usage(self.root).free
-        if free < size + RESERVE:
-            raise DiskProblem(
-                "no space left on device", where=str(self.root), found=f"{free} bytes free",
-                expected=f"at least {size + RESERVE}", hint="free some space and run the command again",
-            )  # fmt: skip
+            return sum(p.lstat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
 
 
 @contextmanager
@@ -128,12 +125,14 @@ def writer(
     """
     root = Path(path)
     _prepare(root, create)
-    with _locked(root, timeout, on_wait):
+    with locked(root, timeout, on_wait):
+        _make_folders(root)  # copies of a store may lack the empty ones
         if create and not (root / layout.FORMAT).exists():
             _found(root, seed)
         check_format(root)
-        for stale in (root / layout.TMP).iterdir():
-            files.remove(stale)
+        with disk_errors(str(root / layout.TMP)):
+            for stale in (root / layout.TMP).iterdir():
+                files.remove(stale)
         store = newest(root)
         if store.manifest.generation == 0:
             if not create:
@@ -145,17 +144,26 @@ def writer(
 
 
 def _prepare(root: Path, create: bool) -> None:
-    """The folders of a store; nothing of it counts before FORMAT is there."""
-    if (root / layout.FORMAT).exists() or not create:
-        check_format(root)
-    elif root.exists() and not root.is_dir():
-        raise DiskProblem("not a folder", where=str(root), hint="choose another --store")
-    elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
-        hint = "choose another --store or an empty folder"
-        raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
+    """What must hold before the lock can be taken; nothing of a store counts before FORMAT is there."""
+    with disk_errors(str(root)):
+        if (root / layout.FORMAT).exists() or not create:
+            check_format(root)
+        elif root.exists() and not root.is_dir():
+            raise DiskProblem("not a folder", where=str(root), hint="choose another --store")
+        elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
+            hint = "choose another --store or an empty folder"
+            raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
     if create:
-        for name in (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS):
-            files.make_folder(root / name)
+        files.make_folder(root)
+
+
+def _make_folders(root: Path) -> None:
+    """The folders of a store; a link in their place would have us sweep somebody else's files."""
+    for name in FOLDERS:
+        path = root / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise StoreDamaged("not a folder of the store", where=str(path), expected="a folder, and no link to one")
+        files.make_folder(path)
 
 
 def _found(root: Path, seed: int) -> None:
@@ -167,38 +175,3 @@ def _found(root: Path, seed: int) -> None:
     files.write_durably(tmp, layout.manifest_path(root, 0), data)
     files.write_durably(tmp, root / layout.HEAD, head_bytes(0, hashlib.sha256(data).hexdigest()))
     files.write_durably(tmp, root / layout.FORMAT, f"{layout.FORMAT_VERSION}\n".encode())
-
-
-@contextmanager
-def _locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) -> Iterator[None]:
-    path = root / layout.LOCK
-    lock = FileLock(path, fallback_to_soft=False)
-    with disk_errors(str(path)):
-        path.touch(mode=0o664)  # by ourselves, so that it is never world-writable
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait(_holder(path))
-            try:
-                lock.acquire(timeout=-1 if timeout is None else timeout, poll_interval=0.05)
-            except Timeout as error:
-                raise StoreLocked(
-                    "the store is locked by another writer", where=str(path), found=_holder(path),
-                    expected=f"a free lock within {timeout:g} s", hint="wait for it, or raise --lock-timeout",
-                ) from error  # fmt: skip
-    try:
-        with disk_errors(str(path)):
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            command = " ".join(sys.argv[:2])[:200]
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}\n")
-        yield
-    finally:
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    """Who holds the lock, in their own words."""
-    try:
-        return path.read_text(errors="replace").strip() or "another process"
-    except OSError:
-        return "another process"

@@ -1,4 +1,8 @@
-"""The store's file operations: all of its reading and writing goes through these few functions."""
+"""The store's file operations: whatever it does to a disk goes through these few functions.
+
+The first ones are single system calls; a test that replaces them one by one sees, and can break, every step of a
+commit. The others are made of these. Links are never followed: a store may come from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,57 @@ from pathlib import Path
 
 from store_schema.errors import ObjectVanished, StoreDamaged, disk_errors
 
+MODE = 0o664
+FOLDER_MODE = 0o775
+"""Before the umask: never writable by everyone."""
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and its parents durably; existing ones are fine."""
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    with disk_errors(str(path)):
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            sync_folder(folder.parent)
+
+def create(path: Path) -> int:
+    """A descriptor of a new file."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+
+
+def write(fd: int, data: memoryview) -> int:
+    """Writes some of the bytes; tells how many."""
+    return os.write(fd, data)
+
+
+def sync(fd: int) -> None:
+    """fsync of an open file."""
+    os.fsync(fd)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Puts a file in the place of another."""
+    source.rename(target)
+
+
+def unlink(path: Path) -> None:
+    """Takes a name away."""
+    path.unlink()
+
+
+def mkdir(path: Path) -> None:
+    """Makes one folder; an existing one is fine."""
+    path.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
 
 def sync_folder(path: Path) -> None:
     """fsync of a folder: a rename in it is durable after that."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents durably; existing ones are fine. Raises DiskProblem."""
+    with disk_errors(str(path)):
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for folder in reversed(missing):
+            mkdir(folder)
+            sync_folder(folder.parent)
 
 
 def write_durably(tmp: Path, target: Path, data: bytes) -> None:
@@ -35,28 +73,49 @@ def write_durably(tmp: Path, target: Path, data: bytes) -> None:
     """
     part = tmp / uuid.uuid4().hex
     with disk_errors(str(target)):
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
+        fd = create(part)
         try:
             try:
                 left = memoryview(data)
                 while left:  # a write may be short
-                    left = left[os.write(fd, left) :]
-                os.fsync(fd)
+                    left = left[write(fd, left) :]
+                sync(fd)
             finally:
                 os.close(fd)
-            part.rename(target)
+            rename(part, target)
         except OSError:
             remove(part)
             raise
         sync_folder(target.parent)
 
 
-def remove(path: Path) -> None:
-    """Unlinks a file if that is possible; a file left over is swept by the next writer."""
+def remove(path: Path) -> bool:
+    """Unlinks a file and tells whether it is gone; one left over is swept by a later writer."""
     try:
-        path.unlink()
+        unlink(path)
+    except FileNotFoundError:
+        return True
     except OSError:
-        return
+        return False
+    return True
+
+
+def touch_regular(path: Path) -> None:
+    """Makes an empty file where there is none. Raises StoreDamaged for a link or a folder, and DiskProblem."""
+    with disk_errors(str(path)):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise StoreDamaged("not a regular file", where=str(path), expected="a regular file")
+        path.touch(mode=MODE)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Replaces the text of an existing file in place, which keeps its locks. Raises DiskProblem."""
+    with disk_errors(str(path)):
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            write(fd, memoryview(text.encode(errors="replace")))
+        finally:
+            os.close(fd)
 
 
 def read_regular(path: Path, limit: int) -> bytes:

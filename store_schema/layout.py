@@ -20,6 +20,7 @@ NAMES = frozenset({FORMAT, HEAD, LOCK, MANIFESTS, OBJECTS, CHECKPOINTS, TMP})
 SUFFIXES = ("safetensors", "h5")
 MAX_OBJECT = 4 << 30
 MAX_MANIFEST = 256 << 20
+MAX_HEAD = 4096
 
 
 def object_path(root: Path, sha256: str, suffix: str) -> Path:
@@ -30,6 +31,12 @@ def object_path(root: Path, sha256: str, suffix: str) -> Path:
 def manifest_path(root: Path, generation: int) -> Path:
     """Where the manifest of a generation lies."""
     return root / MANIFESTS / f"{generation}.json"
+
+
+def manifests(root: Path) -> list[tuple[Path, int]]:
+    """The manifests that are there, with the generation that their name says; other files are left out."""
+    found = [(p, int(p.stem)) for p in (root / MANIFESTS).glob("*.json") if p.stem.isdecimal() and p.stem.isascii()]
+    return sorted((p, n) for p, n in found if p.name == f"{n}.json")
 
 
 def checkpoint_path(root: Path, sha256: str) -> Path:

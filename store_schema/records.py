@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -13,7 +14,7 @@ from store_schema.errors import StoreDamaged
 from store_schema.layout import MAX_OBJECT
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scalar = str | bool | int | float | None
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
@@ -24,6 +25,11 @@ class Record(BaseModel):
     """Base: immutable, strict about types, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _unique(kind: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"the same {kind} occurs twice")
 
 
 class ObjectRef(Record):
@@ -39,6 +45,12 @@ class LayerRecord(Record):
 
     name: Name
     shape: Shape
+
+    @model_validator(mode="after")
+    def _bounded(self) -> LayerRecord:
+        if 4 * math.prod(self.shape) > MAX_OBJECT:
+            raise ValueError(f"layer {self.name!r} is larger than any object")
+        return self
 
 
 class ExpertRecord(Record):
@@ -60,6 +72,12 @@ class TaskLayer(Record):
     parameters: Count
     selected: Count
     reused: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TaskLayer:
+        if not self.reused <= self.selected <= self.parameters:
+            raise ValueError(f"layer {self.name!r} reuses more than it selects, or selects more than there is")
+        return self
 
 
 class Accuracy(Record):
@@ -94,6 +112,11 @@ class TaskRecord(Record):
     images: Count
     config: dict[str, Scalar]
     learned_at: Annotated[str, StringConstraints(max_length=40)]
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> TaskRecord:
+        _unique("class", [(type(label).__name__, label) for label in self.classes])
+        return self
 
 
 class GateRecord(Record):
@@ -132,16 +155,23 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        names = [t.name for t in self.tasks]
-        ids = [e.id for e in self.experts]
-        if len(set(names)) < len(names) or len(set(ids)) < len(ids):
-            raise ValueError("a task name or expert id occurs twice")
-        shapes = {e.id: {layer.name: layer.shape for layer in e.layers} for e in self.experts}
+        _unique("task", [t.name for t in self.tasks])
+        _unique("task number", [t.number for t in self.tasks])
+        _unique("expert", [e.id for e in self.experts])
+        _unique("gate", [g.input_shape for g in self.gates])
+        sizes = {}
+        for expert in self.experts:
+            _unique(f"layer of expert {expert.id}", [layer.name for layer in expert.layers])
+            sizes[expert.id] = [(layer.name, math.prod(layer.shape)) for layer in expert.layers]
         for task in self.tasks:
-            if task.expert not in shapes:
+            if task.expert not in sizes:
                 raise ValueError(f"task {task.name!r} names expert {task.expert!r}, which does not exist")
-            if [layer.name for layer in task.layers] != list(shapes[task.expert]):
+            if [(layer.name, layer.parameters) for layer in task.layers] != sizes[task.expert]:
                 raise ValueError(f"task {task.name!r} has other layers than its expert")
+            if task.number >= self.next_task:
+                raise ValueError(f"task {task.name!r} has a number that is yet to be given")
+        if any(n > self.generation for n in (self.repair_floor, *(entry.generation for entry in self.history))):
+            raise ValueError("a later generation is named")
         if self.generation > 0 and any(e.weights is None for e in self.experts):
             raise ValueError("an expert without weights")
         return self

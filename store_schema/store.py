@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from store_schema import files, layout
+from store_schema import files, layout, objects
 from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
 from store_schema.records import Manifest, ObjectRef
 from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork
@@ -28,6 +28,13 @@ class Store:
     head: bytes
 
     @staticmethod
+    def exists(path: str | Path) -> bool:
+        """Whether a store was founded there, whole or damaged; it may have no task yet."""
+        root = Path(path)
+        with disk_errors(str(root)):
+            return (root / layout.FORMAT).exists() or (root / layout.HEAD).exists() or committed(root)
+
+    @staticmethod
     def open(path: str | Path) -> Store:
         """Opens a store for reading.
 
@@ -40,10 +47,13 @@ class Store:
             raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
         return store
 
+    def reload(self) -> Store:
+        """The snapshot that HEAD names now; raises as ``open`` does."""
+        return Store.open(self.root)
+
     def read_object(self, ref: ObjectRef) -> bytes:
         """An object's bytes, whose size and hash are right."""
-        path = layout.object_path(self.root, ref.sha256, ref.suffix)
-        return verified(path, files.read_regular(path, ref.size), ref.sha256)
+        return objects.get(self.root, ref)
 
     def read_expert(self, expert_id: str) -> ExpertWeights:
         """An expert's shared weights and its tasks' owned parameters."""
@@ -61,6 +71,13 @@ class Store:
         where = str(layout.object_path(self.root, record.subnetwork.sha256, record.subnetwork.suffix))
         shapes = {layer.name: layer.shape for layer in expert.layers}
         return decode_subnetwork(self.read_object(record.subnetwork), where, task, expert.id, shapes)
+
+    def read_gate(self, input_shape: tuple[int, ...]) -> bytes | None:
+        """The solved gate of an input shape, as bytes; None when there is none."""
+        for gate in self.manifest.gates:
+            if gate.input_shape == input_shape:
+                return self.read_object(gate.solved)
+        return None
 
 
 def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
@@ -80,13 +97,14 @@ def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
 def check_format(root: Path) -> None:
     """Refuses what is no store, and stores of a newer format by name."""
     path = root / layout.FORMAT
-    if not path.exists() and not path.is_symlink():
-        # FORMAT is the last file of a new store: looked for again once commits are seen.
-        if committed(root) and not path.exists():
-            raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store")
-        if not path.exists():
-            hint = "the folder holds no store; check --store" if root.exists() else "clmoe learn creates it"
-            raise StoreMissing("no store", where=str(root), hint=hint)
+    with disk_errors(str(path)):
+        if not path.exists() and not path.is_symlink():
+            # FORMAT is the last file of a new store: looked for again once commits are seen.
+            if committed(root) and not path.exists():
+                raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store")
+            if not path.exists():
+                hint = "the folder holds no store; check --store" if root.exists() else "clmoe learn creates it"
+                raise StoreMissing("no store", where=str(root), hint=hint)
     text = files.read_regular(path, 64).decode("ascii", "replace")
     if not text.strip().isdecimal() or text != f"{int(text)}\n":
         raise StoreDamaged(
@@ -102,17 +120,17 @@ def check_format(root: Path) -> None:
 def committed(root: Path) -> bool:
     """Whether anything was ever committed here."""
     with disk_errors(str(root)):
-        return any(path.name != "0.json" for path in (root / layout.MANIFESTS).glob("*.json"))
+        return any(generation > 0 for _, generation in layout.manifests(root))
 
 
 def newest(root: Path) -> Store:
     """The snapshot that HEAD names; read again when a commit sweeps its manifest meanwhile."""
-    head = files.read_regular(root / layout.HEAD, 4096)
+    head = files.read_regular(root / layout.HEAD, layout.MAX_HEAD)
     while True:
         try:
             return Store(root, manifest_of(root, head), head)
         except ObjectVanished:
-            now = files.read_regular(root / layout.HEAD, 4096)
+            now = files.read_regular(root / layout.HEAD, layout.MAX_HEAD)
             if now == head:
                 raise
             head = now
@@ -147,14 +165,3 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
 def head_bytes(generation: int, sha256: str) -> bytes:
     """HEAD as it is written, and the only way in which it may be read."""
     return f"{json.dumps({'generation': generation, 'sha256': sha256})}\n".encode()
-
-
-def verified(path: Path, data: bytes, sha256: str) -> bytes:
-    """The bytes, if their hash is right."""
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise StoreDamaged(
-            "damaged file", where=str(path), found=f"sha256 {found[:12]}…", expected=f"{sha256[:12]}…",
-            hint="restore it from a copy of the store; clmoe inspect --verify lists every damaged file",
-        )  # fmt: skip
-    return data

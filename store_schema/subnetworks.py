@@ -8,13 +8,16 @@
     calibration/<kind>, statistics/<name>, gate/<name>     plain arrays
     probe_outputs     float32 [P, C]
 
-A file is written and read in memory as a whole; no file is ever modified.
+A file is written and read in memory as a whole; no file is ever modified. Whatever is encoded passes every check
+that decoding makes, so that nothing unreadable is ever committed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import math
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +25,21 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from store_schema.errors import StoreDamaged
+from store_schema.errors import ClmoeError, StoreDamaged
+from store_schema.hdf5 import Reader
 from store_schema.layout import SUBNETWORK_SCHEMA
 
 GROUPS = ("masks", "scores", "calibration", "statistics", "gate")
-DTYPES = ("uint8", "float16", "float32", "float64", "int64")
-MAX_ARRAY = 256 << 20
-DEFLATE_LIMIT = 1100
-"""Deflate cannot expand further: a data set that declares more than this times its stored bytes lies."""
+PLAIN = {
+    "calibration": ("float32", "float64"),
+    "statistics": ("float16", "float32", "float64", "int64"),
+    "gate": ("float16", "float32", "float64", "int64", "uint8"),
+}
+MALFORMED = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError, ArithmeticError, EOFError,
+    SystemError, zlib.error,
+)  # fmt: skip
+"""What h5py raises, somewhere, for bytes that are no proper file."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,23 @@ class SubnetworkRecord:
 
 
 def encode_subnetwork(record: SubnetworkRecord) -> bytes:
-    """The bytes of a task's object; the same values give the same bytes."""
+    """The bytes of a task's object; the same values give the same bytes.
+
+    Raises ClmoeError when a value is NaN or infinite, or a name, type or size does not fit the format.
+    """
+    try:
+        data = _image(record)
+        decode_subnetwork(data, "", record.task, record.expert, {n: m.shape for n, m in record.masks.items()})
+    except MALFORMED as error:
+        raise ClmoeError(f"task {record.task} cannot be stored", found=str(error)) from error
+    except StoreDamaged as error:
+        raise ClmoeError(
+            f"task {record.task} cannot be stored", key=error.key, found=error.found, expected=error.expected
+        ) from error
+    return data
+
+
+def _image(record: SubnetworkRecord) -> bytes:
     image = io.BytesIO()
     with h5py.File(image, "w", libver=("v110", "v110"), track_order=False) as file:
         file.attrs["schema"] = SUBNETWORK_SCHEMA
@@ -83,84 +109,66 @@ def decode_subnetwork(
     """
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            return _decode(file, where, task, expert, shapes)
+            return _decode(Reader(file, where), task, expert, shapes)
     except StoreDamaged:
         raise
-    except (
-        OSError,
-        KeyError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except MALFORMED as error:
         raise StoreDamaged("not a valid HDF5 object", where=where, found=str(error)) from error
 
 
-def _decode(file: Any, where: str, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]]) -> SubnetworkRecord:
-    def fail(key: str, found: Any, expected: Any) -> StoreDamaged:
-        return StoreDamaged("wrong content", where=where, key=key, found=str(found), expected=str(expected))
-
-    expected = {"schema": SUBNETWORK_SCHEMA, "task": task, "expert": expert, "layers": "\n".join(shapes)}
-    for key, value in expected.items():
-        if file.attrs[key] != value:
-            raise fail(key, repr(file.attrs[key]), repr(value))
-    if set(file) != {*GROUPS, "probe_outputs"}:
-        raise fail("/", sorted(file), sorted((*GROUPS, "probe_outputs")))
-    arrays: dict[str, dict[str, NDArray[Any]]] = {}
-    for group in GROUPS:
-        _hard_link(file, group, fail)
-        if not isinstance(file[group], h5py.Group):
-            raise fail(group, "a data set", "a group")
-        arrays[group] = {name: _array(file[group], name, fail) for name in file[group]}
-    probe = _array(file, "probe_outputs", fail)
-    masks: dict[str, NDArray[np.bool_]] = {}
-    if set(arrays["masks"]) != set(shapes):
-        raise fail("masks", sorted(arrays["masks"]), sorted(shapes))
-    for name, shape in shapes.items():
-        packed, size = arrays["masks"][name], int(np.prod(shape))
-        declared = tuple(int(n) for n in file["masks"][name].attrs["shape"])
-        if packed.dtype != np.uint8 or declared != shape or packed.shape != ((size + 7) // 8,):
-            raise fail(f"masks/{name}", f"{packed.dtype} {packed.shape} for {declared}", f"packed bits of {shape}")
-        masks[name] = np.unpackbits(packed, count=size).astype(bool).reshape(shape)
-    scale = {name: float(file["scores"][name].attrs["scale"]) for name in arrays["scores"]}
+def _decode(reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]]) -> SubnetworkRecord:
+    file = reader.file
+    wanted = {"schema": SUBNETWORK_SCHEMA, "task": task, "expert": expert, "layers": "\n".join(shapes)}
+    for key, value in wanted.items():
+        found = reader.attribute(file, key)
+        if isinstance(found, np.ndarray) or found != value:
+            raise reader.fail(key, repr(found), repr(value))
+    if set(reader.names(file)) != {*GROUPS, "probe_outputs"}:
+        raise reader.fail("/", sorted(file), sorted((*GROUPS, "probe_outputs")))
+    sets: dict[str, dict[str, Any]] = {}
+    for name in GROUPS:
+        group = reader.group(name)
+        sets[name] = {member: reader.dataset(group, member) for member in reader.names(group)}
+    probe = reader.dataset(file, "probe_outputs")
+    if probe.dtype != np.float32 or (probe.size and probe.ndim != 2):
+        raise reader.fail("probe_outputs", f"{probe.dtype} {probe.shape}", "float32 [P, C]")
+    _check_masks(reader, sets["masks"], shapes)
+    scale = {name: _check_score(reader, name, found, shapes) for name, found in sets["scores"].items()}
+    for group_name, dtypes in PLAIN.items():
+        for name, found in sets[group_name].items():
+            if found.dtype.name not in dtypes or (group_name == "calibration" and not 1 <= found.ndim <= 2):
+                raise reader.fail(f"{group_name}/{name}", f"{found.dtype} {found.shape}", " or ".join(dtypes))
+    # All is checked that can be before anything is read.
+    arrays = {group: {name: reader.values(found) for name, found in members.items()} for group, members in sets.items()}
+    masks = {
+        name: np.unpackbits(arrays["masks"][name], count=math.prod(shape)).astype(bool).reshape(shape)
+        for name, shape in shapes.items()
+    }
     for name, scores in arrays["scores"].items():
-        if scores.dtype != np.float16 or not np.isfinite(scale[name]):
-            raise fail(f"scores/{name}", scores.dtype, "float16 with a finite scale")
-        if name in masks and (scores.shape != masks[name].shape or scores[~masks[name]].any()):
-            raise fail(f"scores/{name}", "scores outside the mask", "zero there, and the mask's shape")
+        if name in masks and scores[~masks[name]].any():
+            raise reader.fail(f"scores/{name}", "scores outside the mask", "zero there")
     return SubnetworkRecord(
         task, expert, masks, arrays["scores"], scale,
-        arrays["calibration"], arrays["statistics"], arrays["gate"], probe,
+        arrays["calibration"], arrays["statistics"], arrays["gate"], reader.values(probe),
     )  # fmt: skip
 
 
-def _hard_link(parent: Any, name: str, fail: Callable[[str, Any, Any], StoreDamaged]) -> None:
-    if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
-        raise fail(name, "a soft or external link", "a hard link")
+def _check_masks(reader: Reader, masks: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if set(masks) != set(shapes):
+        raise reader.fail("masks", sorted(masks), sorted(shapes))
+    for name, shape in shapes.items():
+        packed, size = masks[name], math.prod(shape)
+        declared = np.atleast_1d(reader.attribute(packed, "shape")).tolist()
+        if packed.dtype != np.uint8 or declared != list(shape) or packed.shape != ((size + 7) // 8,):
+            found = f"{packed.dtype} {packed.shape} for {declared}"
+            raise reader.fail(f"masks/{name}", found, f"packed bits of {shape}")
+        reader.declare(f"masks/{name}", size)  # unpacked
 
 
-def _array(parent: Any, name: str, fail: Callable[[str, Any, Any], StoreDamaged]) -> NDArray[Any]:
-    """A data set's values, after every check that can be made before they are read."""
-    key = f"{parent.name}/{name}".lstrip("/")
-    _hard_link(parent, name, fail)
-    found = parent[name]
-    if not isinstance(found, h5py.Dataset):
-        raise fail(key, "a group", "a data set")
-    if found.is_virtual or found.external:
-        raise fail(key, "virtual or external storage", "its own bytes")
-    if found.dtype.name not in DTYPES or not found.dtype.isnative:
-        raise fail(key, found.dtype, " or ".join(DTYPES))
-    plist = found.id.get_create_plist()
-    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
-        raise fail(key, f"filters {sorted(filters)}", "shuffle and gzip at most")
-    stored = found.id.get_storage_size() * (DEFLATE_LIMIT if filters else 1)
-    if found.shape is None or found.nbytes > min(MAX_ARRAY, stored):
-        raise fail(key, f"{found.nbytes} bytes declared", f"at most {min(MAX_ARRAY, stored)}")
-    value: NDArray[Any] = found[()]
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise fail(key, "NaN or infinite values", "finite ones")
-    return value
+def _check_score(reader: Reader, name: str, found: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    scale = reader.attribute(found, "scale")
+    if found.dtype != np.float16 or not isinstance(scale, float) or not math.isfinite(scale):
+        raise reader.fail(f"scores/{name}", found.dtype, "float16 with a finite scale")
+    if name in shapes and found.shape != shapes[name]:
+        raise reader.fail(f"scores/{name}", f"shape {found.shape}", f"the mask's, {shapes[name]}")
+    return float(scale)

@@ -1,4 +1,4 @@
-"""Checking every file of a store in one run."""
+"""Checking every file of a store in one run: each is checked by itself, so that one damaged file hides no other."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from store_schema import files, layout
-from store_schema.errors import ClmoeError, StoreMissing
+from store_schema import files, layout, objects
+from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
 from store_schema.records import Manifest
 from store_schema.removal import subnetwork_digest
-from store_schema.store import Store, verified
+from store_schema.store import Store, check_format, manifest_of
 
-Report = Callable[[ClmoeError, Path | None], None]
+Report = Callable[[ClmoeError, Path], None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def verify(path: str | Path) -> list[Finding]:
     """Every damaged file of a store: hashes, structure, and the subnetwork hash of each task.
 
     A commit in the meantime sweeps files away, which is no damage: the check is made again then. Raises
-    StoreMissing or StoreIncompatible when there is nothing to check.
+    StoreMissing or StoreIncompatible when there is nothing to check, and DiskProblem.
     """
     root = Path(path)
     while True:
@@ -41,7 +41,7 @@ def verify(path: str | Path) -> list[Finding]:
 
 def _head(root: Path) -> bytes | None:
     try:
-        return files.read_regular(root / layout.HEAD, 4096)
+        return files.read_regular(root / layout.HEAD, layout.MAX_HEAD)
     except ClmoeError:
         return None
 
@@ -49,65 +49,83 @@ def _head(root: Path) -> bytes | None:
 def _verify(root: Path) -> list[Finding]:
     findings: dict[str, Finding] = {}
 
-    def found(error: ClmoeError, file: Path | None) -> None:
+    def found(error: ClmoeError, file: Path) -> None:
         name = error.where or str(file)
         findings.setdefault(name, Finding(name, str(error), True))
 
-    _check_objects(root, found)
     try:
-        store = Store.open(root)
-    except StoreMissing:
+        check_format(root)
+    except (StoreMissing, StoreIncompatible):
         raise
     except ClmoeError as error:
-        if error.exit_code != 4 or type(error).__name__ == "StoreIncompatible":
-            raise
-        found(error, None)
-        return list(findings.values())
-    for manifest_file in sorted((root / layout.MANIFESTS).iterdir()):
+        found(error, root / layout.FORMAT)
+    for path in objects.present(root):
+        # Objects are named by their hash, so that each can be checked without a manifest.
         try:
-            data = files.read_regular(manifest_file, layout.MAX_MANIFEST)
-            manifest = Manifest.from_bytes(data, str(manifest_file))
-            if manifest.generation == store.manifest.generation - 1:
-                # The parent's hash stands in the manifest of its child.
-                if hashlib.sha256(data).hexdigest() != store.manifest.parent:
-                    findings[str(manifest_file)] = Finding(str(manifest_file), "damaged file", True)
-                    continue
-            elif manifest.generation != store.manifest.generation:
-                findings[str(manifest_file)] = Finding(str(manifest_file), "a generation that nothing names", False)
-                continue
+            objects.verified(path, files.read_regular(path, layout.MAX_OBJECT), path.stem)
         except ClmoeError as error:
-            found(error, manifest_file)
+            found(error, path)
+    current = _current(root, found)
+    if current is not None and current.generation == 0 and not findings:
+        raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
+    for path, number in layout.manifests(root):
+        if current is not None and number not in (current.generation, current.generation - 1):
+            findings[str(path)] = Finding(str(path), "a generation that nothing names", False)
             continue
-        _check_contents(Store(root, manifest, store.head), found)
-    for stray in root.iterdir():
-        if stray.name not in layout.NAMES:
-            findings[str(stray)] = Finding(str(stray), "not a file of the store", False)
+        try:
+            data = files.read_regular(path, layout.MAX_MANIFEST)
+            child = current if current is not None and number < current.generation else None
+            if child is not None and hashlib.sha256(data).hexdigest() != child.parent:
+                raise StoreDamaged("damaged file", where=str(path), expected=f"sha256 {child.parent}")
+            manifest = Manifest.from_bytes(data, str(path))
+        except ClmoeError as error:
+            found(error, path)
+            continue
+        _check_contents(Store(root, manifest, b""), found)
+    for stray in _strays(root):
+        findings.setdefault(str(stray), Finding(str(stray), "not a file of the store", False))
     return list(findings.values())
 
 
-def _check_objects(root: Path, found: Report) -> None:
-    """Objects are named by their hash, so that each can be checked without a manifest."""
-    for path in sorted((root / layout.OBJECTS).glob("*/*")):
-        try:
-            verified(path, files.read_regular(path, layout.MAX_OBJECT), path.stem)
-        except ClmoeError as error:
-            found(error, path)
+def _current(root: Path, found: Report) -> Manifest | None:
+    """The manifest that HEAD names, if both are whole."""
+    try:
+        head = files.read_regular(root / layout.HEAD, layout.MAX_HEAD)
+        return manifest_of(root, head)
+    except ClmoeError as error:
+        found(error, root / layout.HEAD)
+        return None
 
 
 def _check_contents(store: Store, found: Report) -> None:
+    """Everything that one generation names: that it is there, its structure, and the hash of each subnetwork."""
     for expert in store.manifest.experts:
         try:
             weights = store.read_expert(expert.id)
         except ClmoeError as error:
-            found(error, None)
+            found(error, store.root)
             weights = None
         for task in store.manifest.tasks_of(expert.id):
             try:
                 record = store.read_subnetwork(task.name)
             except ClmoeError as error:
-                found(error, None)
+                found(error, store.root)
                 continue
             if weights is not None and subnetwork_digest(weights, record.masks, task.name) != task.subnetwork_sha256:
                 assert expert.weights is not None
                 where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
-                found(ClmoeError(f"the subnetwork of task {task.name} changed", where=str(where)), None)
+                found(StoreDamaged(f"the subnetwork of task {task.name} changed", where=str(where)), where)
+    for gate in store.manifest.gates:
+        try:
+            store.read_gate(gate.input_shape)
+        except ClmoeError as error:
+            found(error, store.root)
+
+
+def _strays(root: Path) -> list[Path]:
+    """Files that are not the store's: not named like it, or not placed like it."""
+    with disk_errors(str(root)):
+        own = {*objects.present(root), *(path for path, _ in layout.manifests(root))}
+        below = [*(root / layout.OBJECTS).rglob("*"), *(root / layout.MANIFESTS).iterdir()]
+        strays = [path for path in root.iterdir() if path.name not in layout.NAMES]
+    return sorted(strays + [path for path in below if path not in own and not path.is_dir()])

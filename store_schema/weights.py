@@ -1,12 +1,14 @@
 """safetensors codec for one expert: the shared weights, and each task's owned parameters under its name.
 
 Keys: ``shared/<layer>`` and ``task/<task name>/<parameter>``; a parameter's name has no slash, so the last one
-parts them whatever the task is called.
+parts them whatever the task is called. The metadata names the schema and the expert. Whatever is encoded passes
+every check that decoding makes, so that nothing unreadable is ever committed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from store_schema.errors import StoreDamaged
+from store_schema.errors import ClmoeError, StoreDamaged
 from store_schema.layout import WEIGHTS_SCHEMA
 from store_schema.records import ExpertRecord
 
 Array = NDArray[np.float32]
-MAX_HEADER = 32 << 20
+MAX_HEADER = 8 << 20
+MAX_RANK = 8
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,50 @@ class ExpertWeights:
 
 
 def encode_weights(weights: ExpertWeights, expert: str) -> bytes:
-    """The bytes of an expert's object; the same values give the same bytes."""
+    """The bytes of an expert's object; the same values give the same bytes.
+
+    Raises ClmoeError when a weight is NaN or infinite, or a name or size does not fit the format.
+    """
     tensors = {f"shared/{name}": value for name, value in weights.shared.items()}
     for task, params in weights.owned.items():
         tensors |= {f"task/{task}/{name}": value for name, value in params.items()}
     ready = {key: np.ascontiguousarray(tensors[key], dtype=np.float32) for key in sorted(tensors)}
     # A single metadata entry: the writer keeps several in no particular order.
-    return save(ready, metadata={"clmoe": f"schema {WEIGHTS_SCHEMA}, expert {expert}"})
+    data = save(ready, metadata=_metadata(expert))
+    try:
+        _parse(data, "", expert, {name: value.shape for name, value in weights.shared.items()}, list(weights.owned))
+    except StoreDamaged as error:
+        raise ClmoeError(
+            f"the weights of expert {expert} cannot be stored", key=error.key,
+            found=error.what if error.found is None else f"{error.what}: {error.found}", expected=error.expected,
+        ) from error  # fmt: skip
+    return data
 
 
 def decode_weights(data: bytes, where: str, record: ExpertRecord, tasks: Sequence[str]) -> ExpertWeights:
     """Parses and checks an expert's object against its record and the names of its tasks.
 
-    Raises StoreDamaged: header, offsets, dtype, shape, missing or unknown key, NaN or infinite values.
+    Raises StoreDamaged: header, offsets, dtype, shape, another expert, missing or unknown key, NaN or infinite
+    values.
     """
-    _check_header(data, where)
+    return _parse(data, where, record.id, {layer.name: layer.shape for layer in record.layers}, tasks)
+
+
+def _metadata(expert: str) -> dict[str, str]:
+    return {"clmoe": f"schema {WEIGHTS_SCHEMA}, expert {expert}"}
+
+
+def _parse(
+    data: bytes, where: str, expert: str, shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[str]
+) -> ExpertWeights:
+    metadata = _check_header(data, where)
+    if metadata != _metadata(expert):
+        wanted = str(_metadata(expert))
+        raise StoreDamaged("another object", where=where, key="__metadata__", found=str(metadata), expected=wanted)
     try:
         found: dict[str, Array] = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error
-    shapes = {layer.name: layer.shape for layer in record.layers}
     shared: dict[str, Array] = {}
     owned: dict[str, dict[str, Array]] = {task: {} for task in tasks}
     for key, value in found.items():
@@ -66,7 +93,7 @@ def decode_weights(data: bytes, where: str, record: ExpertRecord, tasks: Sequenc
             shared[key[7:]] = value
             continue
         task, _, name = key.removeprefix("task/").rpartition("/")
-        if not key.startswith("task/") or task not in owned:
+        if not key.startswith("task/") or task not in owned or not name:
             raise StoreDamaged("a weight that nothing uses", where=where, key=key)
         owned[task][name] = value
     missing = [*(set(shapes) - set(shared)), *(task for task, params in owned.items() if not params)]
@@ -75,8 +102,11 @@ def decode_weights(data: bytes, where: str, record: ExpertRecord, tasks: Sequenc
     return ExpertWeights({name: shared[name] for name in shapes}, owned)
 
 
-def _check_header(data: bytes, where: str) -> None:
-    """The header must tile the rest of the file exactly, in float32, before any library reads it."""
+def _check_header(data: bytes, where: str) -> object:
+    """The header must tile the rest of the file exactly, in float32, before any library reads it.
+
+    Returns its metadata, unchecked.
+    """
     try:
         (size,) = struct.unpack_from("<Q", data)
         if size > min(MAX_HEADER, len(data) - 8):
@@ -87,8 +117,11 @@ def _check_header(data: bytes, where: str) -> None:
             if key == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
-            count = int(np.prod([int(n) for n in entry["shape"]], dtype=object)) if entry["shape"] else 1
-            if entry["dtype"] != "F32" or any(n < 1 for n in entry["shape"]) or end - start != 4 * count:
+            shape = entry["shape"]
+            numbers = [*shape, start, end]
+            if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= len(data) for n in numbers):
+                raise ValueError(f"{key!r} has a shape or offsets that do not fit the file")
+            if entry["dtype"] != "F32" or 0 in shape or end - start != 4 * math.prod(shape):
                 raise ValueError(f"{key!r} is no float32 array of its declared size")
             spans.append((start, end))
         edge = 0
@@ -98,5 +131,6 @@ def _check_header(data: bytes, where: str) -> None:
             edge = end
         if edge != len(data) - 8 - size:
             raise ValueError("offsets do not end where the file does")
+        return header.get("__metadata__")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error

@@ -143,6 +143,7 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
 
 
 GOOD = {
+    "__metadata__": {"clmoe": "schema 1, expert e1"},
     "shared/hidden1.weight": entry([5, 7], 0, 140),
     "shared/hidden2.weight": entry([3, 5], 140, 200),
     "task/t/output.bias": entry([2], 200, 208),
