@@ -1,7 +1,8 @@
 """The store's file operations: whatever it does to a disk goes through these few functions.
 
-The first ones are single system calls; a test that replaces them one by one sees, and can break, every step of a
-commit. The others are made of these. Links are never followed: a store may come from anywhere.
+The first ones, up to ``overwrite``, are single steps that raise OSError; a test that replaces them one by one sees,
+and can break, every step of a commit. The others are made of these. Links are never followed: a store may come from
+anywhere.
 """
 
 from __future__ import annotations
@@ -57,6 +58,20 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def touch(path: Path) -> None:
+    """Makes an empty file where there is none."""
+    path.touch(mode=MODE)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Replaces the text of an existing file in place, which keeps its locks."""
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode(errors="replace"))
+    finally:
+        os.close(fd)
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and its parents durably; existing ones are fine. Raises DiskProblem."""
     with disk_errors(str(path)):
@@ -98,24 +113,6 @@ def remove(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def touch_regular(path: Path) -> None:
-    """Makes an empty file where there is none. Raises StoreDamaged for a link or a folder, and DiskProblem."""
-    with disk_errors(str(path)):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise StoreDamaged("not a regular file", where=str(path), expected="a regular file")
-        path.touch(mode=MODE)
-
-
-def overwrite(path: Path, text: str) -> None:
-    """Replaces the text of an existing file in place, which keeps its locks. Raises DiskProblem."""
-    with disk_errors(str(path)):
-        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            write(fd, memoryview(text.encode(errors="replace")))
-        finally:
-            os.close(fd)
 
 
 def read_regular(path: Path, limit: int) -> bytes:

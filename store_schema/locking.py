@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from store_schema import files, layout
-from store_schema.errors import StoreLocked, disk_errors
+from store_schema.errors import StoreDamaged, StoreLocked, disk_errors
 
 
 @contextmanager
@@ -25,8 +25,10 @@ def locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) ->
     """
     path = root / layout.LOCK
     lock = FileLock(path, fallback_to_soft=False)
-    files.touch_regular(path)  # by ourselves, so that it is never world-writable
     with disk_errors(str(path)):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise StoreDamaged("not a regular file", where=str(path), expected="a regular file")
+        files.touch(path)  # by ourselves, so that it is never world-writable
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -41,7 +43,8 @@ def locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) ->
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         command = " ".join(sys.argv[:2])[:200]
-        files.overwrite(path, f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}\n")
+        with disk_errors(str(path)):
+            files.overwrite(path, f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}\n")
         yield
     finally:
         lock.release()

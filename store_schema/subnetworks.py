@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from store_schema import heaps
 from store_schema.errors import ClmoeError, StoreDamaged
 from store_schema.hdf5 import Reader
 from store_schema.layout import SUBNETWORK_SCHEMA
@@ -108,6 +109,7 @@ def decode_subnetwork(
     other filters, other types), wrong sizes, NaN or infinite values, scores outside the mask.
     """
     try:
+        heaps.check(data)
         with h5py.File(io.BytesIO(data), "r") as file:
             return _decode(Reader(file, where), task, expert, shapes)
     except StoreDamaged:

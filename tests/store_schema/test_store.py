@@ -1,12 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +7,10 @@ import pytest
 from store_samples import commit_task
 
 from store_schema import (
-    ClmoeError,
-    DiskProblem,
-    Manifest,
     Store,
     StoreDamaged,
     StoreIncompatible,
-    StoreLocked,
     StoreMissing,
-    files,
     read_consistently,
     verify,
     writer,
@@ -87,175 +75,6 @@ def test_newer_formats_are_refused_by_name(make_store: Make) -> None:
         pass
 
 
-def named_as_damaged(root: Path) -> str:
-    try:
-        return " ".join(f.file for f in verify(root) if f.damage)
-    except ClmoeError as error:
-        return str(error) if error.exit_code == 4 else ""
-
-
-def read_all(root: Path) -> None:
-    store = Store.open(root)
-    store.read_expert("e1")
-    for name in ("a", "b"):
-        store.read_subnetwork(name)
-
-
-def test_every_flipped_bit_and_cut_is_noticed_and_named(make_store: Make) -> None:
-    root = make_store("a", "b")
-    current = json.loads((root / "HEAD").read_text())["generation"]
-    wanted = {ref.sha256 for ref in Store.open(root).manifest.objects()}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "lock"):
-        good = path.read_bytes()
-        for position in range(0, len(good), max(1, len(good) // 12)):
-            bad = bytearray(good)
-            bad[position] ^= 1 << (position % 8)
-            for data in (bytes(bad), good[:position]):
-                path.write_bytes(data)
-                needed = path.stem in wanted or path.name in ("FORMAT", "HEAD", f"{current}.json")
-                if not needed:
-                    continue
-                assert path.name in named_as_damaged(root), (path, position)
-                with pytest.raises(ClmoeError) as caught:
-                    read_all(root)
-                assert caught.value.exit_code == 4
-        path.write_bytes(good)
-    assert verify(root) == []
-
-
-def test_verify_names_every_damaged_file_in_one_run(make_store: Make) -> None:
-    root = make_store("a", "b")
-    objects = [root / "objects" / r.sha256[:2] / f"{r.sha256}.{r.suffix}" for r in Store.open(root).manifest.objects()]
-    objects[0].unlink()
-    objects[1].write_bytes(b"x" * objects[1].stat().st_size)
-    found = {Path(f.file).name for f in verify(root) if f.damage}
-    assert {objects[0].name, objects[1].name} <= found
-
-
-@pytest.mark.parametrize("lost", ["HEAD", "FORMAT", "manifests/1.json"])
-def test_a_lost_file_is_damage_and_never_an_empty_store(make_store: Make, lost: str) -> None:
-    root = make_store("a")
-    (root / lost).unlink()
-    with pytest.raises(StoreDamaged, match=lost):
-        Store.open(root)
-    with pytest.raises(StoreDamaged, match=lost), writer(root, create=True):
-        pass
-
-
-def test_links_and_folders_in_place_of_objects_are_refused(make_store: Make, tmp_path: Path) -> None:
-    root = make_store("a")
-    ref = Store.open(root).manifest.tasks[0].subnetwork
-    path = root / "objects" / ref.sha256[:2] / f"{ref.sha256}.h5"
-    kept = tmp_path / "elsewhere.h5"
-    shutil.move(path, kept)
-    path.symlink_to(kept)
-    with pytest.raises(StoreDamaged, match="symbolic link"):
-        Store.open(root).read_subnetwork("a")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(ClmoeError) as caught:
-        Store.open(root).read_subnetwork("a")
-    assert caught.value.exit_code in (4, 6)
-
-
-OPERATIONS = ("make_folder", "write_durably", "sync_folder", "remove")
-
-
-def interrupted_after(monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException) -> list[str]:
-    """Lets n file operations through, then raises at every further one."""
-    done: list[str] = []
-    for name in OPERATIONS:
-        real = getattr(files, name)
-
-        def call(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
-            if len(done) >= n:
-                raise error
-            done.append(name)
-            return real(*args)
-
-        monkeypatch.setattr(files, name, call)
-    return done
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["first commit", "later commit"])
-def test_a_commit_cut_off_anywhere_leaves_the_old_state_or_the_new(
-    make_store: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
-) -> None:
-    seen = set()
-    for n in range(100):
-        root = tmp_path / f"s{n}"
-        if not first:
-            with writer(root, create=True) as locked:
-                commit_task(locked, "a", 0)
-        with monkeypatch.context() as patch:
-            done = interrupted_after(patch, n, Killed())
-            try:
-                with writer(root, create=True) as locked:
-                    commit_task(locked, "b", 1)
-                finished = True
-            except Killed:
-                finished = False
-        old = [] if first else ["a"]
-        try:
-            now = names(root)
-        except StoreMissing:
-            now = []
-        assert now in (old, [*old, "b"])
-        seen.add(len(now))
-        if now:
-            assert [f for f in verify(root) if f.damage] == []
-        with writer(root, create=True) as locked:
-            if "b" not in now:
-                commit_task(locked, "b", 1)
-            commit_task(locked, "c", 2)
-        assert names(root) == [*old, "b", "c"]
-        assert list((root / "tmp").iterdir()) == []
-        if finished:
-            assert n == len(done)
-            break
-    assert seen == {len(old), len(old) + 1}
-
-
-@pytest.mark.parametrize("number", [28, 5, 30, 13, 24], ids=["ENOSPC", "EIO", "EROFS", "EACCES", "EMFILE"])
-@pytest.mark.parametrize("call", ["open", "write", "fsync"])
-def test_errors_of_the_disk_are_said_in_one_line_and_lose_nothing(
-    make_store: Make, monkeypatch: pytest.MonkeyPatch, number: int, call: str
-) -> None:
-    root = make_store("a")
-    before = snapshot(root)
-    real = getattr(os, call)
-
-    def fail(*args: object, **kwargs: object) -> object:
-        writes = call != "open" or (len(args) > 1 and int(args[1]) & os.O_EXCL and "tmp" in str(args[0]))  # type: ignore[call-overload]
-        if writes:
-            raise OSError(number, os.strerror(number), str(root))
-        return real(*args, **kwargs)
-
-    with writer(root) as locked:
-        monkeypatch.setattr(os, call, fail)
-        try:
-            with pytest.raises(DiskProblem) as caught:
-                commit_task(locked, "b", 1)
-        finally:
-            monkeypatch.undo()
-    assert "\n" not in str(caught.value)
-    assert names(root) == ["a"]
-    after = snapshot(root)
-    assert all(after[k] == v for k, v in before.items() if k != "lock")
-
-
-def test_short_writes_are_completed(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
-    root = make_store("a")
-    monkeypatch.undo()
-    assert verify(root) == []
-
-
 def test_the_same_content_is_stored_once(make_store: Make) -> None:
     root = make_store("a")
     with writer(root) as locked:
@@ -304,81 +123,6 @@ def test_content_hash_knows_content_and_no_clock(make_store: Make) -> None:
     assert manifest.model_copy(update={"tasks": other}).content_hash() != manifest.content_hash()
 
 
-HOLD = """
-import sys, time
-from store_schema import writer
-with writer(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_writers_exclude_each_other_and_a_killed_holder_frees_the_lock(make_store: Make) -> None:
-    root = make_store("a")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        waited: list[str] = []
-        started = time.monotonic()
-        with (
-            pytest.raises(StoreLocked, match=f"process {holder.pid} "),
-            writer(root, timeout=0.2, on_wait=waited.append),
-        ):
-            pass
-        assert time.monotonic() - started >= 0.2
-        assert len(waited) == 1
-        assert names(root) == ["a"]
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        with writer(root, timeout=5) as locked:
-            commit_task(locked, "b", 1)
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert names(root) == ["a", "b"]
-
-
-WRITE = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from store_samples import commit_task
-from store_schema import writer
-for i in range(3):
-    with writer(sys.argv[1], create=True) as locked:
-        commit_task(locked, f"{sys.argv[2]}-{i}", i)
-"""
-
-
-def test_every_task_of_concurrent_writers_is_there(tmp_path: Path) -> None:
-    root, here = tmp_path / "s", str(Path(__file__).parent.parent)
-    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(root), str(w), here]) for w in range(4)]
-    reads = 0
-    while any(w.poll() is None for w in writers):
-        try:
-            count = read_consistently(root, lambda s: (len(s.read_expert("e1").owned), len(s.manifest.tasks)))
-        except StoreMissing:
-            continue
-        assert count[0] == count[1]
-        reads += 1
-    assert [w.returncode for w in writers] == [0] * 4
-    assert sorted(names(root)) == sorted(f"{w}-{i}" for w in range(4) for i in range(3))
-    assert reads > 0
-    assert verify(root) == []
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0, 0o664)])
-def test_modes_follow_the_umask_and_are_never_world_writable(make_store: Make, umask: int, mode: int) -> None:
-    before = os.umask(umask)
-    try:
-        root = make_store("a")
-    finally:
-        os.umask(before)
-    found = {p.stat().st_mode & 0o777 for p in root.rglob("*") if p.is_file() and p.name != "lock"}
-    assert found == {mode}
-    assert not (root / "lock").stat().st_mode & 0o002
-
-
 def test_a_manifest_never_names_objects_that_are_not_there(make_store: Make) -> None:
     root = make_store("a")
     with writer(root) as locked:
@@ -389,6 +133,20 @@ def test_a_manifest_never_names_objects_that_are_not_there(make_store: Make) -> 
     assert Store.open(root).manifest.generation == 1
 
 
-def test_an_initial_manifest_is_empty() -> None:
-    manifest = Manifest(generation=0, parent=None, created_at="", seed=5)
-    assert list(manifest.objects()) == []
+def test_a_store_exists_from_its_foundation(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    assert not Store.exists(root)
+    with writer(root, create=True):
+        pass
+    assert Store.exists(root)
+    (root / "FORMAT").unlink()
+    assert Store.exists(root)
+
+
+def test_a_snapshot_stays_and_reload_follows_head(make_store: Make) -> None:
+    root = make_store("a")
+    store = Store.open(root)
+    with writer(root) as locked:
+        commit_task(locked, "b", 1)
+    assert [t.name for t in store.manifest.tasks] == ["a"]
+    assert [t.name for t in store.reload().manifest.tasks] == ["a", "b"]
