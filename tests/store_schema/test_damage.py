@@ -95,7 +95,12 @@ def test_verify_notices_a_swapped_object_and_a_changed_parent(make_store: Make) 
 def test_files_of_others_are_noted_and_left_alone(make_store: Make) -> None:
     root = make_store("a", "b", "c")
     folder = next((root / "objects").iterdir())
-    strays = [root / "notes.txt", folder / "README", root / "manifests" / "old.json", root / "manifests" / "02.json"]
+    strays = [
+        root / "notes.txt",
+        folder / f"{folder.name}.h5",
+        root / "manifests" / "old.json",
+        root / "manifests" / "02.json",
+    ]
     for path in strays:
         path.write_text("mine")
     findings = verify(root)

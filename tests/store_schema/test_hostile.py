@@ -111,7 +111,9 @@ HOSTILE: dict[str, Callable[[h5py.File], None]] = {
     "link cycle": lambda f: f.__setitem__("statistics/x", f["statistics"]),
     "external storage": external,
     "virtual data set": virtual,
-    "huge chunked": replaced("probe_outputs", shape=(1 << 50,), dtype="f4", chunks=(1024,), compression="gzip"),
+    "huge chunked": replaced(
+        "probe_outputs", shape=(1 << 50,), dtype="f4", chunks=(1024,), compression="gzip", shuffle=True
+    ),
     "huge compact": replaced("calibration/fisher", shape=(1 << 40,), dtype="f8"),
     "another type": replaced("probe_outputs", data=np.zeros(3, dtype="c8")),
     "strings": replaced("probe_outputs", data=np.array([b"x"], dtype=object), dtype=h5py.string_dtype()),
@@ -157,6 +159,21 @@ def test_hostile_hdf5_is_refused_in_one_line(change: Callable[[h5py.File], None]
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("packed twice", "filters"), ("fletcher", "filters"), ("another filter", "filters"),
+        ("soft link", "soft or external link"), ("external link", "soft or external link"),
+        ("external storage", "virtual or external"), ("virtual data set", "virtual or external"),
+        ("huge chunked", "bytes declared;"), ("huge compact", "bytes declared;"), ("too much in all", "so far"),
+    ],
+)  # fmt: skip
+def test_each_is_refused_by_the_check_that_is_meant_for_it(kind: str, said: str) -> None:
+    """And not by a later one, when something was already opened or allocated."""
+    with pytest.raises(StoreDamaged, match=said):
+        decode_subnetwork(damaged_h5(HOSTILE[kind]), "file", "t", "e1", SHAPES)
+
+
 def test_the_unchanged_file_is_read() -> None:
     decode_subnetwork(damaged_h5(lambda file: None), "file", "t", "e1", SHAPES)
 
@@ -170,7 +187,7 @@ from store_schema import StoreDamaged, decode_subnetwork, encode_subnetwork
 data = encode_subnetwork(make_task("t", 0))
 rng = np.random.default_rng(0)
 heap = data.index(b"GCOL")
-# The first: an object index of a heap out of order, at which the library loops for ever.
+# The first: a wrong length of an object in a heap, at which the library loops for ever.
 changes = [[(heap + 24, 0x77)]] + [
     [(int(rng.integers(len(data))), int(rng.integers(256))) for _ in range(rng.integers(1, 6))] for _ in range(600)
 ] + [[(heap + int(rng.integers(200)), int(rng.integers(256)))] for _ in range(600)]
@@ -244,6 +261,14 @@ GOOD = {
 def test_hostile_safetensors_is_refused(data: bytes) -> None:
     with pytest.raises(StoreDamaged, match="a/file"):
         decode_weights(data, "a/file", RECORD, ["t"])
+
+
+def test_headers_are_checked_before_the_library_reads_them() -> None:
+    moved = {**GOOD, "shared/hidden2.weight": entry([3, 5], 136, 196)}
+    long = {**GOOD, "__metadata__": {"x": "y" * (9 << 20)}}
+    for header, said in ((moved, "overlap or leave gaps"), (long, "a header of")):
+        with pytest.raises(StoreDamaged, match=said):
+            decode_weights(safetensors(header, bytes(208)), "file", RECORD, ["t"])
 
 
 def test_the_good_safetensors_is_read() -> None:
