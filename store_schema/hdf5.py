@@ -100,7 +100,9 @@ class Reader:
             raise self.fail(key, f"{self._declared} bytes declared so far", f"at most {MAX_TOTAL} in all")
 
     def values(self, found: Any) -> NDArray[Any]:
-        """The values of a data set that ``dataset`` let through."""
+        """The values of a data set that ``dataset`` let through; its chunks are expanded within bounds first."""
+        if found.chunks and found.nbytes:
+            self._chunks(found.name.lstrip("/"), found)
         value: NDArray[Any] = found[()]
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise self.fail(found.name.lstrip("/"), "NaN or infinite values", "finite ones")
@@ -113,19 +115,19 @@ class Reader:
     def _storage(self, key: str, found: Any) -> None:
         plist = found.id.get_create_plist()
         filters = tuple(plist.get_filter(i)[0] for i in range(plist.get_nfilters()))
-        if filters not in PIPELINES:
-            raise self.fail(key, f"filters {list(filters)}", "none, or shuffle and gzip")
+        if filters not in PIPELINES or bool(filters) != (found.chunks is not None):
+            expected = "none in one piece, or shuffle and gzip in chunks"
+            raise self.fail(key, f"filters {list(filters)}, chunks {found.chunks}", expected)
         stored = found.id.get_storage_size()
         chunk = math.prod(found.chunks) * found.dtype.itemsize if found.chunks else 0
         declared, limit = max(found.nbytes, chunk), min(MAX_ARRAY, stored * (DEFLATE_LIMIT if filters else 1))
         if found.nbytes and declared > limit:
             raise self.fail(key, f"{declared} bytes declared", f"at most {limit}")
         self.declare(key, declared)
-        if filters and found.nbytes:
-            self._chunks(key, found, chunk, stored)
 
-    def _chunks(self, key: str, found: Any, size: int, stored: int) -> None:
+    def _chunks(self, key: str, found: Any) -> None:
         """Every chunk must expand to exactly its size: the library would go on for as long as the stream does."""
+        size, stored = math.prod(found.chunks) * found.dtype.itemsize, found.id.get_storage_size()
         infos: list[Any] = []
         found.id.chunk_iter(lambda info: infos.append(info))
         wanted = math.prod(math.ceil(n / c) for n, c in zip(found.shape, found.chunks, strict=True))

@@ -5,14 +5,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from store_samples import commit_task
 
 from store_schema import (
     ClmoeError,
+    ExpertWeights,
     GateRecord,
     Store,
     StoreDamaged,
+    encode_weights,
     verify,
     writer,
 )
@@ -90,6 +93,20 @@ def test_verify_notices_a_swapped_object_and_a_changed_parent(make_store: Make) 
     parent = root / "manifests" / "1.json"
     parent.write_text(parent.read_text().replace('"images": 100', '"images": 101'))
     assert {f.file for f in verify(root) if f.damage} == {str(parent)}
+
+
+def test_a_thawed_weight_is_caught_though_all_hashes_are_right(make_store: Make) -> None:
+    root = make_store("a")
+    with writer(root) as locked:
+        weights, mask = locked.store.read_expert("e1"), locked.store.read_subnetwork("a").masks["hidden1.weight"]
+        for bits, caught in ((~mask, False), (mask, True)):
+            value = weights.shared["hidden1.weight"].copy()
+            value[tuple(np.argwhere(bits)[0])] += 1
+            thawed = ExpertWeights({**weights.shared, "hidden1.weight": value}, weights.owned)
+            ref = locked.put(encode_weights(thawed, "e1"), "safetensors")
+            expert = locked.manifest.experts[0].model_copy(update={"weights": ref})
+            locked.commit(locked.manifest.model_copy(update={"experts": (expert,)}))
+            assert any("task a changed" in f.problem and ref.sha256 in f.file for f in verify(root)) is caught
 
 
 def test_files_of_others_are_noted_and_left_alone(make_store: Make) -> None:
