@@ -52,7 +52,7 @@ def batches(store: Path, tests: list[Batch], router: str, size: int, classes: li
             part = Batch(batch.images[index], batch.labels[index], batch.source)
             found = predict(str(store), part, router=router, route="batch")
             answered = int(found.task[0].removeprefix("task")) - 1
-            right += set(part.labels.tolist()) <= classes[answered]  # type: ignore[union-attr]
+            right += set(batch.labels[index].tolist()) <= classes[answered]
             total += 1
     return right / total, total
 

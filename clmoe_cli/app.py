@@ -180,6 +180,8 @@ def inspect(
     """Show experts, tasks, frozen percentages, overlaps, history and bytes."""
     from clmoe_cli.commands.inspect import inspect as call
 
+    if format_ is not None:
+        render.check_format(format_)
     report = call(store, check=verify)
     if plot is not None:
         from clmoe_cli.plots import plot_frozen
@@ -189,7 +191,10 @@ def inspect(
             note(f"wrote {plot}")
     if verbose and not quiet:
         note(f"generation {report.generation}, content {report.content_hash}")
-    render.show(report, json_, format_)
+    if format_ is not None and not json_:
+        print(render.frozen_table(report, format_), end="")
+    else:
+        render.show(report, json_)
 
 
 @app.command()

@@ -41,6 +41,7 @@ class Codebook:
         return np.array([str(v) for v in self.labels], dtype=np.str_)[codes]
 
 
-def plain(value: object) -> Label:
+def plain(value: np.generic) -> Label:
     """A numpy scalar as Python's own int or str."""
-    return str(value) if isinstance(value, str) else int(value)  # type: ignore[call-overload]
+    found: Label = value.item()
+    return found

@@ -266,18 +266,27 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray[Any,
     """
     if any(array.dtype.hasobject for array in arrays.values()):
         raise ValueError("object arrays cannot be written without pickle")
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            with archive.open(info, "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of ``path`` in one step when the block ends.
+
+    DiskProblem if it cannot be written; an earlier file stays as it was then, and nothing is left behind.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             with temporary.open("xb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                    for name, array in arrays.items():
-                        info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                        info.compress_type = zipfile.ZIP_DEFLATED
-                        info.create_system, info.external_attr = 3, 0o644 << 16
-                        with archive.open(info, "w", force_zip64=True) as member:
-                            npy.write_array(member, array, allow_pickle=False)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport
+from clmoe_cli.npz import replacing, write_npz
 from clmoe_cli.progress import note
-from store_schema.errors import UsageProblem, disk_errors
+from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
     from clmoe_cli.commands.inspect import InspectReport
@@ -55,14 +56,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def show(report: _Report, as_json: bool, table_format: str | None = None) -> None:
+def show(report: _Report, as_json: bool) -> None:
     """Prints a report: JSON, or a table for people."""
-    if table_format not in (None, "csv", "md"):
-        raise UsageProblem("unknown format", found=repr(table_format), expected="csv or md")
     if as_json:
         _print_json(report.to_json())
-    elif table_format is not None:
-        print(frozen_table(report, table_format), end="")  # type: ignore[arg-type]
     else:
         console = _console()
         for part in tables(report):
@@ -187,6 +184,12 @@ def _inspect_tables(report: InspectReport) -> list[Any]:
     return parts
 
 
+def check_format(table_format: str) -> None:
+    """UsageProblem for a format that :func:`frozen_table` does not have."""
+    if table_format not in ("csv", "md"):
+        raise UsageProblem("unknown format", found=repr(table_format), expected="csv or md")
+
+
 def frozen_table(report: InspectReport, table_format: str) -> str:
     """The history of frozen percentages (the paper's Fig. 3a), a row per commit, expert and layer."""
     header = ("generation", "action", "task", "expert", "layer", "parameters", "frozen", "frozen_percent")
@@ -230,8 +233,7 @@ def check_output(path: Path) -> None:
 def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:
     """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well."""
     if output is not None:
-        with disk_errors(str(output)):
-            _write(report, output)
+        _write(report, output)
         if as_json:
             _print_json({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)})
         elif not quiet:
@@ -260,8 +262,6 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
 
 def _write(report: PredictReport, path: Path) -> None:
     if path.suffix == ".npz":
-        from clmoe_cli.npz import write_npz
-
         write_npz(str(path), report.arrays())
         return
     rows = report.rows()
@@ -275,9 +275,8 @@ def _write(report: PredictReport, path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
         text = out.getvalue()
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _console() -> Console:

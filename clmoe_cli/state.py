@@ -45,6 +45,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._weights: dict[str, ExpertWeights] = {}
+        self._records: dict[str, SubnetworkRecord] = {}
         self._tasks: dict[str, Subnetwork] = {}
 
     @property
@@ -58,6 +59,12 @@ class Loader:
             self._weights[expert] = self.store.read_expert(expert)
         return self._weights[expert]
 
+    def record(self, task: str) -> SubnetworkRecord:
+        """A task's object as it lies on disk."""
+        if task not in self._records:
+            self._records[task] = self.store.read_subnetwork(task)
+        return self._records[task]
+
     def shared(self, expert: str) -> Params:
         """An expert's shared weights; what no task owns is zero."""
         return {name: tensor(value) for name, value in self.weights(expert).shared.items()}
@@ -65,7 +72,7 @@ class Loader:
     def task(self, name: str) -> Subnetwork:
         """A learned task, ready to run."""
         if name not in self._tasks:
-            record = self.store.read_subnetwork(name)
+            record = self.record(name)
             expert = self.manifest.expert(record.expert)
             self._tasks[name] = subnetwork(record, self.weights(record.expert), network(expert))
         return self._tasks[name]

@@ -23,7 +23,7 @@ from store_schema.records import (
     TaskLayer,
     TaskRecord,
 )
-from store_schema.removal import remove_tasks, subnetwork_digest
+from store_schema.removal import remove_tasks, subnetwork_digest, used_and_kept
 from store_schema.store import Store, read_consistently
 from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork, encode_subnetwork
 from store_schema.verify import Finding, verify
@@ -60,6 +60,7 @@ __all__ = [
     "read_consistently",
     "remove_tasks",
     "subnetwork_digest",
+    "used_and_kept",
     "verify",
     "writer",
 ]

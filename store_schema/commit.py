@@ -15,7 +15,7 @@ from pathlib import Path
 from store_schema import files, layout, objects
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreMissing, disk_errors
 from store_schema.locking import locked
-from store_schema.records import Manifest, ObjectRef
+from store_schema.records import Manifest, ObjectRef, Suffix
 from store_schema.store import Store, check_format, committed, head_bytes, newest
 
 KEEP = 2
@@ -36,7 +36,7 @@ class Writer:
         """The manifest of the current generation; generation 0 is a store without a commit."""
         return self.store.manifest
 
-    def put(self, data: bytes, suffix: str) -> ObjectRef:
+    def put(self, data: bytes, suffix: Suffix) -> ObjectRef:
         """Makes an object durable; one that is there already is verified and reused. Raises DiskProblem."""
         return objects.put(self.root, data, suffix)
 

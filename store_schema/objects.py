@@ -9,18 +9,18 @@ from pathlib import Path
 
 from store_schema import files, layout
 from store_schema.errors import DiskProblem, StoreDamaged, disk_errors
-from store_schema.records import ObjectRef
+from store_schema.records import ObjectRef, Suffix
 
 RESERVE = 1 << 20
 NAME = re.compile(rf"[0-9a-f]{{64}}\.({'|'.join(layout.SUFFIXES)})")
 
 
-def put(root: Path, data: bytes, suffix: str) -> ObjectRef:
+def put(root: Path, data: bytes, suffix: Suffix) -> ObjectRef:
     """Makes an object durable; one that is there already is verified and reused, or rewritten if damaged.
 
     Raises DiskProblem (also when there is too little space, before anything is written).
     """
-    ref = ObjectRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), suffix=suffix)  # type: ignore[arg-type]
+    ref = ObjectRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), suffix=suffix)
     target = layout.object_path(root, ref.sha256, suffix)
     if target.parent.is_symlink():
         raise StoreDamaged("a symbolic link in the store", where=str(target.parent), expected="a folder")

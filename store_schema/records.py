@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from store_schema.errors import StoreDamaged
 from store_schema.layout import MAX_OBJECT
 
+Suffix = Literal["safetensors", "h5"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -37,7 +38,7 @@ class ObjectRef(Record):
 
     sha256: Sha256
     size: Annotated[int, Field(ge=1, le=MAX_OBJECT)]
-    suffix: Literal["safetensors", "h5"]
+    suffix: Suffix
 
 
 class LayerRecord(Record):

@@ -11,7 +11,19 @@ from numpy.typing import NDArray
 
 from store_schema.weights import ExpertWeights
 
-Bits = Mapping[str, NDArray[np.bool_]]
+Used = NDArray[np.bool_]
+Bits = Mapping[str, Used]
+
+
+def used_and_kept(masks: Mapping[str, Bits], names: Sequence[str], layer: str) -> tuple[Used, Used]:
+    """Entries [out, in] of a layer that any task uses, and those that a task not among ``names`` uses.
+
+    ``masks``: task → its masks, at least one task.
+    """
+    nothing = np.zeros(next(iter(masks.values()))[layer].shape, dtype=bool)
+    used = np.logical_or.reduce([nothing, *(bits[layer] for bits in masks.values())])
+    kept = np.logical_or.reduce([nothing, *(bits[layer] for task, bits in masks.items() if task not in names)])
+    return used, kept
 
 
 def remove_tasks(
@@ -24,14 +36,9 @@ def remove_tasks(
     """
     shared, freed = {}, {}
     for layer, value in weights.shared.items():
-        before = np.zeros(value.shape, dtype=bool)
-        after = np.zeros(value.shape, dtype=bool)
-        for task, bits in masks.items():
-            before |= bits[layer]
-            if task not in names:
-                after |= bits[layer]
-        shared[layer] = np.where(after, value, np.float32(0))
-        freed[layer] = int((before & ~after).sum())
+        used, kept = used_and_kept(masks, names, layer)
+        shared[layer] = np.where(kept, value, np.float32(0))
+        freed[layer] = int((used & ~kept).sum())
     owned = {task: params for task, params in weights.owned.items() if task not in names}
     return ExpertWeights(shared, owned), freed
 

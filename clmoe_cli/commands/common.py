@@ -26,6 +26,12 @@ def flat(batch: Batch, scale: float) -> Tensor:
     return x if scale == 1.0 else x * scale
 
 
+def part(batch: Batch, index: Tensor) -> Batch:
+    """The images (and labels) at these positions."""
+    chosen = index.numpy()
+    return Batch(batch.images[chosen], None if batch.labels is None else batch.labels[chosen], batch.source)
+
+
 def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
     """Experts whose input shape is the batch's; BadInput when there are none."""
     found = [e for e in manifest.experts if e.input_shape == batch.input_shape and manifest.tasks_of(e.id)]
@@ -66,10 +72,11 @@ def onset_evidence(
     """Evidence of each named task on the chosen images, and its raw deviations [n]."""
     found: dict[str, Evidence] = {}
     raw: dict[str, Tensor] = {}
+    few = part(batch, index)
     for name in names:
         record = loader.manifest.task(name)
         task: Subnetwork = loader.task(name)
-        x = flat(batch, loader.manifest.expert(record.expert).input_scale)[index]
+        x = flat(few, loader.manifest.expert(record.expert).input_scale)
         raw[name] = deviations(task, x, [kind])[kind]
         codes = torch.tensor(book.codes(record.classes))
         predicted = codes[logits(task.params, x).argmax(dim=1)]

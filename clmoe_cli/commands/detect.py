@@ -44,6 +44,7 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
     book = Codebook.of(classes, *(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
+    few = common.part(batch, index)
     found, raw = common.onset_evidence(loader, names, batch, index, book, kind)
     labels = None
     if use_labels and batch.labels is not None:
@@ -53,7 +54,7 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
     for name in names:
         task = loader.task(name)
         record = manifest.expert(manifest.task(name).expert)
-        x = common.flat(batch, record.input_scale)[index]
+        x = common.flat(few, record.input_scale)
         # Without labels the pseudo-labels of the task's own subnetwork stand in.
         known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
         pseudo = _pseudo(found[name].predicted)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from clmoe_cli.commands import common
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
@@ -22,7 +21,7 @@ from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
 from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.training import Labelled, OnEpoch
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
+from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader, derived_seed, generator, network
 from store_schema import (
     BadInput,
@@ -113,7 +112,6 @@ class _Learning:
         name = self._new_name()
         placement, candidates, record = self._place()
         net = network(record)
-        x, y = self._tensors(record.input_scale)
         old = [t.name for t in self.manifest.tasks_of(record.id)]
         new_expert = placement.expert is None
         zeros = {key: torch.zeros(shape) for key, shape in net.shared_shapes().items()}
@@ -127,7 +125,7 @@ class _Learning:
             base,
             frozen,
             readable,
-            Labelled(x, y),
+            self._labelled(self.batch, record.input_scale),
             len(self.classes),
             self.options.method,
             self.generator,
@@ -167,13 +165,12 @@ class _Learning:
         room: dict[str, float] = {}
         for record in fitting:
             net = network(record)
-            x, y = self._tensors(record.input_scale)
-            index = common.sample(len(x), IMAGES, self.generator)
+            index = common.sample(len(self.batch.images), IMAGES, self.generator)
+            few = self._labelled(common.part(self.batch, index), record.input_scale)
             fresh = net.initial_shared(self.generator)
             for task in self.manifest.tasks_of(record.id):
                 t = self.loader.task(task.name)
                 known = KnownTask(t.name, t.expert, t.params, t.mask, t.scores)
-                few = Labelled(x[index], y[index])
                 candidates.append(compare(known, fresh, few, len(self.classes), self.options.thresholds))
             frozen = self.loader.frozen(record.id)
             room[record.id] = min(1.0 - float(mask.double().mean()) for mask in frozen.values())
@@ -223,14 +220,10 @@ class _Learning:
         task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
         taken = self.loader.frozen(record.id, others)
-        x, _ = self._tensors(record.input_scale)
-        book = Codebook.of(old.classes)
-        assert self.batch.labels is not None
-        y = torch.from_numpy(book.encode(self.batch.labels))
         learned = learning.refine_task(
             task,
             masks.both(task.mask, masks.inverse(taken)),
-            Labelled(x, y),
+            self._labelled(self.batch, record.input_scale, old.classes),
             self.options.method,
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,
@@ -262,10 +255,11 @@ class _Learning:
         )
         return commit_learned(self.locked, self.loader, record, net, learned, frozen, others, action, origin)
 
-    def _tensors(self, scale: float) -> tuple[Tensor, Tensor]:
-        assert self.batch.labels is not None
-        y = torch.from_numpy(Codebook.of(self.classes).encode(self.batch.labels))
-        return common.flat(self.batch, scale), y
+    def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
+        """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""
+        assert batch.labels is not None
+        y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
+        return Labelled(common.flat(batch, scale), y)
 
     def _new_name(self) -> str:
         taken = {t.name for t in self.manifest.tasks}

@@ -18,6 +18,7 @@ from store_schema import (
     Writer,
     encode_weights,
     remove_tasks,
+    used_and_kept,
     writer,
 )
 
@@ -45,7 +46,8 @@ def prune(
     """Plans a removal, asks ``confirm`` with the plan, and commits it if that says yes.
 
     ``to_frozen``: removes whole tasks, each time the one that frees most (the older one where two are equal),
-    until no expert has more than that percentage of its shared weights frozen. ``gc``: older generations are
+    until no expert has more than that percentage of its shared weights frozen. An expert that loses its last task
+    goes as well. ``gc``: older generations are
     deleted at once, so that a removed task cannot be recovered.
 
     Raises UsageProblem for unknown names or options that exclude each other, and the store's errors.
@@ -67,8 +69,8 @@ def prune(
         if not confirm(plan):
             return plan
         before = locked.bytes_on_disk()
-        if names or options.expert:
-            locked.commit(_stored(locked, manifest, names), keep=1 if options.gc else 2)
+        if names or plan.removed_experts:
+            locked.commit(_stored(locked, manifest, bits, names), keep=1 if options.gc else 2)
         elif options.gc:
             locked.collect(keep=1)
         freed = max(0, before - locked.bytes_on_disk())
@@ -102,24 +104,17 @@ def _plan(locked: Writer, bits: AllBits, names: list[str], options: PruneOptions
     """What would go, and the manifest without it (its weights still those of before)."""
     manifest = locked.manifest
     rest = tuple(t for t in manifest.tasks if t.name not in names)
-    gone = (options.expert,) if options.expert else ()
+    # An expert without a task has nothing left that anybody could use.
+    gone = tuple(e.id for e in manifest.experts if not any(t.expert == e.id for t in rest))
     freed: dict[str, dict[str, int]] = {}
     frozen: dict[str, dict[str, int]] = {}
     for expert in manifest.experts:
-        own = [t.name for t in manifest.tasks_of(expert.id)]
-        counts: dict[str, int] = {}
-        for layer in expert.layers:
-            kept = np.zeros(layer.shape, dtype=bool)
-            was = np.zeros(layer.shape, dtype=bool)
-            for name in own:
-                was |= bits[name][layer.name]
-                if name not in names:
-                    kept |= bits[name][layer.name]
-            counts[layer.name] = int((was & ~kept).sum())
-            if expert.id not in gone:
-                frozen.setdefault(expert.id, {})[layer.name] = int(kept.sum())
+        own = {t.name: bits[t.name] for t in manifest.tasks_of(expert.id)}
+        layers = {layer.name: used_and_kept(own, names, layer.name) for layer in expert.layers} if own else {}
         if set(own) & set(names):
-            freed[expert.id] = counts
+            freed[expert.id] = {name: int((used & ~kept).sum()) for name, (used, kept) in layers.items()}
+        if expert.id not in gone:
+            frozen[expert.id] = {name: int(kept.sum()) for name, (_, kept) in layers.items()}
     experts = tuple(e for e in manifest.experts if e.id not in gone)
     size = sum(int(np.prod(layer.shape)) for e in experts for layer in e.layers)
     used = sum(n for counts in frozen.values() for n in counts.values())
@@ -144,14 +139,14 @@ def _plan(locked: Writer, bits: AllBits, names: list[str], options: PruneOptions
     return plan, manifest.model_copy(update=update)
 
 
-def _stored(locked: Writer, manifest: Manifest, names: list[str]) -> Manifest:
+def _stored(locked: Writer, manifest: Manifest, bits: AllBits, names: list[str]) -> Manifest:
     """Writes the weights of the experts that lost tasks: freed entries are zero, owned parameters gone."""
     experts = []
     for expert in manifest.experts:
         own = [t.name for t in locked.manifest.tasks_of(expert.id)]
         if set(own) & set(names):
-            bits = {name: locked.store.read_subnetwork(name).masks for name in own}
-            weights, _ = remove_tasks(locked.store.read_expert(expert.id), bits, [n for n in own if n in names])
+            masks = {name: bits[name] for name in own}
+            weights, _ = remove_tasks(locked.store.read_expert(expert.id), masks, names)
             ref = locked.put(encode_weights(weights, expert.id), "safetensors")
             expert = expert.model_copy(update={"weights": ref})
         experts.append(expert)
