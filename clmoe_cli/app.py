@@ -260,8 +260,9 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with the contract's code."""
     from clmoe_cli.process import run, usable_streams
 
-    # Before torch is imported: threads that spin while they wait make training ten times slower when another
-    # process has one of the cores. Results are the same to the bit.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is imported: threads that spin for long while they wait make training ten times slower when
+    # another process has one of the cores. Results are the same to the bit.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     usable_streams()
     sys.exit(run(app, sys.argv[1:] if args is None else args))
