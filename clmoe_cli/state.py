@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import MLP, Params, parse_arch
-from clmoe_cli.continual.fisher import Gaussian
+from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
@@ -101,15 +102,34 @@ def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Su
         masks.applied(ordered, mask),
         mask,
         restored(half, dict(record.score_scale)),
-        Gaussian(statistics["means"], statistics["directions"], statistics["variances"], statistics["rest"][0]),
+        Whitening(
+            {name: _gaussian(statistics, name) for name in RANKS},
+            {name: statistics[f"{name}.standard"] for name in RANKS},
+        ),
         {kind: Calibration(tensor(record.calibration[kind]).double()) for kind in KINDS},
     )
+
+
+def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
+    means, directions, variances, rest = (
+        statistics[f"{block}.{part}"] for part in ("means", "directions", "variances", "rest")
+    )
+    return Gaussian(means, directions.float(), variances, rest[0])
 
 
 def to_record(learned: Learned) -> SubnetworkRecord:
     """A learned task as it goes to disk."""
     task = learned.subnetwork
-    gaussian = task.gaussian
+    statistics: dict[str, NDArray[Any]] = {}
+    for name, gaussian in task.whitening.blocks.items():
+        statistics |= {
+            f"{name}.means": gaussian.means.numpy(),
+            # Exact: the directions were rounded to half precision when they were fitted.
+            f"{name}.directions": gaussian.directions.half().numpy(),
+            f"{name}.variances": gaussian.variances.numpy(),
+            f"{name}.rest": gaussian.rest.reshape(1).numpy(),
+            f"{name}.standard": task.whitening.standard[name].numpy(),
+        }
     return SubnetworkRecord(
         task=task.name,
         expert=task.expert,
@@ -117,12 +137,7 @@ def to_record(learned: Learned) -> SubnetworkRecord:
         scores={name: value.numpy() for name, value in learned.half_scores.items()},
         score_scale=learned.score_scale,
         calibration={kind: value.values.numpy() for kind, value in task.calibration.items()},
-        statistics={
-            "means": gaussian.means.numpy(),
-            "directions": gaussian.directions.numpy(),
-            "variances": gaussian.variances.numpy(),
-            "rest": gaussian.rest.reshape(1).numpy(),
-        },
+        statistics=statistics,
         gate={},
         probe_outputs=learned.probe_outputs.numpy(),
     )

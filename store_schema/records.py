@@ -111,6 +111,7 @@ class TaskRecord(Record):
     owned_parameters: Count
     accuracy: Accuracy
     images: Count
+    sketch: tuple[tuple[float, ...], ...] = ()
     config: dict[str, Scalar]
     learned_at: Annotated[str, StringConstraints(max_length=40)]
 

@@ -124,6 +124,7 @@ def _task_record(
             held_out=learned.held_out,
         ),
         images=origin.images,
+        sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
         config=dict(origin.config),
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

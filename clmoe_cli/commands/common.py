@@ -12,6 +12,7 @@ from torch import Tensor
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
+from clmoe_cli.continual.shortlist import shortlist
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader
@@ -64,6 +65,14 @@ def input_scale(batch: Batch) -> float:
 def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
     """Positions of at most ``limit`` of n images, in random order without repetition."""
     return torch.randperm(n, generator=generator)[:limit]
+
+
+def shortlisted(manifest: Manifest, names: Sequence[str], batch: Batch) -> list[str]:
+    """Those of the named tasks that a batch is worth comparing with (:mod:`clmoe_cli.continual.shortlist`)."""
+    records = [manifest.task(name) for name in names]
+    # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
+    sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
+    return [names[i] for i in shortlist(sketches, flat(batch, 1.0))]
 
 
 def onset_evidence(

@@ -45,6 +45,7 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
+    names = common.shortlisted(manifest, names, few)
     found, raw = common.onset_evidence(loader, names, batch, index, book, kind)
     labels = None
     if use_labels and batch.labels is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +102,7 @@ class _Learning:
             e for e in self.manifest.experts if e.input_shape == batch.input_shape and self.manifest.tasks_of(e.id)
         ]
         self.names = [t.name for t in self.manifest.tasks if t.expert in {e.id for e in self.experts}]
+        self.near: list[str] = []
 
     def run(self) -> LearnReport:
         verdict = self._onset()
@@ -142,7 +144,8 @@ class _Learning:
         codes = torch.from_numpy(book.encode(labels))
         if not self.names:
             return Verdict(False, (), None, "no task with images of this shape is known yet")
-        evidence, _ = common.onset_evidence(self.loader, self.names, self.batch, index, book, "fisher")
+        self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
+        evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher")
         verdict = decide(evidence, codes[index], self.options.alpha)
         # A class so rare that the sample has missed it is as conclusive as any other.
         known = book.codes([c for name in self.names for c in self.manifest.task(name).classes])
@@ -162,18 +165,22 @@ class _Learning:
                 expected=f"{record.arch}, images {common.shape_text(record.input_shape)}",
             )
         candidates: list[Candidate] = []
+        frozen = self.manifest.history[-1].frozen if self.manifest.history else {}
         room: dict[str, float] = {}
         for record in fitting:
+            near = [t.name for t in self.manifest.tasks_of(record.id) if t.name in self.near]
+            if not near:
+                continue
             net = network(record)
             index = common.sample(len(self.batch.images), IMAGES, self.generator)
             few = self._labelled(common.part(self.batch, index), record.input_scale)
             fresh = net.initial_shared(self.generator)
-            for task in self.manifest.tasks_of(record.id):
-                t = self.loader.task(task.name)
+            for name in near:
+                t = self.loader.task(name)
                 known = KnownTask(t.name, t.expert, t.params, t.mask, t.scores)
                 candidates.append(compare(known, fresh, few, len(self.classes), self.options.thresholds))
-            frozen = self.loader.frozen(record.id)
-            room[record.id] = min(1.0 - float(mask.double().mean()) for mask in frozen.values())
+            used = frozen[record.id]
+            room[record.id] = min(1.0 - used[x.name] / math.prod(x.shape) for x in record.layers)
         if wanted not in (None, "new"):
             reads = tuple(c.task for c in candidates if c.constructive)
             return Placement(str(wanted), reads, f"expert {wanted} was asked for"), candidates, fitting[0]

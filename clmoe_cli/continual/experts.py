@@ -17,7 +17,7 @@ Inputs are flattened images times the expert's ``input_scale``, shape [N, D].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +104,16 @@ def parse_arch(text: str, input_size: int) -> MLP:
     return net
 
 
-def forward(params: Mapping[str, Tensor], x: Tensor) -> Pass:
-    """One forward pass; ``params`` holds shared and owned parameters, ``x`` is [N, D]."""
+def forward(params: Mapping[str, Tensor], x: Tensor, drop: Callable[[str, Tensor], Tensor] | None = None) -> Pass:
+    """One forward pass; ``params`` holds shared and owned parameters, ``x`` is [N, D].
+
+    ``drop(layer, a)``: what the layer reads instead of ``a``, as dropout does while training.
+    """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     names = [name.removesuffix(".weight") for name in params if name.endswith(".weight")]
     for layer in names:
+        x = x if drop is None else drop(layer, x)
         inputs[layer] = x
         outputs[layer] = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(outputs[layer])

@@ -1,9 +1,13 @@
-"""Whitened deviation: Mahalanobis distance of a subnetwork's hidden activations to the class means.
+"""Whitened deviation: Mahalanobis distance of what a subnetwork's layers read to the class means.
 
 The activation factor of the Fisher matrix in Kronecker form (K-FAC, Martens & Grosse 2015) contains this
 distance, and it carries the evidence (method section 3). One covariance is tied over the task's classes
 (Lee et al. 2018); its leading directions are kept, the rest shares one variance, which is the shrinkage
 (probabilistic PCA, Tipping & Bishop 1999).
+
+Two blocks are whitened apart: the inputs, which the first layer reads, and the hidden activations, which the
+others read. A sparse subnetwork looks at few pixels, so strange images can leave its hidden units as
+they are; the inputs then tell. The larger of the two deviations counts, each in units of the task's own spread.
 """
 
 from __future__ import annotations
@@ -17,14 +21,17 @@ from torch import Tensor
 from clmoe_cli.continual.experts import forward
 from clmoe_cli.continual.training import Labelled
 
-RANK = 32
+RANKS = {"inputs": 32, "hidden": 128}
+"""Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
+
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Class means [C, d], leading directions [d, k], their variances [k], variance of the rest.
+    """Class means [C, d], leading directions [d, k], their variances [k], variance of the rest [].
 
-    d is the number of hidden units of all layers together. Float32, as stored.
+    d is the width of the block. Float32, the directions rounded to half precision, as stored.
     """
 
     means: Tensor
@@ -32,43 +39,76 @@ class Gaussian:
     variances: Tensor
     rest: Tensor
 
-    def distances(self, hidden: Tensor) -> Tensor:
-        """Squared Mahalanobis distance of activations [N, d] to each class mean, [N, C], float64.
+    def distances(self, values: Tensor) -> Tensor:
+        """Squared Mahalanobis distance of values [N, d] to each class mean, [N, C], float64.
 
         In the whitened coordinates the distance is Euclidean: k products an image instead of d.
         """
-        weight = self.directions.double() * self.variances.double().rsqrt()
-        inside = hidden.double() @ weight
-        means_inside = self.means.double() @ weight
-        near = torch.cdist(inside, means_inside).square()
+        values, means, directions = values.double(), self.means.double(), self.directions.double()
+        flat, flat_means = values @ directions, means @ directions
+        scale = self.variances.double().rsqrt()
+        near = torch.cdist(flat * scale, flat_means * scale).square()
         # What lies outside the leading directions: the whole minus the part inside, never negative.
-        flat = hidden.double() @ self.directions.double()
-        flat_means = self.means.double() @ self.directions.double()
-        whole = torch.cdist(hidden.double(), self.means.double()).square()
-        outside = (whole - torch.cdist(flat, flat_means).square()).clamp_min(0.0)
-        return near + outside / self.rest.double()
+        outside = torch.cdist(values, means).square() - torch.cdist(flat, flat_means).square()
+        return near + outside.clamp_min(0.0) / self.rest.double()
 
-    def deviation(self, hidden: Tensor) -> Tensor:
+    def deviation(self, values: Tensor) -> Tensor:
         """Distance to the nearest class, per degree of freedom, [N] float64."""
-        return self.distances(hidden).min(dim=1).values / self.means.shape[1]
+        return self.distances(values).min(dim=1).values / self.means.shape[1]
 
 
-def fit(params: Mapping[str, Tensor], data: Labelled, classes: int, rank: int = RANK) -> Gaussian:
-    """Fits the Gaussian to the activations of the task's own training images."""
-    hidden = hidden_activations(params, data.x).double()
-    sums = torch.zeros(classes, hidden.shape[1], dtype=torch.float64).index_add_(0, data.y, hidden)
-    means = sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
-    centred = hidden - means[data.y]
-    covariance = centred.T @ centred / max(1, len(hidden) - classes)
-    values, vectors = torch.linalg.eigh(covariance)
-    k = min(rank, len(values) - 1)
-    top, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
+@dataclass(frozen=True)
+class Whitening:
+    """A :class:`Gaussian` for each block; mean and spread [2] of each block's log deviations on held-out images."""
+
+    blocks: Mapping[str, Gaussian]
+    standard: Mapping[str, Tensor]
+
+    def deviation(self, inputs: Tensor, hidden: Tensor) -> Tensor:
+        """Deviation of each image [N], float64, 1 for a typical one: the larger block's, in units of its spread.
+
+        ``inputs`` [N, D] as the first layer reads them, ``hidden`` [N, d] all hidden activations side by side.
+        """
+        values = {"inputs": inputs, "hidden": hidden}
+        units = [
+            (_logs(gaussian, values[name]) - self.standard[name][0]) / self.standard[name][1]
+            for name, gaussian in self.blocks.items()
+        ]
+        return torch.stack(units).max(dim=0).values.exp()
+
+
+def fit(params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:
+    """Fits the Gaussians to a task's training images, and their standard to its held-out ones (at least one)."""
+    values = {"inputs": training.x, "hidden": hidden_activations(params, training.x)}
+    held = {"inputs": held_out.x, "hidden": hidden_activations(params, held_out.x)}
+    blocks = {name: fit_gaussian(values[name], training.y, classes, rank) for name, rank in RANKS.items()}
+    standard = {}
+    for name, gaussian in blocks.items():
+        logs = _logs(gaussian, held[name])
+        standard[name] = torch.stack([logs.mean(), logs.std(correction=0).clamp_min(1e-3)])
+    return Whitening(blocks, standard)
+
+
+def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian:
+    """Probabilistic PCA of values [N, d] about the means of their classes."""
+    values = values.double()
+    sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values)
+    means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
+    centred = values - means[y]
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(values) - classes))
+    k = min(rank, len(variances) - 1)
+    top, vectors = variances[-k:].flip(0), vectors[:, -k:].flip(1)
     # Units that never fire have no variance: the mean over the rest keeps them from dividing by zero.
-    rest = (values[:-k].clamp_min(0).sum() / (len(values) - k)).clamp_min(1e-6 * values[-1].clamp_min(1e-12))
-    return Gaussian(means.float(), vectors.float(), torch.maximum(top, rest).float(), rest.float())
+    floor = 1e-6 * variances[-1].clamp_min(TINY)
+    rest = (variances[:-k].clamp_min(0).sum() / (len(variances) - k)).clamp_min(floor)
+    return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
 
 
 def hidden_activations(params: Mapping[str, Tensor], x: Tensor, chunk: int = 4096) -> Tensor:
     """Hidden activations [N, d] of all layers side by side."""
     with torch.inference_mode():
         return torch.cat([forward(params, part).hidden for part in x.split(chunk)])
+
+
+def _logs(gaussian: Gaussian, values: Tensor) -> Tensor:
+    return gaussian.deviation(values).clamp_min(TINY).log()

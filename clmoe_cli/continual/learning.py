@@ -6,7 +6,7 @@ The frozen weights that the task may read come in through ``base``; they leave b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from clmoe_cli.continual.experts import MLP, Params, logits
 from clmoe_cli.continual.importance import gradient_scores, halved, restored
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
+from clmoe_cli.continual.shortlist import sketch
 from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality, train
 
 KINDS = ("gradient", "fisher", "loss")
@@ -53,6 +54,7 @@ class Learned:
     accuracy: Quality | None
     held_out: int
     probe_outputs: Tensor
+    sketch: Tensor
 
 
 def split(data: Labelled, generator: torch.Generator) -> Split:
@@ -143,6 +145,7 @@ def refine_task(
         options.schedule,
         generator,
         epochs=options.tolerance.final_epochs,
+        lr=options.schedule.lr,
         phase="refine",
         on_epoch=on_epoch,
     )
@@ -164,16 +167,17 @@ def finish(
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task."""
     raw = gradient_scores(params, parts.training.x, parts.training.y)
     half, scale = halved(masks.applied(raw, mask))
-    gaussian = fisher.fit(params, parts.training, classes)
-    # Calibrated on what will be read back from disk, half precision included.
-    task = Subnetwork(name, expert, params, mask, restored(half, scale), gaussian, {})
     held = parts.calibration
-    own = deviations(task, (held if len(held) else parts.training).x[:CALIBRATION_LIMIT], KINDS)
-    calibrated = Subnetwork(
-        name, expert, params, mask, task.scores, gaussian, {kind: Calibration.of(own[kind]) for kind in KINDS}
-    )
+    own = held if len(held) else Labelled(parts.training.x[:CALIBRATION_LIMIT], parts.training.y[:CALIBRATION_LIMIT])
+    whitening = fisher.fit(params, parts.training, own, classes)
+    # Calibrated on what will be read back from disk, half precision included.
+    task = Subnetwork(name, expert, params, mask, restored(half, scale), whitening, {})
+    calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
     accuracy = quality(params, held) if len(held) else None
-    return Learned(calibrated, half, scale, dense, accuracy, len(held), probe(params))
+    sketched = sketch(parts.training, classes)
+    return Learned(
+        replace(task, calibration=calibration), half, scale, dense, accuracy, len(held), probe(params), sketched
+    )
 
 
 def probe(params: Mapping[str, Tensor]) -> Tensor:

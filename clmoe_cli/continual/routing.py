@@ -9,7 +9,7 @@ router       evidence                                    stored per task        
 ===========  ==========================================  =====================================  ==============
 ``loss``     least loss with the pseudo-label            nothing                                one forward
 ``gradient`` deviation from the gradient scores          scores on the mask                     about 4 passes
-``fisher``   Mahalanobis distance of hidden activations  class means, 32 directions             1 pass + 2·32·d
+``fisher``   Mahalanobis distance, inputs and hidden     class means, 32 and 128 directions     1 pass + 160·d
 ``paper``    expert by least loss over the batch, then   scores on the mask                     about 4 passes
              task by mask overlap and score deviation
 ===========  ==========================================  =====================================  ==============
@@ -26,7 +26,7 @@ from torch import Tensor
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import Params, forward
-from clmoe_cli.continual.fisher import Gaussian
+from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
 
@@ -43,7 +43,7 @@ class Subnetwork:
     params: Params
     mask: masks.Masks
     scores: Params
-    gaussian: Gaussian
+    whitening: Whitening
     calibration: Mapping[str, Calibration]
 
     @property
@@ -66,7 +66,7 @@ def deviations(task: Subnetwork, x: Tensor, kinds: Sequence[str]) -> dict[str, T
         if "loss" in parts:
             parts["loss"].append(-done.logits.double().log_softmax(dim=1).max(dim=1).values)
         if "fisher" in parts:
-            parts["fisher"].append(task.gaussian.deviation(done.hidden))
+            parts["fisher"].append(task.whitening.deviation(part, done.hidden))
         if reference is not None:
             parts["gradient"].append(relative_deviation(factors(task.params, part), reference))
     return {kind: torch.cat(found) for kind, found in parts.items()}

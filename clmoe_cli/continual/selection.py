@@ -16,7 +16,7 @@ from torch import Tensor
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import Params
 from clmoe_cli.continual.importance import gradient_scores, normalised
-from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality
+from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, losses, quality
 
 SCORES = ("gradient-weight", "gradient")
 
@@ -30,26 +30,35 @@ class Tolerance:
 
     ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
     loss, since some hundred images cannot resolve such an accuracy. The first round keeps the
-    first of the shares ``starts`` of the shared weights that is not clearly worse than the dense network, each
+    first of the shares ``starts`` of the shared weights (counting free ones only) that is not clearly worse than the dense network, each
     further one the share ``step`` of those, down to the density ``floor``; a round consolidates for ``epochs``
-    epochs, the chosen mask for ``final_epochs``.
+    epochs, the chosen mask for ``final_epochs``, both from the learning rate ``lr``: what is left of a pruned network
+    moves in few directions and needs larger steps than the dense one.
     """
 
     max_drop: float = 0.003
     starts: tuple[float, ...] = (0.2, 0.6, 1.0)
-    step: float = 0.5
-    floor: float = 0.003
+    step: float = 0.33
+    floor: float = 0.007
     epochs: int = 2
-    final_epochs: int = 6
+    final_epochs: int = 10
+    lr: float = 3e-3
 
-    def choose(self, dense: Quality, rounds: Sequence[Quality]) -> int:
-        """Index of the sparsest round within the tolerance.
+    def choose(self, dense: Tensor, rounds: Sequence[Tensor]) -> int:
+        """Index of the sparsest round within the tolerance; arguments are losses of the held-out images, each [N].
 
         Measured from the dense network or, where no round comes near it (its held-out loss is the least
-        of many epochs, hence flattering), from the best round: a denser mask would not help either.
+        of many epochs, hence flattering), from the best round: a denser mask would not help either. A round is
+        within when it is not worse by more than the tolerance and two standard errors of the paired difference
+        (as Breiman et al. 1984, section 3.4.3, prune with one): some hundred images cannot tell more.
         """
-        limit = max(dense.loss, min(found.loss for found in rounds)) + ERROR_COST * self.max_drop
-        return max(i for i, found in enumerate(rounds) if found.loss <= limit)
+        found = torch.stack(list(rounds))
+        best = found[found.mean(dim=1).argmin()]
+        reference = dense if dense.mean() >= best.mean() else best
+        excess = found - reference
+        error = excess.std(dim=1, correction=0) / math.sqrt(excess.shape[1])
+        within = excess.mean(dim=1) <= ERROR_COST * self.max_drop + 2 * error
+        return int(within.nonzero().max())
 
     def clearly_worse(self, found: Quality, dense: Quality, images: int) -> bool:
         """Whether accuracy fell by more than the tolerance and twice the standard error of ``images`` images."""
@@ -93,10 +102,15 @@ def importance(params: Params, shared: Mapping[str, Tensor], data: Labelled, sco
     return normalised(scores, shared)
 
 
-def threshold_at(scores: Mapping[str, Tensor], density: float) -> float:
-    """The normalised threshold above which that share of all shared weights lies."""
-    every = torch.cat([value.flatten() for value in scores.values()])
-    keep = max(1, round(density * every.numel()))
+def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Masks | None = None) -> float:
+    """The normalised threshold above which so many weights lie as ``density`` is a share of all shared weights.
+
+    ``among``: only these are counted; all of them lie above the threshold when they are fewer.
+    """
+    every = torch.cat([(value if among is None else value[among[name]]).flatten() for name, value in scores.items()])
+    keep = max(1, round(density * sum(value.numel() for value in scores.values())))
+    if keep >= every.numel():
+        return 0.0
     return float(every.kthvalue(every.numel() - keep + 1).values)
 
 
@@ -122,7 +136,8 @@ def select(
 
     def prune(current: Params, mask: masks.Masks, density: float) -> None:
         scores = importance(current, free, data, score)
-        threshold = threshold_at(scores, density)
+        # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
+        threshold = threshold_at(scores, density, free)
         # A weight of importance zero contributes nothing: never selected, however low the threshold.
         mask = {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
         trained, reached = anneal(
@@ -133,6 +148,7 @@ def select(
             schedule,
             generator,
             epochs=tolerance.epochs,
+            lr=tolerance.lr,
             phase="prune",
             on_epoch=on_epoch,
         )
@@ -146,7 +162,8 @@ def select(
     while (density := rounds[-1][0].density * tolerance.step) >= tolerance.floor:
         prune(rounds[-1][1], rounds[-1][2], density)
     levels = tuple(level for level, _, _ in rounds)
-    _, current, mask = rounds[tolerance.choose(dense, [level.held_out for level in levels])]
+    chosen = tolerance.choose(losses(params, held_out), [losses(found, held_out) for _, found, _ in rounds])
+    _, current, mask = rounds[chosen]
     final, reached = anneal(
         current,
         masks.both(mask, free),
@@ -155,6 +172,7 @@ def select(
         schedule,
         generator,
         epochs=tolerance.final_epochs,
+        lr=tolerance.lr,
         phase="consolidate",
         on_epoch=on_epoch,
     )

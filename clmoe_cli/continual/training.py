@@ -20,6 +20,7 @@ from clmoe_cli.continual.experts import Params, forward, logits
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+Drop = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Schedule:
 
     The learning rate stays at ``lr`` until the held-out loss has not improved by ``min_delta`` nats for
     ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
-    falls, or ``epochs`` in all, training ends.
+    falls, or ``epochs`` in all, training ends. ``dropout``: share of the inputs and of the hidden units that a
+    step leaves out (Srivastava et al. 2014): what is spread over many weights loses less when most are pruned.
     """
 
     epochs: int = 40
@@ -75,12 +77,18 @@ class Schedule:
     decay: float = 0.2
     decays: int = 2
     min_delta: float = 5e-4
+    dropout: tuple[float, float] = (0.2, 0.3)
 
 
 def quality(params: Mapping[str, Tensor], data: Labelled) -> Quality:
     """Loss and accuracy of a network on labelled images."""
     out = logits(params, data.x)
     return Quality(float(F.cross_entropy(out, data.y)), float((out.argmax(dim=1) == data.y).double().mean()))
+
+
+def losses(params: Mapping[str, Tensor], data: Labelled) -> Tensor:
+    """Cross-entropy of each image in nats, [N] float64."""
+    return F.cross_entropy(logits(params, data.x).double(), data.y, reduction="none")
 
 
 def freeze_guard(params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -103,6 +111,18 @@ def adam(lr: float) -> MakeOptimizer:
     return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
 
 
+def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> Drop:
+    """Dropout of the inputs (what layer ``first`` reads) and of hidden units, drawn from the generator."""
+
+    def drop(layer: str, a: Tensor) -> Tensor:
+        share = shares[layer != first]
+        if share == 0.0:
+            return a
+        return a * (torch.rand(a.shape, generator=generator) >= share) / (1.0 - share)
+
+    return drop
+
+
 def run_epoch(
     params: Params,
     data: Labelled,
@@ -110,6 +130,8 @@ def run_epoch(
     restore: Callable[[], None],
     batch_size: int,
     generator: torch.Generator,
+    after_step: Callable[[], None] = lambda: None,
+    drop: Drop | None = None,
 ) -> float:
     """One pass over the data in random order; returns the mean loss. ``params`` are changed in place.
 
@@ -117,15 +139,16 @@ def run_epoch(
     the same to patience, rounds and learning rates at every size of the data.
     """
     batch_size = min(batch_size, len(data))
-    passes = max(1, math.ceil(BATCHES * batch_size / len(data)))
+    passes = _passes(len(data), batch_size)
     order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(passes)])
     total = torch.zeros(())
     for index in order.split(batch_size):
-        loss = F.cross_entropy(forward(params, data.x[index]).logits, data.y[index])
+        loss = F.cross_entropy(forward(params, data.x[index], drop).logits, data.y[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         restore()
+        after_step()
         total += loss.detach() * len(index)
     return float(total) / len(order)
 
@@ -149,10 +172,11 @@ def train(
     """
     best = {name: value.detach().clone() for name, value in params.items()}
     reached = quality(best, held_out)
+    drop = dropout(next(iter(params)).removesuffix(".weight"), schedule.dropout, generator)
     mark, lr, bad, falls = reached.loss, schedule.lr, 0, 0
     working, step, restore = _start(best, trainable, optimizer(lr))
     for epoch in range(1, schedule.epochs + 1):
-        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator)
+        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator, drop=drop)
         now = quality(working, held_out)
         on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
         if now.loss < reached.loss:
@@ -179,23 +203,29 @@ def anneal(
     generator: torch.Generator,
     *,
     epochs: int,
+    lr: float,
     phase: str,
     on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
 ) -> tuple[Params, Quality]:
-    """Trains for that many epochs while the learning rate falls to zero, and returns where it ends.
+    """Trains for that many epochs while the learning rate falls from ``lr`` to zero along a cosine.
 
     The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not.
     """
-    working, step, restore = _start(dict(params), trainable, optimizer(schedule.lr))
-    rate = torch.optim.lr_scheduler.LambdaLR(step, lambda epoch: 1.0 - epoch / epochs)
+    working, step, restore = _start(dict(params), trainable, optimizer(lr))
+    size = min(schedule.batch_size, len(data))
+    steps = epochs * math.ceil(_passes(len(data), size) * len(data) / size)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     reached = quality(working, held_out)
     for epoch in range(1, epochs + 1):
-        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator)
-        rate.step()
+        loss = run_epoch(working, data, step, restore, size, generator, rate.step)
         reached = quality(working, held_out)
         on_epoch(Epoch(phase, epoch, epochs, loss, reached))
     return {name: value.detach().clone() for name, value in working.items()}, reached
+
+
+def _passes(images: int, batch_size: int) -> int:
+    return max(1, math.ceil(BATCHES * batch_size / images))
 
 
 def _start(

@@ -1,0 +1,51 @@
+"""Which known tasks a batch is compared with, so that a store with 100 tasks decides as fast as one with ten.
+
+A task is known here by the means of its classes under a fixed random projection to ``WIDTH`` numbers, which keeps
+distances (Johnson & Lindenstrauss 1984) and is small enough for the manifest: no task's own file is read. The
+shortlist only says what is worth a comparison; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual.training import Labelled
+
+WIDTH = 64
+LIMIT = 10
+"""Tasks compared at most."""
+
+
+def project(x: Tensor) -> Tensor:
+    """Images [N, D] under the projection that all stores share, [N, WIDTH]."""
+    directions = torch.randn((x.shape[1], WIDTH), generator=torch.Generator().manual_seed(0))
+    return x @ directions / math.sqrt(WIDTH)
+
+
+def sketch(data: Labelled, classes: int) -> Tensor:
+    """Means of the classes of projected images, [C, WIDTH]."""
+    sums = torch.zeros(classes, WIDTH).index_add_(0, data.y, project(data.x))
+    return sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
+
+
+def shortlist(sketches: Sequence[Tensor], x: Tensor, limit: int = LIMIT) -> list[int]:
+    """Positions of at most ``limit`` tasks, in their given order.
+
+    ``sketches``: each task's [C, WIDTH]; ``x`` [N, D]. Tasks to which most images are nearest come first (a batch
+    may hold several tasks), then those with the least mean distance.
+    """
+    if len(sketches) <= limit:
+        return list(range(len(sketches)))
+    owner = torch.repeat_interleave(torch.tensor([len(s) for s in sketches]))
+    distances = torch.cdist(project(x), torch.cat(list(sketches)))
+    nearest = torch.full((len(x), len(sketches)), math.inf)
+    nearest.scatter_reduce_(1, owner.expand_as(distances), distances, "amin")
+    votes = torch.bincount(nearest.argmin(dim=1), minlength=len(sketches))
+    mean = nearest.mean(dim=0)
+    # Votes are whole numbers: the mean distance, scaled below one, only breaks their ties.
+    ranking = votes - mean / mean.max().clamp_min(1e-12) / 2
+    return sorted(ranking.topk(limit).indices.tolist())
