@@ -67,9 +67,10 @@ def learn(
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
     epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs; held-out loss ends earlier.")] = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
-    score: Annotated[str, typer.Option(help="Importance of a weight: gradient-weight, or gradient (the paper's).")] = (
-        "gradient-weight"
-    ),
+    score: Annotated[
+        str,
+        typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's)."),
+    ] = ("gradient-weight"),
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
     ] = 0.3,

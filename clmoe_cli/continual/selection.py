@@ -18,7 +18,8 @@ from clmoe_cli.continual.experts import Params
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, losses, quality
 
-SCORES = ("gradient-weight", "gradient")
+SCORES = ("gradient-weight", "gradient", "last-batch")
+LAST_BATCH = 128
 
 ERROR_COST = 4.6
 """Nats that one wrong image costs on average (the right class at 1 %): turns accuracy into loss."""
@@ -29,11 +30,11 @@ class Tolerance:
     """How sparse, and at what price.
 
     ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
-    loss, since some hundred images cannot resolve such an accuracy. The first round keeps the
-    first of the shares ``starts`` of the shared weights (counting free ones only) that is not clearly worse than the dense network, each
-    further one the share ``step`` of those, down to the density ``floor``; a round consolidates for ``epochs``
-    epochs, the chosen mask for ``final_epochs``, both from the learning rate ``lr``: what is left of a pruned network
-    moves in few directions and needs larger steps than the dense one.
+    loss, since some hundred images cannot resolve such an accuracy. Densities are shares of the shared weights that
+    a task would freeze anew. The first round keeps the first of ``starts`` that is not clearly worse than the dense
+    network, each further one the share ``step`` of those, down to the density ``floor``; a round consolidates
+    for ``epochs`` epochs, the chosen mask for ``final_epochs``, both from the learning rate ``lr``: what is left of
+    a pruned network moves in few directions and needs larger steps than the dense one.
     """
 
     max_drop: float = 0.003
@@ -90,14 +91,18 @@ def importance(params: Params, shared: Mapping[str, Tensor], data: Labelled, sco
     """Normalised importance of every shared weight, over the whole data.
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
-    weight, a first-order estimate of what removing the weight changes.
+    weight, a first-order estimate of what removing the weight changes. ``last-batch``: as the paper's
+    code, the mean absolute gradient over what is left for the last batch of 128, for comparison only.
 
     Raises ValueError for another name.
     """
+    if score == "last-batch":
+        rest = len(data) % LAST_BATCH or LAST_BATCH
+        data = Labelled(data.x[-rest:], data.y[-rest:])
     scores = gradient_scores({**params}, data.x, data.y)
     if score == "gradient-weight":
         scores = {name: value * params[name].abs() for name, value in scores.items()}
-    elif score != "gradient":
+    elif score not in SCORES:
         raise ValueError(f"unknown score {score!r}; expected one of {', '.join(SCORES)}")
     return normalised(scores, shared)
 
