@@ -23,6 +23,7 @@ from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, a
 KINDS = ("gradient", "fisher", "loss")
 CALIBRATION_LIMIT = 1000
 PROBES = 8
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ def split(data: Labelled, generator: torch.Generator) -> Split:
     """Holds out two stratified parts.
 
     Each is 5 % of the images, at least 50 (what p-values need) and at most 1,000; below 400 images an eighth.
-    Classes with fewer than four images stay in training. Below eight images there is nothing to hold out:
-    tuning then happens on the training images, and nothing is calibrated.
+    Classes with fewer than four images stay in training. Below ``FEW`` images none is held out, since they teach
+    more than they could tell: tuning then happens on the training images, and nothing is calibrated.
     """
     n = len(data)
     size = min(max(round(0.05 * n), MINIMUM), CALIBRATION_LIMIT) if n >= 8 * MINIMUM else n // 8
+    if n < FEW:
+        size = 0
     order = torch.randperm(n, generator=generator)
     common = torch.bincount(data.y)[data.y[order]] >= 4
     by_class = order[common][data.y[order[common]].argsort(stable=True)]

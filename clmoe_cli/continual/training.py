@@ -217,8 +217,11 @@ def anneal(
     steps = epochs * math.ceil(_passes(len(data), size) * len(data) / size)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     reached = quality(working, held_out)
+    # Images that are seen several times an epoch are soon known by heart.
+    few = _passes(len(data), size) > 1
+    drop = dropout(next(iter(params)).removesuffix(".weight"), schedule.dropout, generator) if few else None
     for epoch in range(1, epochs + 1):
-        loss = run_epoch(working, data, step, restore, size, generator, rate.step)
+        loss = run_epoch(working, data, step, restore, size, generator, rate.step, drop)
         reached = quality(working, held_out)
         on_epoch(Epoch(phase, epoch, epochs, loss, reached))
     return {name: value.detach().clone() for name, value in working.items()}, reached
