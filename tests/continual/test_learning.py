@@ -6,9 +6,9 @@ from conftest import random_params
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP, forward, logits, parse_arch
-from clmoe_cli.continual.fisher import fit_gaussian, hidden_activations
+from clmoe_cli.continual.fisher import fit, fit_gaussian, hidden_activations
 from clmoe_cli.continual.importance import gradient_scores
-from clmoe_cli.continual.learning import Options, learn_task, refine_task, split
+from clmoe_cli.continual.learning import FEW, Options, learn_task, refine_task, split
 from clmoe_cli.continual.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
 from clmoe_cli.continual.routing import ROUTERS, Subnetwork, route
 from clmoe_cli.continual.selection import Tolerance
@@ -81,13 +81,13 @@ def test_refining_moves_only_what_it_may() -> None:
         assert torch.equal(refined.mask[name], task.mask[name])
 
 
-@pytest.mark.parametrize("n", [2, 7, 8, 40, 399, 400, 5000])
+@pytest.mark.parametrize("n", [2, 7, FEW - 1, FEW, 399, 400, 5000])
 def test_held_out_parts_share_no_image(n: int, rng: torch.Generator) -> None:
     data = Labelled(torch.arange(n).float()[:, None], torch.arange(n) % 2)
     parts = split(data, rng)
     training, calibration = set(parts.training.x[:, 0].tolist()), set(parts.calibration.x[:, 0].tolist())
     assert training.isdisjoint(calibration)
-    if n < 8:
+    if n < FEW:
         assert not calibration
         assert len(training) == n
         return
@@ -159,6 +159,38 @@ def test_mahalanobis_equals_the_full_inverse_of_the_kept_covariance(rng: torch.G
             assert float(fast[i, c]) == pytest.approx(float(z @ inverse @ z), rel=1e-4, abs=1e-6)
 
 
+def test_strange_inputs_deviate_even_where_no_hidden_unit_looks(rng: torch.Generator) -> None:
+    # Only the first half of the inputs reaches the hidden units: what is strange about the rest, the inputs tell.
+    params = random_params(NET, 2, rng, torch.float32)
+    params["hidden1.weight"][:, 18:] = 0.0
+    data, held_out = blobs([5, 15], 600, 3), blobs([5, 15], 100, 4)
+    whitening = fit(params, data, held_out, 2)
+    usual = blobs([5, 15], 200, 5).x
+    strange = usual.clone()
+    strange[:, 18:] = usual[:, 18:] + 0.3 * torch.randn((200, 18), generator=rng)
+    hidden = hidden_activations(params, strange)
+    assert torch.equal(hidden, hidden_activations(params, usual))
+    typical = whitening.deviation(usual, hidden)
+    assert float(typical.log().median().abs()) < 1.5
+    assert float((whitening.deviation(strange, hidden) > typical.quantile(0.95)).double().mean()) > 0.9
+
+
+def test_constructive_weights_are_read_whole_and_others_not_at_all() -> None:
+    first, second = learn_pair()
+    net, frozen = NET, masks.union(first.subnetwork.mask, [first.subnetwork.mask, second.subnetwork.mask])
+    base = {name: first.subnetwork.params[name] + second.subnetwork.params[name] for name in frozen}
+    readable = first.subnetwork.mask
+    third = learn_task(
+        "c", "e1", net, base, frozen, readable, blobs([8, 28], 400, 9), 2, QUICK, torch.Generator().manual_seed(4)
+    ).subnetwork
+    for name, mask in third.mask.items():
+        assert not (mask & frozen[name] & ~readable[name]).any()
+        assert torch.equal(third.params[name][mask & frozen[name]], base[name][mask & frozen[name]])
+    # All of it that carries any signal: a unit that is dead for these images makes its weights useless.
+    read = masks.count(masks.both(third.mask, readable))
+    assert read > 0.5 * masks.count(readable)
+
+
 def test_ridge_rows_solve_the_normal_equations(rng: torch.Generator) -> None:
     features = torch.rand((50, 6), generator=rng)
     y = torch.randint(0, 3, (50,), generator=rng)
@@ -187,7 +219,7 @@ def test_related_tasks_overlap_more_than_permuted_ones() -> None:
 
 
 def candidate(task: str, expert: str, overlap: float, divergence: float) -> Candidate:
-    good = overlap >= 0.12 and divergence <= 0.58
+    good = overlap >= Thresholds().overlap and divergence <= Thresholds().divergence
     return Candidate(task, expert, 0.1, overlap, divergence, 1.0, good)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP
-from clmoe_cli.continual.training import Labelled, Schedule, anneal, freeze_guard, quality, train
+from clmoe_cli.continual.training import Labelled, Schedule, anneal, dropout, freeze_guard, losses, quality, train
 
 NET = MLP(12, (16, 10))
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
@@ -33,7 +33,7 @@ def two_blobs(n: int, rng: torch.Generator) -> Labelled:
 def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, rng: torch.Generator) -> None:
     params = random_params(NET, 2, rng, torch.float32)
     trainable = {name: torch.rand(shape, generator=rng) < 0.5 for name, shape in NET.shared_shapes().items()}
-    extra = {"epochs": 3, "phase": "test"} if run is anneal else {}
+    extra = {"epochs": 3, "lr": 0.01, "phase": "test"} if run is anneal else {}
     data = two_blobs(64, rng)
     schedule = Schedule(epochs=3, batch_size=16)
     found, _ = run(params, trainable, data, data, schedule, rng, optimizer=lambda lr: make, **extra)
@@ -77,3 +77,22 @@ def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
         train(params, everything, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7))[0] for _ in range(2)
     ]
     assert all(torch.equal(twice[0][name], twice[1][name]) for name in params)
+
+
+def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
+    drop = dropout("hidden1", (0.2, 0.5), torch.Generator().manual_seed(0))
+    a = torch.ones(200, 300)
+    for layer, share in (("hidden1", 0.2), ("hidden2", 0.5), ("output", 0.5)):
+        found = drop(layer, a)
+        assert float((found == 0).double().mean()) == pytest.approx(share, abs=0.01)
+        assert float(found.double().mean()) == pytest.approx(1.0, abs=0.02)
+    assert dropout("hidden1", (0.0, 0.0), torch.Generator())("hidden2", a) is a
+
+
+def test_losses_are_those_of_single_images(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    data = two_blobs(30, rng)
+    found = losses(params, data)
+    assert found.dtype == torch.float64
+    assert float(found.mean()) == pytest.approx(quality(params, data).loss, rel=1e-5)
+    assert float(found[3]) == pytest.approx(quality(params, data.take(torch.tensor([3]))).loss, rel=1e-5)
