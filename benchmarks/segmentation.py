@@ -114,7 +114,7 @@ def main() -> None:
             "boundaries": sum(len(r[kind]["errors"]) for r in rows),
             "missed": sum(r[kind]["missed"] for r in rows),
             "false": sum(len(r[kind]["false"]) for r in rows),
-            "largest_error": max(abs(e) for r in rows for e in r[kind]["errors"] if e is not None),
+            "largest_error": max((abs(e) for r in rows for e in r[kind]["errors"] if e is not None), default=None),
         }
         for kind in ("labels", "images")
     }

@@ -63,7 +63,16 @@ def learn(
         str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
     ],
     store: StoreOption = DEFAULT_STORE,
-    name: Annotated[str | None, typer.Option(help="Name of the task [default: task1, task2, …].")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the task [default: task1, task2, …]; with --segment NAME.1, NAME.2, …"),
+    ] = None,
+    segment: Annotated[
+        bool, typer.Option("--segment", help="The file is a stream: find where one task ends and the next begins.")
+    ] = False,
+    boundaries: Annotated[
+        str, typer.Option(help="With --segment: find them by labels (and images), or by images alone.")
+    ] = "labels",
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
     epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs; held-out loss ends earlier.")] = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
@@ -84,14 +93,17 @@ def learn(
     verbose: VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
-    from clmoe_cli.commands.learn import learn as call
+    from clmoe_cli.commands.learn import learn as learn_one
+    from clmoe_cli.commands.names import one_of
     from clmoe_cli.commands.options import LearnOptions
+    from clmoe_cli.commands.segment import BOUNDARIES, learn_stream
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.data import read_batch
 
     _on_cpu(device)
+    one_of("value of --boundaries", boundaries, BOUNDARIES)
     method = Options(Schedule(epochs=epochs), Tolerance(max_drop=max_drop / 100), score)
     options = LearnOptions(
         name=name,
@@ -105,10 +117,22 @@ def learn(
     )
     batch = read_batch(data, labels="required")
     with progress(quiet) as shown:
-        report = call(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)
+        if segment:
+            stream = learn_stream(
+                store,
+                batch,
+                options,
+                use_labels=boundaries == "labels",
+                on_epoch=shown.epoch,
+                on_wait=shown.waiting,
+            )
+            reports = [part.report for part in stream.segments]
+        else:
+            reports = [learn_one(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)]
     if verbose and not quiet:
-        note(f"onset: {report.onset.reason}; placement: {report.reason}")
-    render.show(report, json_)
+        for report in reports:
+            note(f"onset: {report.onset.reason}; placement: {report.reason}")
+    render.show(stream if segment else reports[0], json_)
 
 
 @app.command()

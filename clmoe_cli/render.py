@@ -8,17 +8,13 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport
+from clmoe_cli.commands.reports import RemovalReport
 from clmoe_cli.npz import replacing, write_npz
 from clmoe_cli.progress import note
+from clmoe_cli.tables import columns, console, tables
 from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 ROWS_SHOWN = 20
-OVERLAP_SHOWN = 12
 
 
 class _Report(Protocol):
@@ -61,9 +56,9 @@ def show(report: _Report, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_json())
     else:
-        console = _console()
+        screen = console()
         for part in tables(report):
-            console.print(part)
+            screen.print(part)
 
 
 def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
@@ -85,103 +80,6 @@ def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
         return typer.confirm("Go on?", err=True)
 
     return confirm
-
-
-@singledispatch
-def tables(report: Any) -> list[Any]:
-    """What people see of a report."""
-    if hasattr(report, "experts"):
-        return _inspect_tables(report)
-    return _files_table(report)
-
-
-def _files_table(report: Any) -> list[Any]:
-    table = _table("file", "task", "classes", "images")
-    for file in report.files:
-        table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
-    return [table]
-
-
-@tables.register
-def _(report: LearnReport) -> list[Any]:
-    head = {
-        "learned": f"learned {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
-        "known": f"known: this is {report.task}; nothing was changed",
-        "refined": f"refined {report.task} in expert {report.expert}",
-    }[report.status]
-    table = _table("layer", "weights", "selected", "reused", "frozen now")
-    for layer in report.layers:
-        table.add_row(
-            layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
-        )
-    accuracy = report.accuracy
-    held = f"{_percent(accuracy['dense'])} dense, {_percent(accuracy['subnetwork'])} with its subnetwork"
-    lines = [
-        _headline(head, f"  ({report.seconds:.1f} s)"),
-        f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
-        f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
-    ]
-    return [*lines, table]
-
-
-@tables.register
-def _(report: DetectReport) -> list[Any]:
-    name = f" {report.task}" if report.task else ""
-    p = "not available" if report.p_value is None else f"{report.p_value:.3g}"
-    table = _table("task", "expert", "deviation", "p-value", "overlap", "divergence")
-    for row in report.tasks:
-        own = "–" if row["p_value"] is None else f"{row['p_value']:.3g}"
-        table.add_row(
-            row["task"],
-            row["expert"],
-            f"{row['deviation']:.4g}",
-            own,
-            f"{row['overlap']:.3f}",
-            f"{row['divergence']:.3f}",
-        )
-    return [_headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
-
-
-@tables.register
-def _(report: RemovalReport) -> list[Any]:
-    verb = "removed" if report.applied else "would remove"
-    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
-    return [
-        _headline(
-            f"{verb} {names}",
-            f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
-            + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
-        )
-    ]
-
-
-def _inspect_tables(report: InspectReport) -> list[Any]:
-    parts: list[Any] = []
-    for expert in report.experts:
-        table = _table("task", "classes", "accuracy", *(f"{x['name']}" for x in expert["layers"]), "bytes")
-        for task in report.tasks:
-            if task["expert"] != expert["id"]:
-                continue
-            shares = [f"{layer['percent']:.2f} %" for layer in task["layers"]]
-            classes = ", ".join(map(str, task["classes"]))
-            table.add_row(task["name"], classes, _percent(task["accuracy"]["subnetwork"]), *shares, str(task["bytes"]))
-        frozen = [f"{layer['frozen_percent']:.2f} %" for layer in expert["layers"]]
-        table.add_section()
-        table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
-        shape = "×".join(map(str, expert["input_shape"]))
-        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {shape}"), table]
-    names = [task["name"] for task in report.tasks]
-    if 1 < len(names) <= OVERLAP_SHOWN:
-        table = _table("overlap (kappa)", *names)
-        for name, row in zip(names, report.overlap, strict=True):
-            table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
-        parts.append(table)
-    checked = ", every file and output verified" if report.verified else ""
-    parts.append(
-        f"{len(report.tasks)} tasks, {report.frozen_percent:.2f} % of shared weights frozen, "
-        f"{report.bytes['total']} bytes, generation {report.generation}{checked}"
-    )
-    return parts
 
 
 def check_format(table_format: str) -> None:
@@ -241,17 +139,17 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
     elif as_json:
         _print_json(report.to_json())
     else:
-        console = _console()
-        table = _table("image", "label", "task", "expert", "confidence", "known", "p-value")
+        screen = console()
+        table = columns("image", "label", "task", "expert", "confidence", "known", "p-value")
         for row in report.rows()[:ROWS_SHOWN]:
             p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
             known = "yes" if row["known"] else "no"
             table.add_row(
                 str(row["index"]), str(row["label"]), row["task"], row["expert"], f"{row['confidence']:.3f}", known, p
             )
-        console.print(table)
+        screen.print(table)
         if len(report.labels) > ROWS_SHOWN:
-            console.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
+            screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.accuracy is not None and not as_json:
         text = f"accuracy {100 * report.accuracy:.2f} % of {len(report.labels)} images"
         if output is None:
@@ -277,23 +175,3 @@ def _write(report: PredictReport, path: Path) -> None:
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())
-
-
-def _console() -> Console:
-    """Prints names and labels as they are: brackets and colons in them are no markup."""
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def _headline(head: str, rest: str) -> Text:
-    return Text.assemble((head, "bold"), rest)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
-def _percent(value: float | int | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.2f} %"

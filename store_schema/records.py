@@ -19,6 +19,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scalar = str | bool | int | float | None
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
+Sketch = Annotated[tuple[float, ...], Field(max_length=1024)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -111,7 +112,7 @@ class TaskRecord(Record):
     owned_parameters: Count
     accuracy: Accuracy
     images: Count
-    sketch: tuple[tuple[float, ...], ...] = ()
+    sketch: Annotated[tuple[Sketch, ...], Field(max_length=100_000)] = ()
     config: dict[str, Scalar]
     learned_at: Annotated[str, StringConstraints(max_length=40)]
 

@@ -61,6 +61,28 @@ class LearnReport(Report):
 
 
 @dataclass(frozen=True)
+class Segment:
+    """What ``learn`` did with the images from position ``start`` up to but not including ``stop`` of a stream."""
+
+    start: int
+    stop: int
+    report: LearnReport
+
+
+@dataclass(frozen=True)
+class StreamReport(Report):
+    """What ``learn --segment`` did, segment by segment in order of arrival."""
+
+    schema: ClassVar[str] = LearnReport.schema
+    segments: tuple[Segment, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """An ordinary ``learn`` object for each segment, with its ``start`` and ``stop``."""
+        parts = [{**part.report.to_json(), "start": part.start, "stop": part.stop} for part in self.segments]
+        return {"schema": self.schema, "segments": parts}
+
+
+@dataclass(frozen=True)
 class DetectReport(Report):
     """What ``detect`` found; ``tasks``: per compared task its deviation, p-value, overlap, divergence."""
 

@@ -145,9 +145,7 @@ def select(
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.
         # A weight of importance zero contributes nothing: never selected, however low the threshold.
-        mask = {
-            name: ((value >= threshold) | ~free[name]) & (value > 0) & mask[name] for name, value in scores.items()
-        }
+        mask = {name: ((value >= threshold) | ~free[name]) & (value > 0) & mask[name] for name, value in scores.items()}
         trained, reached = anneal(
             masks.applied(current, mask),
             masks.both(mask, free),

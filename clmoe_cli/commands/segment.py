@@ -1,0 +1,86 @@
+"""``learn --segment``: a stream of labelled images, cut where the task changes; each segment learned in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions, check
+from clmoe_cli.commands.reports import Segment, StreamReport
+from clmoe_cli.continual.segmentation import boundaries
+from clmoe_cli.continual.training import OnEpoch
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Codebook
+from clmoe_cli.state import derived_seed, generator
+from store_schema import BadInput
+
+BOUNDARIES = ("labels", "images")
+
+
+def learn_stream(
+    store: str,
+    batch: Batch,
+    options: LearnOptions | None = None,
+    *,
+    use_labels: bool = True,
+    on_epoch: OnEpoch = lambda epoch: None,
+    on_wait: Callable[[str], None] = lambda holder: None,
+) -> StreamReport:
+    """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
+
+    ``use_labels``: boundaries are found from labels and images, else from the images alone; learning needs labels
+    in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment.
+
+    Raises BadInput for a segment that cannot be learned, before anything is, and whatever
+    :func:`clmoe_cli.commands.learn.learn` raises; segments committed until then stay, and are known when the
+    stream is given again.
+    """
+    options = options or LearnOptions()
+    if batch.labels is None:
+        check(batch, options)
+    cuts = [0, *_boundaries(batch, options.seed or 0, use_labels), len(batch.images)]
+    parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
+    for part in parts:
+        part.check()
+    return StreamReport(
+        tuple(
+            Segment(p.start, p.stop, learn(store, p.batch, p.options, on_epoch=on_epoch, on_wait=on_wait))
+            for p in parts
+        )
+    )
+
+
+class _Part:
+    """One segment of a stream, its images from ``start`` up to ``stop``, and its own options."""
+
+    def __init__(self, stream: Batch, options: LearnOptions, number: int, start: int, stop: int) -> None:
+        assert stream.labels is not None
+        self.start, self.stop = start, stop
+        self.batch = Batch(stream.images[start:stop], stream.labels[start:stop], stream.source)
+        self.options = options if options.name is None else replace(options, name=f"{options.name}.{number}")
+
+    def check(self) -> None:
+        """What ``learn`` will check, with the place in the stream."""
+        classes = self.batch.classes()
+        if len(classes) < 2:
+            raise BadInput(
+                "a segment needs at least two classes",
+                where=f"{self.batch.source}, images {self.start} to {self.stop - 1}",
+                found=f"only {classes[0]!r}",
+                expected="two or more",
+                hint="shuffle each task's images among themselves, or learn without --segment",
+            )
+        check(self.batch, self.options)
+
+
+def _boundaries(batch: Batch, seed: int, use_labels: bool) -> list[int]:
+    """Positions at which a segment begins, without 0; the same for the same file and seed."""
+    assert batch.labels is not None
+    # Scaling is left out: a segment's images are standardised by themselves, and a stream of uint8 stays small.
+    x = torch.from_numpy(batch.images.reshape(len(batch.images), -1))
+    y = torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)) if use_labels else None
+    return boundaries(x, y, generator(derived_seed(seed, len(x), "segments")))

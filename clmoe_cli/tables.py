@@ -1,0 +1,153 @@
+"""What people see of a report: headlines and tables for a terminal."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport, StreamReport
+
+if TYPE_CHECKING:
+    from clmoe_cli.commands.inspect import InspectReport
+
+OVERLAP_SHOWN = 12
+
+
+def console() -> Console:
+    """Prints names and labels as they are: brackets and colons in them are no markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def columns(*names: str) -> Table:
+    """An empty table with these columns, the first to the left."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, name in enumerate(names):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    return table
+
+
+@singledispatch
+def tables(report: Any) -> list[Any]:
+    """What people see of a report."""
+    if hasattr(report, "experts"):
+        return _inspect_tables(report)
+    return _files_table(report)
+
+
+def _files_table(report: Any) -> list[Any]:
+    table = columns("file", "task", "classes", "images")
+    for file in report.files:
+        table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
+    return [table]
+
+
+@tables.register
+def _(report: LearnReport) -> list[Any]:
+    head = {
+        "learned": f"learned {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
+        "known": f"known: this is {report.task}; nothing was changed",
+        "refined": f"refined {report.task} in expert {report.expert}",
+    }[report.status]
+    table = columns("layer", "weights", "selected", "reused", "frozen now")
+    for layer in report.layers:
+        table.add_row(
+            layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
+        )
+    accuracy = report.accuracy
+    held = f"{_percent(accuracy['dense'])} dense, {_percent(accuracy['subnetwork'])} with its subnetwork"
+    lines = [
+        _headline(head, f"  ({report.seconds:.1f} s)"),
+        f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
+        f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
+    ]
+    return [*lines, table]
+
+
+@tables.register
+def _(report: StreamReport) -> list[Any]:
+    table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
+    for part in report.segments:
+        learned = part.report
+        table.add_row(
+            f"{part.start} to {part.stop - 1}",
+            learned.status,
+            learned.task,
+            learned.expert,
+            ", ".join(map(str, learned.classes)),
+            _percent(learned.accuracy["subnetwork"]),
+            f"{learned.seconds:.1f}",
+        )
+    new = sum(part.report.status == "learned" for part in report.segments)
+    return [_headline(f"{len(report.segments)} segments", f", {new} of them learned as new tasks"), table]
+
+
+@tables.register
+def _(report: DetectReport) -> list[Any]:
+    name = f" {report.task}" if report.task else ""
+    p = "not available" if report.p_value is None else f"{report.p_value:.3g}"
+    table = columns("task", "expert", "deviation", "p-value", "overlap", "divergence")
+    for row in report.tasks:
+        own = "–" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        table.add_row(
+            row["task"],
+            row["expert"],
+            f"{row['deviation']:.4g}",
+            own,
+            f"{row['overlap']:.3f}",
+            f"{row['divergence']:.3f}",
+        )
+    return [_headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
+
+
+@tables.register
+def _(report: RemovalReport) -> list[Any]:
+    verb = "removed" if report.applied else "would remove"
+    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    return [
+        _headline(
+            f"{verb} {names}",
+            f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
+            + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
+        )
+    ]
+
+
+def _inspect_tables(report: InspectReport) -> list[Any]:
+    parts: list[Any] = []
+    for expert in report.experts:
+        table = columns("task", "classes", "accuracy", *(f"{x['name']}" for x in expert["layers"]), "bytes")
+        for task in report.tasks:
+            if task["expert"] != expert["id"]:
+                continue
+            shares = [f"{layer['percent']:.2f} %" for layer in task["layers"]]
+            classes = ", ".join(map(str, task["classes"]))
+            table.add_row(task["name"], classes, _percent(task["accuracy"]["subnetwork"]), *shares, str(task["bytes"]))
+        frozen = [f"{layer['frozen_percent']:.2f} %" for layer in expert["layers"]]
+        table.add_section()
+        table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
+        shape = "×".join(map(str, expert["input_shape"]))
+        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {shape}"), table]
+    names = [task["name"] for task in report.tasks]
+    if 1 < len(names) <= OVERLAP_SHOWN:
+        table = columns("overlap (kappa)", *names)
+        for name, row in zip(names, report.overlap, strict=True):
+            table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
+        parts.append(table)
+    checked = ", every file and output verified" if report.verified else ""
+    parts.append(
+        f"{len(report.tasks)} tasks, {report.frozen_percent:.2f} % of shared weights frozen, "
+        f"{report.bytes['total']} bytes, generation {report.generation}{checked}"
+    )
+    return parts
+
+
+def _headline(head: str, rest: str) -> Text:
+    return Text.assemble((head, "bold"), rest)
+
+
+def _percent(value: float | int | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.2f} %"
