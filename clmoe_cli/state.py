@@ -143,8 +143,11 @@ def to_record(learned: Learned) -> SubnetworkRecord:
     )
 
 
-def merged(weights: ExpertWeights | None, net: MLP, learned: Learned) -> ExpertWeights:
-    """The expert's weights with a task's own put in; entries of other tasks stay bit for bit."""
+def merged(weights: ExpertWeights | None, net: MLP, learned: Learned, used: masks.Masks) -> ExpertWeights:
+    """The expert's weights with a task's own put in; entries of other tasks stay bit for bit.
+
+    ``used``: what any task uses; the rest is zero, also where a refined task has given a weight up.
+    """
     task = learned.subnetwork
     shared = {name: np.zeros(shape, dtype=np.float32) for name, shape in net.shared_shapes().items()}
     owned = {}
@@ -153,6 +156,7 @@ def merged(weights: ExpertWeights | None, net: MLP, learned: Learned) -> ExpertW
         owned = dict(weights.owned)
     for name, mask in task.mask.items():
         np.copyto(shared[name], task.params[name].numpy(), where=mask.numpy())
+        shared[name][~used[name].numpy()] = 0.0
     owned[task.name] = {name: value.numpy() for name, value in task.params.items() if name not in task.mask}
     return ExpertWeights(shared=shared, owned=owned)
 

@@ -59,13 +59,13 @@ def commit_learned(
     """
     task, manifest = learned.subnetwork, locked.manifest
     before = loader.weights(record.id) if record.weights is not None else None
-    weights = merged(before, net, learned)
+    used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
+    weights = merged(before, net, learned, used)
     stored = locked.put(encode_weights(weights, record.id), "safetensors")
     record = record.model_copy(update={"weights": stored})
     entry = _task_record(locked, record, learned, weights, frozen, origin)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
-    used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
     last = manifest.history[-1] if manifest.history else None
     now_frozen = {**(last.frozen if last else {}), record.id: {n: int(m.sum()) for n, m in used.items()}}
     rows = {

@@ -229,8 +229,11 @@ class _Learning:
         taken = self.loader.frozen(record.id, others)
         learned = learning.refine_task(
             task,
-            masks.both(task.mask, masks.inverse(taken)),
+            network(record),
+            taken,
             self._labelled(self.batch, record.input_scale, old.classes),
+            # Fewer images than it was learned from must not decide anew which weights it needs.
+            len(self.batch.images) > old.images,
             self.options.method,
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,

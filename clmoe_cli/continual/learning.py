@@ -104,58 +104,75 @@ def learn_task(
     fresh = net.initial_shared(generator)
     zero = torch.zeros(())
     shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
-    owned = net.initial_owned(classes, generator)
-    start = {
-        f"{layer}.{kind}": (shared | owned)[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")
-    }
-    usable = {key: free[key] | readable[key] for key in free}
-    dense, _ = train(start, free, parts.training, parts.tuning, options.schedule, generator, on_epoch=on_epoch)
-    chosen = select(
-        dense,
-        free,
-        parts.training,
-        parts.tuning,
-        options.schedule,
-        options.tolerance,
-        options.score,
-        generator,
-        on_epoch,
-    )
-    chosen = Selection(chosen.params, masks.both(chosen.mask, usable), chosen.dense, chosen.held_out, chosen.rounds)
+    start = shared | net.initial_owned(classes, generator)
+    dense, chosen = _search(net, start, free, readable, parts, options, generator, on_epoch)
     held = parts.calibration if len(parts.calibration) else None
     return finish(name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None)
 
 
 def refine_task(
     task: Subnetwork,
-    movable: masks.Masks,
+    net: MLP,
+    taken: masks.Masks,
     data: Labelled,
+    grow: bool,
     options: Options,
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
 ) -> Learned:
-    """Improves a known task with more data inside its mask; ``movable``: its weights that no other task uses.
+    """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
 
-    The statistics are taken anew from the new data. Training that makes the held-out loss worse is undone.
+    ``grow``: free weights are tried as well and the mask is chosen anew, from where the task stands; otherwise
+    the task trains inside its mask. The statistics are taken anew from the new data. What makes the
+    held-out loss worse is undone.
     """
     parts = split(data, generator)
-    before = quality(task.params, parts.tuning)
-    trained, after = anneal(
-        task.params,
-        movable,
-        parts.training,
-        parts.tuning,
-        options.schedule,
-        generator,
-        epochs=options.tolerance.final_epochs,
-        lr=options.schedule.lr,
-        phase="refine",
-        on_epoch=on_epoch,
-    )
-    params = trained if after.loss < before.loss else task.params
+    if grow:
+        free, fresh = masks.inverse(taken), net.initial_shared(generator)
+        start = task.params | {
+            key: torch.where(free[key] & ~own, fresh[key], task.params[key]) for key, own in task.mask.items()
+        }
+        _, chosen = _search(net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch)
+        params, mask = chosen.params, chosen.mask
+    else:
+        params, _ = anneal(
+            task.params,
+            masks.both(task.mask, masks.inverse(taken)),
+            parts.training,
+            parts.tuning,
+            options.schedule,
+            generator,
+            epochs=options.tolerance.final_epochs,
+            lr=options.schedule.lr,
+            phase="refine",
+            on_epoch=on_epoch,
+        )
+        mask = task.mask
+    if quality(params, parts.tuning).loss >= quality(task.params, parts.tuning).loss:
+        params, mask = task.params, task.mask
     held = parts.calibration if len(parts.calibration) else None
-    dense = quality(task.params, held) if held else None
-    return finish(task.name, task.expert, params, task.mask, parts, task.classes, dense)
+    before = quality(task.params, held) if held else None
+    return finish(task.name, task.expert, params, mask, parts, task.classes, before)
+
+
+def _search(
+    net: MLP,
+    start: Mapping[str, Tensor],
+    free: masks.Masks,
+    readable: masks.Masks,
+    parts: Split,
+    options: Options,
+    generator: torch.Generator,
+    on_epoch: OnEpoch,
+) -> tuple[Params, Selection]:
+    """Trains the free weights from ``start``, then finds the mask; the dense parameters and the selection."""
+    ordered = {f"{layer}.{kind}": start[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    schedule, training, tuning = options.schedule, parts.training, parts.tuning
+    dense, _ = train(ordered, free, training, tuning, schedule, generator, on_epoch=on_epoch)
+    chosen = select(dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch)
+    # What is neither free nor readable was zero all along: some scores rank it all the same.
+    usable = {key: free[key] | readable[key] for key in free}
+    return dense, replace(chosen, mask=masks.both(chosen.mask, usable))
 
 
 def finish(

@@ -207,8 +207,8 @@ class _Change:
         window = self.options.window
         begin, end = max(self.options.minimum, self.t - 2 * window), self.t + 2 * window
         ratio = torch.zeros(end - begin, dtype=torch.float64)
-        if deviate(self.reference, self._moments(0, 2 * window)) >= self.options.sure:
-            after = self._moments(window, 2 * window)
+        after = self._moments(window, 2 * window)
+        if after.count > 1 and deviate(self.reference, self._moments(0, 2 * window)) >= self.options.sure:
             middle, difference = (after.mean + self.reference.mean) / 2, after.mean - self.reference.mean
             weights = torch.linalg.solve(pooled(self.reference, after), difference)
             ratio += (self.view.features(self.x[begin:end]) - middle) @ weights

@@ -12,7 +12,7 @@ from clmoe_cli.continual.learning import FEW, Options, learn_task, refine_task, 
 from clmoe_cli.continual.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
 from clmoe_cli.continual.routing import ROUTERS, Subnetwork, route
 from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Labelled, Quality, Schedule
+from clmoe_cli.continual.training import Labelled, Quality, Schedule, quality
 
 NET = MLP(36, (24, 16))
 QUICK = Options(Schedule(epochs=6), Tolerance(starts=(0.4,), floor=0.1, final_epochs=2))
@@ -71,14 +71,23 @@ def test_learning_is_repeatable() -> None:
         assert all(torch.equal(a.half_scores[n], b.half_scores[n]) for n in a.half_scores)
 
 
-def test_refining_moves_only_what_it_may() -> None:
+@pytest.mark.parametrize("grow", [False, True])
+def test_refining_moves_nothing_that_another_task_uses(grow: bool) -> None:
     first, second = learn_pair()
-    task = first.subnetwork
-    movable = masks.both(task.mask, masks.inverse(second.subnetwork.mask))
-    refined = refine_task(task, movable, blobs([5, 15], 400, 8), QUICK, torch.Generator().manual_seed(1)).subnetwork
-    for name, mask in movable.items():
-        assert torch.equal(refined.params[name][~mask], task.params[name][~mask])
-        assert torch.equal(refined.mask[name], task.mask[name])
+    task, other = first.subnetwork, second.subnetwork
+    # The other task uses half of this one's weights as well.
+    shared_half = {name: mask & (torch.arange(mask.shape[1]) % 2 == 0) for name, mask in task.mask.items()}
+    taken = masks.union(task.mask, [other.mask, shared_half])
+    more = blobs([5, 15], 600, 8)
+    refined = refine_task(task, NET, taken, more, grow, QUICK, torch.Generator().manual_seed(1)).subnetwork
+    for name, mask in task.mask.items():
+        held = mask & taken[name] & refined.mask[name]
+        assert torch.equal(refined.params[name][held], task.params[name][held])
+        # Nothing that the other task alone uses is read, and nothing taken is overwritten by something new.
+        assert not (refined.mask[name] & taken[name] & ~mask).any()
+        assert grow or torch.equal(refined.mask[name], mask)
+    test = blobs([5, 15], 500, 9)
+    assert quality(refined.params, test).accuracy >= quality(task.params, test).accuracy - 0.02
 
 
 @pytest.mark.parametrize("n", [2, 7, FEW - 1, FEW, 399, 400, 5000])

@@ -171,3 +171,9 @@ def test_under_chance_the_statistic_is_standard_normal() -> None:
 )
 def test_labels_are_swapped_when_as_many_go_as_come(before: list[int], now: list[int], found: float) -> None:
     assert swap(torch.tensor(before), torch.tensor(now)) == pytest.approx(found, abs=0.01)
+
+
+def test_images_change_just_before_the_labels_do() -> None:
+    x, y, _ = joined(task(544, (0, 1), 0), task(400, (2, 3), 1))
+    x[512:544] += 20
+    assert boundaries(x, y, torch.Generator().manual_seed(0)) == [544]
