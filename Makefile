@@ -5,7 +5,8 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: help install demo test check format bench-p6 clean
+.PHONY: help install demo test check format clean bench-p6 bench-paper bench-onset bench-transfer bench-segmentation \
+	bench-hundred bench-ablation bench-defaults
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -35,6 +36,27 @@ format: $(STAMP)  ## format the code
 
 bench-p6: $(STAMP)  ## the paper's experiment on all of MNIST (MNIST=root of torchvision's data set)
 	$(BIN)/python benchmarks/p6.py --root $(MNIST) --out bench-out
+
+bench-paper: $(STAMP)  ## Figs. 2, 3a, 3b and Table 1 of the paper with five seeds, beside separate dense networks
+	$(BIN)/python benchmarks/paper.py --root $(MNIST) --out bench-out/paper
+
+bench-onset: $(STAMP)  ## onset on the stores of bench-paper
+	$(BIN)/python benchmarks/onset.py --root $(MNIST) --stores bench-out/paper/store? --out bench-out/onset
+
+bench-transfer: $(STAMP)  ## few images after other tasks against an empty store, on the stores of bench-paper
+	$(BIN)/python benchmarks/transfer.py --root $(MNIST) --stores bench-out/paper/store? --out bench-out/transfer
+
+bench-segmentation: $(STAMP)  ## boundaries in streams, and learning them
+	$(BIN)/python benchmarks/segmentation.py --root $(MNIST) --out bench-out/segmentation --seeds 5 --learn
+
+bench-hundred: $(STAMP)  ## a hundred tasks in one store, each learned by its own process
+	$(BIN)/python benchmarks/hundred.py --root $(MNIST) --out bench-out/hundred
+
+bench-ablation: $(STAMP)  ## score rule x density, before and after consolidation
+	$(BIN)/python benchmarks/ablation.py --root $(MNIST) --out bench-out/ablation
+
+bench-defaults: $(STAMP)  ## the defaults on other data
+	$(BIN)/python benchmarks/defaults.py --root $(MNIST) --out bench-out/defaults
 
 clean:  ## remove what the targets made
 	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", type=Path, default=Path("bench-out/hundred"))
     parser.add_argument("--families", type=int, default=20)
+    parser.add_argument("--arch", default="mlp:200,200")
     parser.add_argument("--images", type=int, default=2000)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def main() -> None:
             assert batch.labels is not None
             write_npz(str(data), {"x": batch.images, "y": batch.labels})
             name = f"p{number}-{pair[0]}{pair[1]}"
-            report = clmoe(store, "learn", "--data", str(data), "--name", name)
+            report = clmoe(store, "learn", "--data", str(data), "--name", name, "--arch", options.arch)
             loader = Loader(Store.open(store))
             checks[name], first[name] = check, outputs(loader, name, check)
             assert check.labels is not None

@@ -53,9 +53,9 @@ def few(batch: Batch, images: int, seed: int) -> Batch:
     return Batch(batch.images[index], batch.labels[index], batch.source)
 
 
-def measure(job: tuple[str, str, int, int, int, str]) -> dict[str, Any]:
+def measure(job: tuple[str, str, int, int, int, str, list[str]]) -> dict[str, Any]:
     """One task, one number of images, one seed: accuracy each way."""
-    root, store, number, images, seed, part = job
+    root, store, number, images, seed, part, ways = job
     torch.set_num_threads(1)
     pair = PAIRS[number - 1]
     data = few(pool(root, pair, "train"), images, seed)
@@ -65,7 +65,7 @@ def measure(job: tuple[str, str, int, int, int, str]) -> dict[str, Any]:
         before = str(shutil.copytree(store, f"{folder}/before"))
         for later in range(number, len(PAIRS) + 1):
             prune(before, PruneOptions(task=f"task{later}"), lambda plan: True)
-        for way in ("store", "blind", "empty"):
+        for way in ways:
             place = f"{folder}/{way}"
             if way != "empty":
                 shutil.copytree(before, place)
@@ -92,7 +92,11 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             gain = 100 * np.array([r["store"] - r["empty"] for r in same])
             result.append(
                 {"images_per_class": images, "task": tasks or "all", "n": len(same)}
-                | {way: round(100 * float(np.mean([r[way] for r in same])), 2) for way in ("store", "blind", "empty")}
+                | {
+                    way: round(100 * float(np.mean([r[way] for r in same])), 2)
+                    for way in ("store", "blind", "empty")
+                    if way in same[0]
+                }
                 | {"gain": round(float(gain.mean()), 2), "error": round(float(gain.std() / len(gain) ** 0.5), 2)}
                 | {"read": float(np.mean([r["store_reads"] for r in same]))}
             )
@@ -106,12 +110,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-out/transfer"))
     parser.add_argument("--images", type=int, nargs="+", default=[10, 25, 50, 100])
     parser.add_argument("--tasks", type=int, nargs="+", default=[3, 4, 5, 6])
+    parser.add_argument("--ways", nargs="+", default=["store", "empty"], help="also: blind")
     parser.add_argument("--part", choices=("test", "held-out"), default="test")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (options.root, store, task, images, seed, options.part)
+        (options.root, store, task, images, seed, options.part, options.ways)
         for images, task, (seed, store) in product(options.images, options.tasks, enumerate(options.stores))
     ]
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ import pytest
 
 from clmoe_cli.app import app
 from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.segment import learn_stream
+from clmoe_cli.commands.segment import _Part, learn_stream
 from clmoe_cli.data import Batch
 from clmoe_cli.process import run
 from store_schema import BadInput, Store
@@ -113,3 +113,13 @@ def test_unknown_boundaries_and_missing_labels_are_refused(tmp_path: Path) -> No
     with pytest.raises(BadInput, match="no labels"):
         learn_stream("none", Batch(corners(100, 0)[0][:, None], None, "x"), LearnOptions())
     assert not Path("none").exists()
+
+
+def test_a_neighbours_images_at_the_ends_of_a_segment_are_left_out() -> None:
+    labels = np.array([7] * 3 + [1, 2] * 100 + [3] * 10 + [1, 2] * 100 + [9] * 2)
+    stream = Batch(np.arange(len(labels) * 4, dtype=np.float32).reshape(-1, 4), labels, "")
+    kept = _Part(stream, LearnOptions(), 1, 0, len(labels)).without_strays().batch
+    # The rare class in the middle is the segment's own.
+    assert kept.classes() == (1, 2, 3)
+    assert len(kept.images) == len(labels) - 5
+    assert np.array_equal(kept.images, stream.images[3:-2])

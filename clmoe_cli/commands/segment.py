@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import Segment, StreamReport
-from clmoe_cli.continual.segmentation import boundaries
+from clmoe_cli.continual.segmentation import RARE, boundaries
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -19,6 +20,8 @@ from clmoe_cli.state import derived_seed, generator
 from store_schema import BadInput
 
 BOUNDARIES = ("labels", "images")
+NEAR = 64
+"""How far a boundary may be off, in images."""
 
 
 def learn_stream(
@@ -44,6 +47,8 @@ def learn_stream(
         check(batch, options)
     cuts = [0, *_boundaries(batch, options.seed or 0, use_labels), len(batch.images)]
     parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
+    if not use_labels:
+        parts = [part.without_strays() for part in parts]
     for part in parts:
         part.check()
     return StreamReport(
@@ -62,6 +67,21 @@ class _Part:
         self.start, self.stop = start, stop
         self.batch = Batch(stream.images[start:stop], stream.labels[start:stop], stream.source)
         self.options = options if options.name is None else replace(options, name=f"{options.name}.{number}")
+
+    def without_strays(self) -> _Part:
+        """Leaves out labels that are rare and occur only at an end of the segment: the neighbour's.
+
+        A boundary found from the images alone may be some images off, and one image of another task would
+        make its class a class of this task for good.
+        """
+        assert self.batch.labels is not None
+        codes, counts = np.unique(self.batch.labels, return_inverse=True, return_counts=True)[1:]
+        position = np.arange(len(codes))
+        inside = (position >= NEAR) & (position < len(codes) - NEAR)
+        stray = (counts < RARE * counts.max()) & (np.bincount(codes[inside], minlength=len(counts)) == 0)
+        keep = ~stray[codes]
+        self.batch = Batch(self.batch.images[keep], self.batch.labels[keep], self.batch.source)
+        return self
 
     def check(self) -> None:
         """What ``learn`` will check, with the place in the stream."""
