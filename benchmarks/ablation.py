@@ -27,7 +27,7 @@ from clmoe_cli.continual.selection import SCORES, importance, threshold_at
 from clmoe_cli.continual.training import Labelled, Schedule, anneal, quality, train
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))
-DENSITIES = (0.1, 0.03, 0.01, 0.005)
+DENSITIES = (0.03, 0.01, 0.005)
 ROUNDS = (0.2, 0.066, 0.022)
 """Densities of the rounds before the last one, for the rows ``rounds``."""
 
@@ -89,10 +89,11 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", type=Path, default=Path("bench-out/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    jobs = [(options.root, number, seed) for seed in options.seeds for number in range(len(PAIRS))]
+    jobs = [(options.root, number - 1, seed) for seed in options.seeds for number in options.tasks]
     with ProcessPoolExecutor(options.jobs) as processes:
         rows = [row for found in processes.map(measure, jobs) for row in found]
     with (options.out / "ablation.csv").open("w", newline="") as file:
