@@ -9,7 +9,7 @@ from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
 from clmoe_cli.continual.calibration import batch_p_value
 from clmoe_cli.continual.onset import decide
-from clmoe_cli.continual.placement import IMAGES, KnownTask, Thresholds, compare
+from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, Thresholds, compare
 from clmoe_cli.continual.training import Labelled
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -59,8 +59,8 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
         # Without labels the pseudo-labels of the task's own subnetwork stand in.
         known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
         pseudo = _pseudo(found[name].predicted)
-        fresh = network(record).initial_shared(rng)
-        agreed = compare(known, fresh, Labelled(x, pseudo), int(pseudo.max()) + 1, Thresholds())
+        draws = [network(record).initial_shared(rng) for _ in range(DRAWS)]
+        agreed = compare(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1, Thresholds())
         p = found[name].p
         rows.append(
             {

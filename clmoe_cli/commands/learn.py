@@ -19,7 +19,7 @@ from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.experts import MLP, parse_arch
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
-from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
+from clmoe_cli.continual.placement import DRAWS, IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.training import Labelled, OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -174,11 +174,11 @@ class _Learning:
             net = network(record)
             index = common.sample(len(self.batch.images), IMAGES, self.generator)
             few = self._labelled(common.part(self.batch, index), record.input_scale)
-            fresh = net.initial_shared(self.generator)
+            draws = [net.initial_shared(self.generator) for _ in range(DRAWS)]
             for name in near:
                 t = self.loader.task(name)
                 known = KnownTask(t.name, t.expert, t.params, t.mask, t.scores)
-                candidates.append(compare(known, fresh, few, len(self.classes), self.options.thresholds))
+                candidates.append(compare(known, draws, few, len(self.classes), self.options.thresholds))
             used = frozen[record.id]
             room[record.id] = min(1.0 - used[x.name] / math.prod(x.shape) for x in record.layers)
         if wanted not in (None, "new"):

@@ -219,8 +219,8 @@ def test_related_tasks_overlap_more_than_permuted_ones() -> None:
     data = blobs([5, 15], 300, 7)
     order = torch.randperm(36, generator=torch.Generator().manual_seed(3))
     fresh = NET.initial_shared(torch.Generator().manual_seed(2))
-    same = compare(known, fresh, data, 2, Thresholds())
-    permuted = compare(known, fresh, Labelled(data.x[:, order], data.y), 2, Thresholds())
+    same = compare(known, [fresh], data, 2, Thresholds())
+    permuted = compare(known, [fresh], Labelled(data.x[:, order], data.y), 2, Thresholds())
     assert same.overlap > permuted.overlap
     assert same.divergence < permuted.divergence
     assert same.transfer is not None
