@@ -34,7 +34,8 @@ class Thresholds:
     """Constructive: ``overlap`` (kappa) above, ``divergence`` below. ``capacity``: least free share of a layer.
 
     The defaults were found on MNIST training images, means of four draws: other digit pairs overlap by 0.12 to 0.33
-    and diverge by 0.41 to 0.60 (median 0.48); pairs with permuted pixels overlap by 0.07 to 0.16 and diverge by 0.59 to 0.75.
+    and diverge by 0.41 to 0.60 (median 0.48); pairs with permuted pixels overlap by 0.07 to 0.16 and diverge by 0.59
+    to 0.75. One constructive task gives a home, so divergence may be strict.
     """
 
     overlap: float = 0.115
