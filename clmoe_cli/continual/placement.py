@@ -39,7 +39,7 @@ class Thresholds:
     """
 
     overlap: float = 0.115
-    divergence: float = 0.57
+    divergence: float = 0.58
     capacity: float = 0.05
 
 
