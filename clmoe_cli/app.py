@@ -71,8 +71,9 @@ def learn(
         bool, typer.Option("--segment", help="The file is a stream: find where one task ends and the next begins.")
     ] = False,
     boundaries: Annotated[
-        str, typer.Option(help="With --segment: find them by labels (and images), or by images alone.")
-    ] = "labels",
+        str | None,
+        typer.Option(help="With --segment: find them by labels (and images), or by images alone [default: labels]."),
+    ] = None,
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
     epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs; held-out loss ends earlier.")] = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
@@ -101,9 +102,13 @@ def learn(
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.data import read_batch
+    from store_schema import UsageProblem
 
     _on_cpu(device)
-    one_of("value of --boundaries", boundaries, BOUNDARIES)
+    if boundaries is not None:
+        one_of("value of --boundaries", boundaries, BOUNDARIES)
+        if not segment:
+            raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
     method = Options(Schedule(epochs=epochs), Tolerance(max_drop=max_drop / 100), score)
     options = LearnOptions(
         name=name,
@@ -122,7 +127,7 @@ def learn(
                 store,
                 batch,
                 options,
-                use_labels=boundaries == "labels",
+                use_labels=boundaries != "images",
                 on_epoch=shown.epoch,
                 on_wait=shown.waiting,
             )

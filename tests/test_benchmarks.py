@@ -10,6 +10,10 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "paper.py"), "--quick", "--out", str(tmp_path), "--no-dense"]
     done = subprocess.run(
@@ -23,7 +27,7 @@ def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     assert 90 < summary["accuracy_mean"][0] <= 100
     for name in ("fig2", "fig3a", "fig3b", "table1"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert len(list(csv.DictReader((tmp_path / f"{name}.csv").open()))) >= 18
-    accuracies = [float(row["accuracy"]) for row in csv.DictReader((tmp_path / "fig3b.csv").open())]
+        assert len(table(tmp_path / f"{name}.csv")) >= 18
+    accuracies = [float(row["accuracy"]) for row in table(tmp_path / "fig3b.csv")]
     assert len(accuracies) == 21
     assert all(0.5 < a <= 1 for a in accuracies)

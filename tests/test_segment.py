@@ -110,6 +110,7 @@ def test_a_segment_of_one_class_is_refused_before_anything_is_learned(
 def test_unknown_boundaries_and_missing_labels_are_refused(tmp_path: Path) -> None:
     data = saved(tmp_path / "stream.npz", corners(100, 0))
     assert run(app, ["learn", "--data", str(data), "--segment", "--boundaries", "both", "--store", "none"]) == 2
+    assert run(app, ["learn", "--data", str(data), "--boundaries", "images", "--store", "none"]) == 2
     with pytest.raises(BadInput, match="no labels"):
         learn_stream("none", Batch(corners(100, 0)[0][:, None], None, "x"), LearnOptions())
     assert not Path("none").exists()
