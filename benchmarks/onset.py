@@ -65,7 +65,7 @@ def verdicts(found: dict[str, Evidence], size: int, alpha: float) -> tuple[list[
     new, far = [], []
     for i in range(count):
         cut = slice(i * size, (i + 1) * size)
-        part = {name: Evidence(e.p[cut], e.predicted[cut], e.classes) for name, e in found.items()}
+        part = {name: Evidence(e.p[cut], e.predicted[cut], e.classes, e.calibration) for name, e in found.items()}
         new.append(not decide(part, None, alpha).known)
         far.append(min(float(-e.p.log().mean()) for e in part.values()))
     return new, far

@@ -109,7 +109,7 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
 
         if blind and number > 1:
             # No task is constructive then, so that nothing is read, in the same expert all the same.
-            options = replace(options, expert="e1", thresholds=Thresholds(overlap=2.0))
+            options = replace(options, expert="e1", thresholds=Thresholds(least=2.0))
         report = learn(str(place), batch, options, on_epoch=note)
         reports.append(report.to_json())
         losses.append(epochs)

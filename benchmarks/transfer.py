@@ -72,7 +72,7 @@ def measure(job: tuple[str, str, int, int, int, str, list[str]]) -> dict[str, An
             home = Store.open(before).manifest.tasks[0].expert
             options = {
                 "store": LearnOptions(name="few"),
-                "blind": LearnOptions(name="few", expert=home, thresholds=Thresholds(overlap=2.0)),
+                "blind": LearnOptions(name="few", expert=home, thresholds=Thresholds(least=2.0)),
                 "empty": LearnOptions(name="few", seed=seed),
             }[way]
             report = learn(place, data, options)

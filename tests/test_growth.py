@@ -15,7 +15,7 @@ from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
 
-ALL_CONSTRUCTIVE = Thresholds(overlap=-9.0, divergence=9.0)
+ALL_CONSTRUCTIVE = Thresholds(overlap=-9.0, divergence=9.0, least=-1.0)
 
 
 def spots(centres: list[int], first: int, n: int, seed: int) -> Batch:
@@ -55,8 +55,8 @@ def test_a_full_expert_is_followed_by_another_that_learns_as_well(tmp_path: Path
 
 
 @pytest.mark.parametrize(("thresholds", "cause"), [
-    (Thresholds(overlap=1.1, divergence=9.0), "overlap"),
-    (Thresholds(overlap=-9.0, divergence=-0.1), "diverges"),
+    (Thresholds(divergence=9.0, least=1.1), "overlap"),
+    (Thresholds(overlap=-9.0, divergence=-0.1, least=-1.0), "diverges"),
 ])  # fmt: skip
 def test_too_little_overlap_and_divergence_start_an_expert(tmp_path: Path, thresholds: Thresholds, cause: str) -> None:
     store = str(tmp_path / "store")

@@ -89,7 +89,10 @@ def onset_evidence(
         raw[name] = deviations(task, x, [kind])[kind]
         codes = torch.tensor(book.codes(record.classes))
         predicted = codes[logits(task.params, x).argmax(dim=1)]
-        found[name] = Evidence(task.calibration[kind].p_values(raw[name]), predicted, frozenset(codes.tolist()))
+        calibration = task.calibration[kind]
+        found[name] = Evidence(
+            calibration.p_values(raw[name]), predicted, frozenset(codes.tolist()), len(calibration.values)
+        )
     return found, raw
 
 

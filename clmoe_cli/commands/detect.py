@@ -7,9 +7,8 @@ import torch
 from clmoe_cli.commands import common
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
-from clmoe_cli.continual.calibration import batch_p_value
 from clmoe_cli.continual.onset import decide
-from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, Thresholds, compare
+from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
 from clmoe_cli.continual.training import Labelled
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -60,14 +59,13 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
         known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
         pseudo = _pseudo(found[name].predicted)
         draws = [network(record).initial_shared(rng) for _ in range(DRAWS)]
-        agreed = compare(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1, Thresholds())
-        p = found[name].p
+        agreed = agreement(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1)
         rows.append(
             {
                 "task": name,
                 "expert": task.expert,
                 "deviation": float(raw[name].mean()),
-                "p_value": batch_p_value(p) if found[name].available else None,
+                "p_value": found[name].p_value() if found[name].available else None,
                 "overlap": agreed.overlap,
                 "divergence": agreed.divergence,
             }

@@ -178,7 +178,9 @@ class _Learning:
             for name in near:
                 t = self.loader.task(name)
                 known = KnownTask(t.name, t.expert, t.params, t.mask, t.scores)
-                candidates.append(compare(known, draws, few, len(self.classes), self.options.thresholds))
+                candidates.append(
+                    compare(known, draws, few, len(self.classes), self.options.thresholds, self.generator)
+                )
             used = frozen[record.id]
             room[record.id] = min(1.0 - used[x.name] / math.prod(x.shape) for x in record.layers)
         if wanted not in (None, "new"):

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MINIMUM = 50
+MINIMUM = 30
 """Fewer held-out images than this give no p-values."""
+
+COUNTED = 3
+"""A batch counts for at most so many images a calibration image: more would only repeat the noise of those."""
 
 MARGIN = 0.1
 """Tolerated excess of the mean evidence: large batches would otherwise reject harmless shifts."""
@@ -51,8 +54,11 @@ class Calibration:
         return (deviations.double().clamp_min(tiny).log() - logs.mean()) / spread
 
 
-def batch_p_value(p: Tensor, margin: float = MARGIN) -> float:
-    """p-value of a batch from those of its images [N]: is the mean evidence more than ``1 + margin``?"""
-    evidence = -p.log().sum() / (1 + margin)
-    shape = torch.tensor(float(len(p)), dtype=torch.float64)
-    return float(torch.special.gammaincc(shape, evidence))
+def batch_p_value(p: Tensor, calibration: int, margin: float = MARGIN) -> float:
+    """p-value of a batch from those of its images [N]: is the mean evidence more than ``1 + margin``?
+
+    ``calibration``: how many held-out images the p-values rest on.
+    """
+    counted = min(len(p), COUNTED * calibration)
+    evidence = -p.log().mean() * counted / (1 + margin)
+    return float(torch.special.gammaincc(torch.tensor(float(counted), dtype=torch.float64), evidence))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import fisher, masks
-from clmoe_cli.continual.calibration import MINIMUM, Calibration
+from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import MLP, Params, logits
 from clmoe_cli.continual.importance import gradient_scores, halved, restored
 from clmoe_cli.continual.routing import Subnetwork, deviations
@@ -21,6 +21,7 @@ from clmoe_cli.continual.shortlist import sketch
 from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality, train
 
 KINDS = ("gradient", "fisher", "loss")
+HELD_OUT = 50
 CALIBRATION_LIMIT = 1000
 PROBES = 8
 FEW = 64
@@ -61,12 +62,12 @@ class Learned:
 def split(data: Labelled, generator: torch.Generator) -> Split:
     """Holds out two stratified parts.
 
-    Each is 5 % of the images, at least 50 (what p-values need) and at most 1,000; below 400 images an eighth.
+    Each is 5 % of the images, at least 50 and at most 1,000; below 400 images an eighth (p-values need 30).
     Classes with fewer than four images stay in training. Below ``FEW`` images none is held out, since they teach
     more than they could tell: tuning then happens on the training images, and nothing is calibrated.
     """
     n = len(data)
-    size = min(max(round(0.05 * n), MINIMUM), CALIBRATION_LIMIT) if n >= 8 * MINIMUM else n // 8
+    size = min(max(round(0.05 * n), min(HELD_OUT, n // 8)), CALIBRATION_LIMIT)
     if n < FEW:
         size = 0
     order = torch.randperm(n, generator=generator)

@@ -23,16 +23,24 @@ UNSEEN = "it has classes that no known task has"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one known task says of a batch: ``p`` [N] (NaN: not available), ``predicted`` codes [N], its codes."""
+    """What one known task says of a batch.
+
+    ``p`` [N] (NaN: not available), ``predicted`` codes [N], the task's codes, how many images calibrated it.
+    """
 
     p: Tensor
     predicted: Tensor
     classes: frozenset[int]
+    calibration: int
 
     @property
     def available(self) -> bool:
         """Whether the task has p-values."""
         return not bool(self.p.isnan().any())
+
+    def p_value(self) -> float:
+        """p-value of the batch."""
+        return batch_p_value(self.p, self.calibration)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def decide(tasks: Mapping[str, Evidence], labels: Tensor | None, alpha: float) -
     """Decides for a batch; ``labels`` are codes [N] or None; ``alpha`` is the rate of false alarms."""
     if not tasks:
         return Verdict(False, (), None, "no task is known yet")
-    batch = {name: batch_p_value(e.p) for name, e in tasks.items() if e.available}
+    batch = {name: e.p_value() for name, e in tasks.items() if e.available}
     best = max(batch.values(), default=None)
     seen = None if labels is None else frozenset(labels.unique().tolist())
     if seen is not None and not seen <= frozenset().union(*(e.classes for e in tasks.values())):
@@ -84,7 +92,7 @@ def _without_labels(
         return Verdict(False, (), None, "no known task has enough held-out images for p-values")
     if len(able) > 1:
         p, chosen = torch.stack([tasks[name].p for name in able]).max(dim=0)
-        mixed = batch_p_value(p)
+        mixed = batch_p_value(p, min(tasks[name].calibration for name in able))
         if mixed >= alpha:
             names = tuple(able[i] for i in chosen.unique().tolist())
             return Verdict(True, names, mixed, f"each image fits one of the tasks {', '.join(names)}")
@@ -100,7 +108,8 @@ def _several(tasks: Mapping[str, Evidence], labels: Tensor, best: float | None, 
     p = torch.stack([tasks[name].p for name in able]).where(belongs, torch.tensor(0.0, dtype=torch.float64))
     p, chosen = p.max(dim=0)
     predicted = torch.stack([tasks[name].predicted for name in able]).gather(0, chosen[None])[0]
-    mixed = batch_p_value(p) if bool((p > 0).all()) else 0.0
+    fewest = min(tasks[name].calibration for name in able)
+    mixed = batch_p_value(p, fewest) if bool((p > 0).all()) else 0.0
     if mixed >= alpha and float((predicted == labels).double().mean()) >= AGREEMENT:
         names = tuple(able[i] for i in chosen.unique().tolist())
         return Verdict(True, names, mixed, f"each image and its label fit one of the tasks {', '.join(names)}")

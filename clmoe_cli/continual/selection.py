@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import masks
-from clmoe_cli.continual.experts import Params
+from clmoe_cli.continual.experts import Params, logits
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, losses, quality
 
@@ -60,6 +60,14 @@ class Tolerance:
         error = excess.std(dim=1, correction=0) / math.sqrt(excess.shape[1])
         within = excess.mean(dim=1) <= ERROR_COST * self.max_drop + 2 * error
         return int(within.nonzero().max())
+
+    def kept(self, dense: Tensor, found: Tensor) -> bool:
+        """Whether accuracy fell by no more than ``max_drop`` and one standard error of the paired difference.
+
+        Arguments: which held-out images are right, each [N] bool.
+        """
+        lost = dense.double() - found.double()
+        return float(lost.mean()) <= self.max_drop + float(lost.std(correction=0)) / math.sqrt(len(lost))
 
     def clearly_worse(self, found: Quality, dense: Quality, images: int) -> bool:
         """Whether accuracy fell by more than the tolerance and twice the standard error of ``images`` images."""
@@ -134,7 +142,8 @@ def select(
 
     ``params``: shared and owned parameters after training; ``free``: shared weights that may move (the
     frozen ones may be selected, and never change). The search goes down to the floor, since
-    one round's loss is noisy, and takes the sparsest round within the tolerance.
+    one round's loss is noisy, and takes the sparsest round within the tolerance; where the consolidated subnetwork
+    does not keep the accuracy, the next denser round is taken.
     """
     dense = quality(params, held_out)
     rounds: list[tuple[Level, Params, masks.Masks]] = []
@@ -169,17 +178,27 @@ def select(
         prune(rounds[-1][1], rounds[-1][2], density)
     levels = tuple(level for level, _, _ in rounds)
     chosen = tolerance.choose(losses(params, held_out), [losses(found, held_out) for _, found, _ in rounds])
-    _, current, mask = rounds[chosen]
-    final, reached = anneal(
-        current,
-        masks.both(mask, free),
-        data,
-        held_out,
-        schedule,
-        generator,
-        epochs=tolerance.final_epochs,
-        lr=tolerance.lr,
-        phase="consolidate",
-        on_epoch=on_epoch,
-    )
-    return Selection(final, mask, dense, reached, levels)
+    right = answers(params, held_out)
+    while True:
+        _, current, mask = rounds[chosen]
+        final, reached = anneal(
+            current,
+            masks.both(mask, free),
+            data,
+            held_out,
+            schedule,
+            generator,
+            epochs=tolerance.final_epochs,
+            lr=tolerance.lr,
+            phase="consolidate",
+            on_epoch=on_epoch,
+        )
+        # The losses of short rounds promise what only the final weights can keep.
+        if chosen == 0 or tolerance.kept(right, answers(final, held_out)):
+            return Selection(final, mask, dense, reached, levels)
+        chosen -= 1
+
+
+def answers(params: Params, data: Labelled) -> Tensor:
+    """Which images are right, [N] bool."""
+    return logits(params, data.x).argmax(dim=1) == data.y

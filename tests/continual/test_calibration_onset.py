@@ -28,33 +28,42 @@ def test_p_values_are_not_available_below_the_minimum() -> None:
     assert few.p_values(torch.zeros(3)).isnan().all()
 
 
-@pytest.mark.parametrize("n", [1, 8, 32, 128])
-def test_false_alarms_stay_at_alpha(n: int) -> None:
+@pytest.mark.parametrize("n", [1, 8, 32, 128, 256])
+@pytest.mark.parametrize("held_out", [MINIMUM, 100, 600])
+def test_false_alarms_stay_at_alpha(held_out: int, n: int) -> None:
     rng = torch.Generator().manual_seed(n)
-    calibration = Calibration.of(torch.randn(600, generator=rng).exp())
-    alarms = [batch_p_value(calibration.p_values(torch.randn(n, generator=rng).exp())) < 0.05 for _ in range(400)]
-    assert sum(alarms) / 400 <= 0.08
+    alarms = 0
+    for _ in range(400):
+        calibration = Calibration.of(torch.randn(held_out, generator=rng).exp())
+        alarms += batch_p_value(calibration.p_values(torch.randn(n, generator=rng).exp()), held_out) < 0.05
+    assert alarms / 400 <= 0.08
 
 
 def test_shifted_batches_are_rejected() -> None:
     rng = torch.Generator().manual_seed(0)
     calibration = Calibration.of(torch.randn(600, generator=rng))
-    shifted = [batch_p_value(calibration.p_values(1.5 + torch.randn(32, generator=rng))) for _ in range(100)]
+    shifted = [batch_p_value(calibration.p_values(1.5 + torch.randn(32, generator=rng)), 600) for _ in range(100)]
     assert sum(p < 0.01 for p in shifted) >= 99
 
 
 def test_batch_p_value_is_the_gamma_tail() -> None:
     p = torch.tensor([0.3, 0.01, 0.7], dtype=torch.float64)
     gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
-    assert batch_p_value(p, margin=0.0) == pytest.approx(1 - float(gamma.cdf(-p.log().sum())), rel=1e-6)
-    assert batch_p_value(p[:1], margin=0.0) == pytest.approx(0.3)
+    assert batch_p_value(p, 1, margin=0.0) == pytest.approx(1 - float(gamma.cdf(-p.log().sum())), rel=1e-6)
+    assert batch_p_value(p[:1], 1, margin=0.0) == pytest.approx(0.3)
+    # Thirty images count for three: as much as one calibration image can tell.
+    assert batch_p_value(p.repeat(10), 1, margin=0.0) == pytest.approx(batch_p_value(p, 1, margin=0.0), rel=1e-9)
 
 
 GOOD, BAD = torch.full((20,), 0.5, dtype=torch.float64), torch.full((20,), 0.002, dtype=torch.float64)
 HALF = torch.cat([GOOD[:10], BAD[:10]])
 ZERO_ONE = torch.arange(20) % 2
-A = Evidence(GOOD, ZERO_ONE, frozenset({0, 1}))
-FAR = Evidence(BAD, ZERO_ONE + 2, frozenset({2, 3}))
+A = Evidence(GOOD, ZERO_ONE, frozenset({0, 1}), 600)
+FAR = Evidence(BAD, ZERO_ONE + 2, frozenset({2, 3}), 600)
+MIXED = {
+    "a": Evidence(HALF, ZERO_ONE, A.classes, 600),
+    "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes, 600),
+}
 
 
 @pytest.mark.parametrize(
@@ -69,15 +78,15 @@ FAR = Evidence(BAD, ZERO_ONE + 2, frozenset({2, 3}))
         ({"a": A, "far": FAR}, ZERO_ONE + 8, False, (), "classes that no known task has"),
         ({"a": A, "far": FAR}, ZERO_ONE + 2, False, (), "fit no known task"),
         (
-            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            MIXED,
             None, True, ("a", "b"), "each image fits",
         ),
         (
-            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            MIXED,
             torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), True, ("a", "b"), "each image and its label",
         ),
         (
-            {"a": Evidence(HALF, ZERO_ONE, A.classes), "b": Evidence(HALF.flip(0), ZERO_ONE + 2, FAR.classes)},
+            MIXED,
             torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), False, (), "fit no known task",
         ),
     ],
@@ -90,7 +99,7 @@ def test_the_table_of_known_and_new(tasks, labels, known, names, reason) -> None
 
 def test_tasks_without_p_values_are_known_by_their_predictions_only() -> None:
     none = torch.full((20,), math.nan, dtype=torch.float64)
-    tasks = {"few": Evidence(none, ZERO_ONE, frozenset({0, 1}))}
+    tasks = {"few": Evidence(none, ZERO_ONE, frozenset({0, 1}), 600)}
     assert decide(tasks, ZERO_ONE, 0.01).known
     assert decide(tasks, ZERO_ONE, 0.01).p_value is None
     assert not decide(tasks, 1 - ZERO_ONE, 0.01).known
