@@ -93,7 +93,7 @@ def measure(name: str, tasks: list[Task], out: Path) -> dict[str, Any]:
                 "reads": list(report.reads),
                 "seconds": report.seconds,
                 "frozen": [layer.frozen_percent for layer in report.layers],
-                "dense": dense_reference(batch, asked, "mlp:500,500", 0, number),
+                "dense": dense_reference(batch, asked, "mlp:500,500", 0, number)[0],
             }
         )
     for row, (_, asked, _) in zip(rows, tasks, strict=True):

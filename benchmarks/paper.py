@@ -33,7 +33,7 @@ from clmoe_cli.continual.experts import logits, parse_arch
 from clmoe_cli.continual.importance import deviation, factors
 from clmoe_cli.continual.placement import Thresholds
 from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Epoch, Labelled, Schedule, quality, train
+from clmoe_cli.continual.training import Epoch, Labelled, Schedule, anneal, quality, train
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader, derived_seed, generator
@@ -55,16 +55,34 @@ def labelled(batch: Batch) -> Labelled:
     return Labelled(common.flat(batch, 1.0), torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)))
 
 
-def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, number: int) -> float:
-    """Test accuracy of a network of its own for one task: same schedule, same kind of split, paired seed."""
-    rng = generator(derived_seed(seed, number, "task"))
+def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, number: int) -> tuple[float, float]:
+    """Test accuracy of a network of its own for one task, with the split and the fresh weights of the store's.
+
+    Trained until its held-out loss has converged; and trained on along the same rates as a subnetwork's rounds and its
+    consolidation are.
+    """
+    rng = generator(derived_seed(seed, number, "train"))
     net, classes = parse_arch(arch, int(np.prod(train_set.input_shape))), len(train_set.classes())
     parts = learning.split(labelled(train_set), rng)
     fresh = net.initial_shared(rng) | net.initial_owned(classes, rng)
     start = {f"{layer}.{kind}": fresh[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
+    asked, tolerance = labelled(test_set), Tolerance()
     found, _ = train(start, every, parts.training, parts.tuning, Schedule(), rng)
-    return quality(found, labelled(test_set)).accuracy
+    converged = quality(found, asked).accuracy
+    for epochs in (*[tolerance.epochs] * 4, tolerance.final_epochs):
+        found, _ = anneal(
+            found,
+            every,
+            parts.training,
+            parts.tuning,
+            Schedule(),
+            rng,
+            epochs=epochs,
+            lr=tolerance.lr,
+            phase="dense",
+        )
+    return converged, quality(found, asked).accuracy
 
 
 def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[float]]]]:
@@ -85,9 +103,11 @@ def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[fl
 
 def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
     """P6 with one seed; the result is written to ``seedN.json`` as well."""
-    out, seed, options, blind, references = job
+    out, seed, options, blind, dense = job
     torch.set_num_threads(1)
     data, place = out / "tasks", out / f"store{seed}"
+    if place.exists():
+        raise SystemExit(f"{place} exists: remove it first, or use --reuse")
     numbers = range(1, len(PAIRS) + 1)
     trains = [read_batch(str(data / f"task{i}.npz"), labels="required") for i in numbers]
     tests = [read_batch(str(data / f"task{i}.test.npz"), labels="required") for i in numbers]
@@ -121,6 +141,7 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
             identical &= torch.equal(first[i], now)
         accuracy.append([predict(str(place), tests[i], task=f"task{i + 1}").accuracy for i in range(number)])
         print(f"seed {seed} task {number}: {accuracy[-1]} {report.seconds:.0f} s", file=sys.stderr, flush=True)
+    references = [dense_reference(trains[i - 1], tests[i - 1], options.arch, seed, i) for i in numbers if dense]
     shown = inspect(str(place))
     homes = {r["expert"] for r in reports}
     result = {
@@ -130,9 +151,8 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
         "final": accuracy[-1],
         "mean": float(np.mean([a for a in accuracy[-1] if a is not None])),
         "bit_identical": identical,
-        "dense": [dense_reference(trains[i - 1], tests[i - 1], options.arch, seed, i) for i in numbers]
-        if references
-        else [],
+        "dense": [converged for converged, _ in references],
+        "dense_annealed": [annealed for _, annealed in references],
         "losses": losses,
         "layers": [layer["name"] for layer in reports[0]["layers"]] + ["output rows"],
         "frozen": [
@@ -175,6 +195,8 @@ def summarise(results: list[dict[str, Any]], source: str) -> dict[str, Any]:
         summary["dense_by_task"] = dense.mean(axis=0).tolist()
         summary["dense_mean"] = [float(dense.mean()), float(dense.mean(axis=1).std())]
         summary["points_below_dense"] = {"by_seed": gap.tolist(), "mean": float(gap.mean()), "std": float(gap.std())}
+        annealed = 100 * np.array([r["dense_annealed"] for r in results])
+        summary["dense_annealed_mean"] = [float(annealed.mean()), float(annealed.mean(axis=1).std())]
     return summary
 
 

@@ -75,7 +75,9 @@ def learn(
         typer.Option(help="With --segment: find them by labels (and images), or by images alone [default: labels]."),
     ] = None,
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
-    epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs; held-out loss ends earlier.")] = 40,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
+    ] = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: Annotated[
         str,
@@ -134,8 +136,10 @@ def learn(
             reports = [part.report for part in stream.segments]
         else:
             reports = [learn_one(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)]
-    if verbose and not quiet:
-        for report in reports:
+    for report in () if quiet else reports:
+        if report.guessing:
+            note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
+        if verbose:
             note(f"onset: {report.onset.reason}; placement: {report.reason}")
     render.show(stream if segment else reports[0], json_)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clmoe_cli.commands.inspect import inspect
 from clmoe_cli.commands.learn import learn
@@ -14,6 +15,8 @@ from clmoe_cli.continual.placement import Thresholds
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
+from clmoe_cli.state import Loader
+from store_schema import BadInput, Store
 
 ALL_CONSTRUCTIVE = Thresholds(overlap=-9.0, divergence=9.0, least=-1.0)
 
@@ -67,22 +70,100 @@ def test_too_little_overlap_and_divergence_start_an_expert(tmp_path: Path, thres
     assert cause in report.reason
 
 
+def two_tasks(store: str, options: LearnOptions) -> None:
+    """A first task from few images, and a second one that reads it."""
+    learn(store, spots([5, 9], 0, 12, 0), options)
+    learn(store, spots([30, 40], 2, 600, 1), options)
+
+
 def test_more_images_refine_a_task_and_leave_the_others_bit_for_bit(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     options = LearnOptions(arch="mlp:32,16", method=Options(Schedule(epochs=10)), thresholds=ALL_CONSTRUCTIVE)
-    learn(store, spots([5, 9], 0, 80, 0), options)
-    learn(store, spots([30, 40], 2, 600, 1), options)
+    two_tasks(store, options)
     first, second = spots([5, 9], 0, 500, 7), spots([30, 40], 2, 500, 8)
     before, kept = predict(store, first, task="task1"), predict(store, second, task="task2")
+    old = Loader(Store.open(store)).task("task1")
     more = LearnOptions(arch=options.arch, method=options.method, if_known="refine", alpha=0.0)
     report = learn(store, spots([5, 9], 0, 1200, 2), more)
     assert (report.status, report.task) == ("refined", "task1")
+    # The first task found nothing to reuse, whoever reads it later.
+    assert [layer.reused for layer in report.layers] == [0, 0]
     after = predict(store, first, task="task1")
     assert after.accuracy is not None
     assert before.accuracy is not None
-    assert after.accuracy >= before.accuracy
+    assert after.accuracy > before.accuracy
     assert after.accuracy > 0.95
+    loader = Loader(Store.open(store))
+    new, other = loader.task("task1"), loader.task("task2")
+    # Free weights were tried as well, what the other task uses stood still, and what nobody uses is zero.
+    assert any(bool((mask & ~old.mask[name]).any()) for name, mask in new.mask.items())
+    for name, mask in new.mask.items():
+        both = mask & other.mask[name]
+        assert torch.equal(new.params[name][both], other.params[name][both])
+        assert not loader.shared("e1")[name][~(mask | other.mask[name])].any()
     same = predict(store, second, task="task2")
     assert np.array_equal(same.confidence, kept.confidence)
     assert np.array_equal(same.labels, kept.labels)
     assert inspect(store, check=True).verified
+
+
+def test_refining_gives_weights_up_that_nobody_else_uses(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    dense = Options(Schedule(epochs=10), Tolerance(starts=(0.9,), floor=0.9))
+    learn(store, spots([5, 9], 0, 80, 0), LearnOptions(arch="mlp:32,16", method=dense))
+    sparse = Options(Schedule(epochs=10), Tolerance(starts=(0.2,), floor=0.2))
+    more = LearnOptions(arch="mlp:32,16", method=sparse, if_known="refine", alpha=0.0)
+    assert learn(store, spots([5, 9], 0, 1200, 2), more).status == "refined"
+    loader = Loader(Store.open(store))
+    for name, mask in loader.task("task1").mask.items():
+        assert float(mask.double().mean()) < 0.5
+        assert not loader.shared("e1")[name][~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (spots([5, 9], 0, 60, 2), "too few images"),
+        (Batch(spots([5, 9], 0, 600, 2).images[::2], np.zeros(300, dtype=np.int64), ""), "two classes"),
+        (Batch(np.concatenate([spots([5, 9], 0, 600, 2).images[::2], spots([5, 9], 0, 20, 3).images]),
+               np.concatenate([np.zeros(300, dtype=np.int64), spots([5, 9], 0, 20, 3).labels]), ""), "too rare"),
+    ],
+)  # fmt: skip
+def test_data_that_would_make_a_task_forget_do_not_refine_it(tmp_path: Path, given: Batch, complaint: str) -> None:
+    store = str(tmp_path / "store")
+    options = LearnOptions(arch="mlp:32,16", method=Options(Schedule(epochs=5)))
+    learn(store, spots([5, 9], 0, 80, 0), options)
+    before = Store.open(store).manifest
+    with pytest.raises(BadInput, match=complaint):
+        learn(store, given, LearnOptions(arch="mlp:32,16", method=options.method, if_known="refine", alpha=0.0))
+    assert Store.open(store).manifest == before
+
+
+def test_a_stray_label_of_another_task_is_not_known(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    options = LearnOptions(arch="mlp:32,16", method=Options(Schedule(epochs=5)))
+    learn(store, spots([5, 9], 0, 600, 0), options)
+    learn(store, spots([30, 40], 2, 600, 1), options)
+    again, stray = spots([5, 9], 0, 2000, 3), spots([30, 40], 2, 1, 4)
+    assert learn(store, again, options).status == "known"
+    assert again.labels is not None
+    assert stray.labels is not None
+    mixed = Batch(np.concatenate([again.images, stray.images]), np.concatenate([again.labels, stray.labels]), "")
+    assert learn(store, mixed, options).status == "learned"
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    data = spots([5, 9], 0, 600, 0)
+    data.images[7, 3] = 1e30
+    with pytest.raises(BadInput, match="far beyond the others") as caught:
+        learn(str(tmp_path / "store"), data, LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=2))))
+    assert caught.value.key == "image 7"
+    assert caught.value.exit_code == 3
+
+
+def test_a_task_that_is_only_guessed_is_reported(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = Batch(rng.random((600, 64), dtype=np.float32), rng.integers(0, 2, 600), "")
+    options = LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=2)))
+    assert learn(str(tmp_path / "noise"), noise, options).guessing
+    assert not learn(str(tmp_path / "spots"), spots([5, 9], 0, 600, 0), options).guessing

@@ -55,7 +55,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("boundaries", ["labels", "images"])
 def test_a_stream_is_cut_learned_and_a_return_recognised(tmp_path: Path, boundaries: str) -> None:
-    data = saved(tmp_path / "stream.npz", corners(500, 0), others(450, 1), corners(300, 2))
+    data = saved(tmp_path / "stream.npz", corners(500, 3), others(450, 1), corners(300, 2))
     args = ("learn", "--data", data, "--segment", "--boundaries", boundaries, "--name", "part", "--json", *QUICK)
     command = [sys.executable, "-m", "clmoe_cli", *map(str, args), "--store", "store"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -105,6 +105,20 @@ def test_a_segment_of_one_class_is_refused_before_anything_is_learned(
     assert {p: p.read_bytes() for p in Path("store").rglob("*") if p.is_file()} == before
     assert run(app, ["learn", "--data", str(data), "--segment", "--store", "none", *QUICK]) == 3
     assert not Path("none").exists()
+
+
+def test_a_segment_that_fails_says_where_and_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = saved(tmp_path / "first.npz", others(450, 1))
+    assert run(app, ["learn", "--data", str(first), "--store", "store", "--name", "part.2", *QUICK]) == 0
+    data = saved(tmp_path / "stream.npz", corners(500, 0), blobs(450, [(1, 4), (6, 4)], [3, 7], 1))
+    capsys.readouterr()
+    args = ["learn", "--data", str(data), "--segment", "--name", "part", "--store", "store", *QUICK]
+    assert run(app, args) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "segment 2 of 2, images 500 to 949" in error
+    assert "1 segments before it are in the store" in error
+    assert [t.name for t in Store.open("store").manifest.tasks] == ["part.2", "part.1"]
 
 
 def test_unknown_boundaries_and_missing_labels_are_refused(tmp_path: Path) -> None:

@@ -48,22 +48,21 @@ def commit_learned(
     record: ExpertRecord,
     net: MLP,
     learned: Learned,
-    frozen: masks.Masks,
     others: Sequence[str],
     action: Literal["learn", "refine"],
     origin: Origin,
 ) -> Manifest:
-    """Commits a task to its expert ``record`` (without weights: a new one).
-
-    ``frozen``: what other tasks used before; ``others``: names of the expert's other tasks.
-    """
+    """Commits a task to its expert ``record`` (without weights: a new one); ``others``: the expert's other tasks."""
     task, manifest = learned.subnetwork, locked.manifest
     before = loader.weights(record.id) if record.weights is not None else None
     used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
     weights = merged(before, net, learned, used)
     stored = locked.put(encode_weights(weights, record.id), "safetensors")
     record = record.model_copy(update={"weights": stored})
-    entry = _task_record(locked, record, learned, weights, frozen, origin)
+    # Later tasks may read a refined one; what it reuses is what was there before it.
+    earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
+    reused = masks.both(task.mask, masks.union(task.mask, earlier))
+    entry = _task_record(locked, record, learned, weights, reused, origin)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
     last = manifest.history[-1] if manifest.history else None
@@ -91,7 +90,7 @@ def _task_record(
     record: ExpertRecord,
     learned: Learned,
     weights: ExpertWeights,
-    frozen: masks.Masks,
+    reused: masks.Masks,
     origin: Origin,
 ) -> TaskRecord:
     body = to_record(learned)
@@ -113,7 +112,7 @@ def _task_record(
                 name=name,
                 parameters=mask.numel(),
                 selected=int(mask.sum()),
-                reused=int((mask & frozen[name]).sum()),
+                reused=int(reused[name].sum()),
             )
             for name, mask in task.mask.items()
         ),

@@ -57,8 +57,10 @@ def input_scale(batch: Batch) -> float:
     """Scale of an expert's inputs, fixed when the expert is made: 1 for pixels in 0 to 1 and standardised vectors.
 
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
+    The median image decides: a few broken ones must not shrink all others to nothing.
     """
-    rms = float(np.sqrt(np.mean(np.square(batch.scaled(), dtype=np.float64))))
+    flat = batch.scaled().reshape(len(batch.images), -1)
+    rms = float(np.median(np.sqrt(np.mean(np.square(flat, dtype=np.float64), axis=1))))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
 
 

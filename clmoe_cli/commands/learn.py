@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from clmoe_cli.commands import common
@@ -36,6 +37,12 @@ from store_schema import (
     Writer,
     writer,
 )
+
+LARGEST = 1e4
+"""Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
+
+BALANCE = 8
+"""Refining needs of each class at least this fraction of an even share."""
 
 
 def learn(
@@ -130,10 +137,11 @@ class _Learning:
             self._labelled(self.batch, record.input_scale),
             len(self.classes),
             self.options.method,
-            self.generator,
+            # Of its own, so that training does not depend on how many tasks were compared.
+            generator(derived_seed(self.manifest.seed, self.number, "train")),
             self.on_epoch,
         )
-        committed = self._commit(record, net, learned, frozen, old, "learn")
+        committed = self._commit(record, net, learned, old, "learn")
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
 
     def _onset(self) -> Verdict:
@@ -148,10 +156,16 @@ class _Learning:
         evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher")
         verdict = decide(evidence, codes[index], self.options.alpha)
         # A class so rare that the sample has missed it is as conclusive as any other.
-        known = book.codes([c for name in self.names for c in self.manifest.task(name).classes])
-        if verdict.known and not set(codes.unique().tolist()) <= set(known):
+        seen = set(codes.unique().tolist())
+        if verdict.known and not seen <= self._codes(book, self.names):
             return Verdict(False, (), verdict.p_value, UNSEEN)
+        if verdict.known and not seen <= self._codes(book, verdict.tasks):
+            fitted = ", ".join(verdict.tasks)
+            return Verdict(False, (), verdict.p_value, f"some of its labels are not of task {fitted}, which it fits")
         return verdict
+
+    def _codes(self, book: Codebook, names: Sequence[str]) -> set[int]:
+        return set(book.codes([c for name in names for c in self.manifest.task(name).classes]))
 
     def _place(self) -> tuple[Placement, list[Candidate], ExpertRecord]:
         wanted = self.options.expert
@@ -217,14 +231,7 @@ class _Learning:
             )
         name = verdict.tasks[0]
         old = self.manifest.task(name)
-        if len(self.batch.images) < 8 * MINIMUM and old.accuracy.held_out >= MINIMUM:
-            raise BadInput(
-                "too few images to refine with",
-                where=self.batch.source,
-                found=str(len(self.batch.images)),
-                expected=f"at least {8 * MINIMUM}",
-                hint="fewer would leave the task without p-values: collect more first",
-            )
+        self._check_enough(old)
         record = self.manifest.expert(old.expert)
         task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
@@ -240,16 +247,40 @@ class _Learning:
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,
         )
-        committed = self._commit(record, network(record), learned, taken, others, "refine", old)
+        committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
         return learn_report(committed, name, "refined", False, verdict, placement, [])
+
+    def _check_enough(self, old: TaskRecord) -> None:
+        """Refuses data that would teach a task less than they would make it forget: its statistics are taken anew."""
+        labels = self.batch.labels
+        assert labels is not None
+        least = max(learning.FEW, min(old.images, 8 * MINIMUM))
+        if len(labels) < least:
+            raise BadInput(
+                "too few images to refine with",
+                where=self.batch.source,
+                found=str(len(labels)),
+                expected=f"at least {least}",
+                hint="what is known of the task is measured anew on them: collect more first",
+            )
+        counts = np.bincount(Codebook.of(old.classes).encode(labels), minlength=len(old.classes))
+        even = math.ceil(len(labels) / (BALANCE * len(old.classes)))
+        scarce = [f"{c!r} ({n})" for c, n in zip(old.classes, counts.tolist(), strict=True) if n < even]
+        if scarce:
+            raise BadInput(
+                "some classes are missing or too rare to refine with",
+                where=self.batch.source,
+                found=", ".join(scarce),
+                expected=f"at least {even} images of each class of task {old.name}",
+                hint="the task would forget the others: add images of them",
+            )
 
     def _commit(
         self,
         record: ExpertRecord,
         net: MLP,
         learned: learning.Learned,
-        frozen: masks.Masks,
         others: list[str],
         action: Literal["learn", "refine"],
         old: TaskRecord | None = None,
@@ -265,13 +296,25 @@ class _Learning:
             if old
             else Origin(self.number, self.seed, self.classes, seen, config)
         )
-        return commit_learned(self.locked, self.loader, record, net, learned, frozen, others, action, origin)
+        return commit_learned(self.locked, self.loader, record, net, learned, others, action, origin)
 
     def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
         """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""
         assert batch.labels is not None
         y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
-        return Labelled(common.flat(batch, scale), y)
+        x = common.flat(batch, scale)
+        largest = x.abs().amax(dim=1)
+        if bool((largest > LARGEST).any()):
+            worst = int(largest.argmax())
+            raise BadInput(
+                "an image has values far beyond the others",
+                where=batch.source,
+                key=f"image {worst}",
+                found=f"{float(largest[worst]) / scale:.3g}",
+                expected=f"at most {LARGEST / scale:.3g}",
+                hint="repair it or leave it out",
+            )
+        return Labelled(x, y)
 
     def _new_name(self) -> str:
         taken = {t.name for t in self.manifest.tasks}

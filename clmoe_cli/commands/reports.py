@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,6 +59,15 @@ class LearnReport(Report):
     reason: str
     seed: int
     seconds: float
+
+    @property
+    def guessing(self) -> bool:
+        """Whether the held-out accuracy is within two standard errors of that of a guess."""
+        right, n = self.accuracy["subnetwork"], self.accuracy["held_out"]
+        if right is None or not n:
+            return False
+        chance = 1.0 / len(self.classes)
+        return right <= chance + 2.0 * math.sqrt(chance * (1.0 - chance) / n)
 
 
 @dataclass(frozen=True)

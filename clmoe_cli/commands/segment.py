@@ -17,7 +17,7 @@ from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import derived_seed, generator
-from store_schema import BadInput
+from store_schema import BadInput, ClmoeError
 
 BOUNDARIES = ("labels", "images")
 NEAR = 64
@@ -51,12 +51,19 @@ def learn_stream(
         parts = [part.without_strays() for part in parts]
     for part in parts:
         part.check()
-    return StreamReport(
-        tuple(
-            Segment(p.start, p.stop, learn(store, p.batch, p.options, on_epoch=on_epoch, on_wait=on_wait))
-            for p in parts
-        )
-    )
+    done: list[Segment] = []
+    for part in parts:
+        try:
+            report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait)
+        except ClmoeError as error:
+            place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
+            error.where = f"{error.where}, {place}" if error.where else place
+            if done:
+                kept = f"{len(done)} segments before it are in the store and stay known"
+                error.hint = f"{error.hint}; {kept}" if error.hint else kept
+            raise
+        done.append(Segment(part.start, part.stop, report))
+    return StreamReport(tuple(done))
 
 
 class _Part:

@@ -15,7 +15,7 @@ from torch import Tensor
 MINIMUM = 30
 """Fewer held-out images than this give no p-values."""
 
-COUNTED = 3
+COUNTED = 2
 """A batch counts for at most so many images a calibration image: more would only repeat the noise of those."""
 
 MARGIN = 0.1

@@ -17,12 +17,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clmoe_cli.continual.experts import forward
 from clmoe_cli.continual.training import Labelled
 
 RANKS = {"inputs": 32, "hidden": 128}
 """Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
+
+EXACT = 2048
+"""Up to so many dimensions the covariance is decomposed exactly."""
 
 TINY = 1e-12
 
@@ -95,13 +99,31 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values)
     means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
     centred = values - means[y]
-    variances, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(values) - classes))
-    k = min(rank, len(variances) - 1)
-    top, vectors = variances[-k:].flip(0), vectors[:, -k:].flip(1)
+    freedom = max(1, len(values) - classes)
+    k = min(rank, values.shape[1] - 1)
+    top, vectors = _leading(centred, k)
+    top, whole = top / freedom, centred.square().sum() / freedom
     # Units that never fire have no variance: the mean over the rest keeps them from dividing by zero.
-    floor = 1e-6 * variances[-1].clamp_min(TINY)
-    rest = (variances[:-k].clamp_min(0).sum() / (len(variances) - k)).clamp_min(floor)
+    floor = 1e-6 * top.max().clamp_min(TINY)
+    rest = ((whole - top.sum()).clamp_min(0) / (values.shape[1] - k)).clamp_min(floor)
     return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
+
+
+def _leading(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest eigenvalues [k] and eigenvectors [d, k] of ``centredᵀ centred``, [N, d] float64.
+
+    Exact up to ``EXACT`` dimensions or images; beyond, a randomised decomposition (Halko et al. 2011), since the
+    exact one takes d³ steps. Fewer images than ``k`` leave eigenvalues of zero.
+    """
+    n, d = centred.shape
+    if d <= EXACT:
+        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        return values[-k:].flip(0).clamp_min(0), vectors[:, -k:].flip(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, singular, vectors = torch.svd_lowrank(centred, q=min(n, d, k + 16), niter=4)
+    missing = max(0, k - len(singular))
+    return F.pad(singular[:k].square(), (0, missing)), F.pad(vectors[:, :k], (0, missing))
 
 
 def hidden_activations(params: Mapping[str, Tensor], x: Tensor, chunk: int = 4096) -> Tensor:

@@ -128,12 +128,13 @@ def refine_task(
     held-out loss worse is undone.
     """
     parts = split(data, generator)
+    dense = None
     if grow:
         free, fresh = masks.inverse(taken), net.initial_shared(generator)
         start = task.params | {
             key: torch.where(free[key] & ~own, fresh[key], task.params[key]) for key, own in task.mask.items()
         }
-        _, chosen = _search(net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch)
+        dense, chosen = _search(net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch)
         params, mask = chosen.params, chosen.mask
     else:
         params, _ = anneal(
@@ -143,7 +144,7 @@ def refine_task(
             parts.tuning,
             options.schedule,
             generator,
-            epochs=options.tolerance.final_epochs,
+            epochs=min(options.tolerance.final_epochs, options.schedule.epochs),
             lr=options.schedule.lr,
             phase="refine",
             on_epoch=on_epoch,
@@ -152,8 +153,8 @@ def refine_task(
     if quality(params, parts.tuning).loss >= quality(task.params, parts.tuning).loss:
         params, mask = task.params, task.mask
     held = parts.calibration if len(parts.calibration) else None
-    before = quality(task.params, held) if held else None
-    return finish(task.name, task.expert, params, mask, parts, task.classes, before)
+    reference = quality(dense, held) if held and dense else None
+    return finish(task.name, task.expert, params, mask, parts, task.classes, reference)
 
 
 def _search(

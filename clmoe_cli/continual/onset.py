@@ -96,7 +96,9 @@ def _without_labels(
         if mixed >= alpha:
             names = tuple(able[i] for i in chosen.unique().tolist())
             return Verdict(True, names, mixed, f"each image fits one of the tasks {', '.join(names)}")
-    return Verdict(False, (), best, "its images deviate from every known task")
+    unable = [name for name in tasks if name not in batch]
+    but = f"; task {', '.join(unable)} could not judge (too few held-out images)" if unable else ""
+    return Verdict(False, (), best, f"its images deviate from every known task{but}")
 
 
 def _several(tasks: Mapping[str, Evidence], labels: Tensor, best: float | None, alpha: float) -> Verdict:

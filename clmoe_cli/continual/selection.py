@@ -62,12 +62,12 @@ class Tolerance:
         return int(within.nonzero().max())
 
     def kept(self, dense: Tensor, found: Tensor) -> bool:
-        """Whether accuracy fell by no more than ``max_drop`` and one standard error of the paired difference.
+        """Whether accuracy fell by no more than ``max_drop`` and two standard errors of the paired difference.
 
         Arguments: which held-out images are right, each [N] bool.
         """
         lost = dense.double() - found.double()
-        return float(lost.mean()) <= self.max_drop + float(lost.std(correction=0)) / math.sqrt(len(lost))
+        return float(lost.mean()) <= self.max_drop + 2 * float(lost.std(correction=0)) / math.sqrt(len(lost))
 
     def clearly_worse(self, found: Quality, dense: Quality, images: int) -> bool:
         """Whether accuracy fell by more than the tolerance and twice the standard error of ``images`` images."""
@@ -162,7 +162,7 @@ def select(
             held_out,
             schedule,
             generator,
-            epochs=tolerance.epochs,
+            epochs=min(tolerance.epochs, schedule.epochs),
             lr=tolerance.lr,
             phase="prune",
             on_epoch=on_epoch,
@@ -188,7 +188,7 @@ def select(
             held_out,
             schedule,
             generator,
-            epochs=tolerance.final_epochs,
+            epochs=min(tolerance.final_epochs, schedule.epochs),
             lr=tolerance.lr,
             phase="consolidate",
             on_epoch=on_epoch,

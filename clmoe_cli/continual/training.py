@@ -65,7 +65,7 @@ class Schedule:
     """How long and how fast.
 
     The learning rate stays at ``lr`` until the held-out loss has not improved by ``min_delta`` nats for
-    ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
+    more than ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
     falls, or ``epochs`` in all, training ends. ``dropout``: share of the inputs and of the hidden units that a
     step leaves out (Srivastava et al. 2014): what is spread over many weights loses less when most are pruned.
     """

@@ -49,10 +49,10 @@ def test_shifted_batches_are_rejected() -> None:
 def test_batch_p_value_is_the_gamma_tail() -> None:
     p = torch.tensor([0.3, 0.01, 0.7], dtype=torch.float64)
     gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
-    assert batch_p_value(p, 1, margin=0.0) == pytest.approx(1 - float(gamma.cdf(-p.log().sum())), rel=1e-6)
+    assert batch_p_value(p, 2, margin=0.0) == pytest.approx(1 - float(gamma.cdf(-p.log().sum())), rel=1e-6)
     assert batch_p_value(p[:1], 1, margin=0.0) == pytest.approx(0.3)
-    # Thirty images count for three: as much as one calibration image can tell.
-    assert batch_p_value(p.repeat(10), 1, margin=0.0) == pytest.approx(batch_p_value(p, 1, margin=0.0), rel=1e-9)
+    # Thirty images count for four: more than two calibration images cannot tell.
+    assert batch_p_value(p.repeat(10), 2, margin=0.0) == pytest.approx(batch_p_value(p, 2, margin=0.0), rel=1e-9)
 
 
 GOOD, BAD = torch.full((20,), 0.5, dtype=torch.float64), torch.full((20,), 0.002, dtype=torch.float64)

@@ -129,12 +129,12 @@ def test_the_sparsest_round_within_the_tolerance_is_chosen() -> None:
     assert Tolerance(max_drop=0.0).choose(0.05 * even, [0.05 * even, doubtful]) == 1
 
 
-def test_accuracy_may_fall_by_the_tolerance_and_one_standard_error() -> None:
+def test_accuracy_may_fall_by_the_tolerance_and_two_standard_errors() -> None:
     right = torch.ones(1000, dtype=torch.bool)
     lost = torch.arange(1000) < 5
     # Five of 1,000 images: a drop of 0.5 points, standard error 0.22.
-    assert Tolerance(max_drop=0.003).kept(right, right & ~lost)
-    assert not Tolerance(max_drop=0.002).kept(right, right & ~lost)
+    assert Tolerance(max_drop=0.001).kept(right, right & ~lost)
+    assert not Tolerance(max_drop=0.0).kept(right, right & ~lost)
     assert Tolerance(max_drop=0.0).kept(right & ~lost, right)
     assert not Tolerance(max_drop=0.0).kept(right, ~right)
 
@@ -199,6 +199,20 @@ def test_mahalanobis_equals_the_full_inverse_of_the_kept_covariance(rng: torch.G
             assert float(fast[i, c]) == pytest.approx(float(z @ inverse @ z), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize(("n", "d"), [(60, 2500), (2500, 2100)])
+def test_many_dimensions_are_decomposed_as_exactly_as_few(n: int, d: int, rng: torch.Generator) -> None:
+    scale = torch.cat([torch.linspace(30, 10, 8), torch.ones(d - 8)])
+    values, y = torch.randn((n, d), generator=rng) * scale, torch.arange(n) % 2
+    state = torch.get_rng_state()
+    found = fit_gaussian(values, y, 2, rank=32)
+    assert torch.equal(torch.get_rng_state(), state)
+    exact = torch.linalg.svdvals((values - found.means[y]).double())[:8].square() / (n - 2)
+    assert torch.allclose(found.variances[:8].double(), exact, rtol=1e-3)
+    assert float(found.rest) > 0
+    asked = torch.randn((50, d), generator=rng) * scale
+    assert bool(found.deviation(asked).isfinite().all())
+
+
 def test_strange_inputs_deviate_even_where_no_hidden_unit_looks(rng: torch.Generator) -> None:
     # Only the first half of the inputs reaches the hidden units: what is strange about the rest, the inputs tell.
     params = random_params(NET, 2, rng, torch.float32)
@@ -226,9 +240,11 @@ def test_constructive_weights_are_read_whole_and_others_not_at_all() -> None:
     for name, mask in third.mask.items():
         assert not (mask & frozen[name] & ~readable[name]).any()
         assert torch.equal(third.params[name][mask & frozen[name]], base[name][mask & frozen[name]])
-    # All of it that carries any signal: a unit that is dead for these images makes its weights useless.
-    read = masks.count(masks.both(third.mask, readable))
-    assert read > 0.5 * masks.count(readable)
+    # Nearly all of the first layer: only what leads to units that have died meanwhile is useless.
+    name = next(iter(net.shared_shapes()))
+    fires = forward(first.subnetwork.params, blobs([8, 28], 400, 9).x).hidden[:, :24].amax(dim=0) > 0
+    lost = readable[name] & fires[:, None] & ~third.mask[name]
+    assert masks.count({name: lost}) < 0.25 * masks.count({name: readable[name]})
 
 
 def test_ridge_rows_solve_the_normal_equations(rng: torch.Generator) -> None:
