@@ -5,7 +5,7 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: help install demo test check format clean bench-p6 bench-paper bench-onset bench-transfer bench-segmentation \
+.PHONY: help install demo test check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
 	bench-hundred bench-ablation bench-defaults
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ bench-p6: $(STAMP)  ## the paper's experiment on all of MNIST (MNIST=root of tor
 
 bench-paper: $(STAMP)  ## Figs. 2, 3a, 3b and Table 1 of the paper with five seeds, beside separate dense networks
 	$(BIN)/python benchmarks/paper.py --root $(MNIST) --out bench-out/paper
+
+bench-curve: $(STAMP)  ## accuracy against frozen share, and without reading earlier tasks
+	$(BIN)/python benchmarks/curve.py --root $(MNIST) --out bench-out/curve
 
 bench-onset: $(STAMP)  ## onset on the stores of bench-paper
 	$(BIN)/python benchmarks/onset.py --root $(MNIST) --stores bench-out/paper/store? --out bench-out/onset

@@ -31,3 +31,7 @@ def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     accuracies = [float(row["accuracy"]) for row in table(tmp_path / "fig3b.csv")]
     assert len(accuracies) == 21
     assert all(0.5 < a <= 1 for a in accuracies)
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode != 0
+    assert "store0 exists" in again.stderr
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary

@@ -1,0 +1,94 @@
+"""Accuracy against frozen share: P6 at several densities, and at the default one without reading earlier tasks.
+
+    python benchmarks/curve.py --root MNIST_ROOT --out bench-out/curve
+
+Each row is a run of ``benchmarks/paper.py``'s experiment in which every task keeps just that density of new weights,
+whatever it costs; ``default`` lets the tolerance decide; ``blind`` as well, but nothing of earlier tasks is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from paper import prepare, run_seed
+
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.continual import learning
+from clmoe_cli.continual.selection import Tolerance
+
+DENSITIES = (0.2, 0.066, 0.02, 0.0025, 0.001)
+
+
+def run(job: tuple[str, Path, int, float | None, bool]) -> dict[str, Any]:
+    """One run; ``density`` None: the tolerance decides."""
+    name, out, seed, density, blind = job
+    method = learning.Options()
+    if density is not None:
+        method = learning.Options(tolerance=Tolerance(max_drop=1.0, starts=(max(0.2, density),), floor=density))
+    found = run_seed((out, seed, LearnOptions(seed=seed, method=method), blind, False))
+    final = 100 * np.array(found["final"])
+    return {
+        "run": name,
+        "seed": seed,
+        "layer_1_frozen_percent": found["frozen"][-1][0],
+        "layer_2_frozen_percent": found["frozen"][-1][1],
+        "layer_1_new_percent_a_task": float(np.mean([f[0] for f in np.diff(found["frozen"], axis=0, prepend=0.0)])),
+        "accuracy_mean": float(final.mean()),
+        "accuracy_least_task": float(final.min()),
+        "one_expert": found["one_expert"],
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Mean and least accuracy against the share of layer 1 that is frozen after all six tasks."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    shown = sorted((r for r in rows if r["run"] != "blind"), key=lambda r: r["layer_1_frozen_percent"])
+    share = [r["layer_1_frozen_percent"] for r in shown]
+    axis.plot(share, [r["accuracy_mean"] for r in shown], marker="o", label="mean of six tasks")
+    axis.plot(share, [r["accuracy_least_task"] for r in shown], marker=".", ls=":", label="least task")
+    for row in rows:
+        if row["run"] in ("default", "blind"):
+            axis.annotate(row["run"], (row["layer_1_frozen_percent"], row["accuracy_mean"]))
+    axis.set(xscale="log", xlabel="% of layer 1 frozen after six tasks", ylabel="test accuracy, %")
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", default="../shared/mnist")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/curve"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    jobs: list[tuple[str, Path, int, float | None, bool]] = []
+    for name, density, blind in (
+        *((f"{100 * d:g} %", d, False) for d in DENSITIES),
+        ("default", None, False),
+        ("blind", None, True),
+    ):
+        folder = options.out / name.replace(" %", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs.append((name, folder, options.seed, density, blind))
+        prepare(options.root, folder, quick=False)
+    with ProcessPoolExecutor(options.jobs) as processes:
+        rows = list(processes.map(run, jobs))
+    (options.out / "curve.json").write_text(json.dumps(rows, indent=1))
+    with (options.out / "curve.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(rows, options.out / "curve.png")
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
