@@ -68,6 +68,7 @@ class Schedule:
     more than ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
     falls, or ``epochs`` in all, training ends. ``dropout``: share of the inputs and of the hidden units that a
     step leaves out (Srivastava et al. 2014): what is spread over many weights loses less when most are pruned.
+    ``annealing_dropout``: the same while consolidating, where little is left to be left out.
     """
 
     epochs: int = 40
@@ -78,6 +79,7 @@ class Schedule:
     decays: int = 2
     min_delta: float = 5e-4
     dropout: tuple[float, float] = (0.2, 0.3)
+    annealing_dropout: tuple[float, float] = (0.05, 0.05)
 
 
 def quality(params: Mapping[str, Tensor], data: Labelled) -> Quality:
@@ -218,8 +220,8 @@ def anneal(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     reached = quality(working, held_out)
     # Images that are seen several times an epoch are soon known by heart.
-    few = _passes(len(data), size) > 1
-    drop = dropout(next(iter(params)).removesuffix(".weight"), schedule.dropout, generator) if few else None
+    shares = schedule.dropout if _passes(len(data), size) > 1 else schedule.annealing_dropout
+    drop = dropout(next(iter(params)).removesuffix(".weight"), shares, generator)
     for epoch in range(1, epochs + 1):
         loss = run_epoch(working, data, step, restore, size, generator, rate.step, drop)
         reached = quality(working, held_out)
