@@ -3,7 +3,8 @@
     python benchmarks/curve.py --root MNIST_ROOT --out bench-out/curve
 
 Each row is a run of ``benchmarks/paper.py``'s experiment in which every task keeps just that density of new weights,
-whatever it costs; ``default`` lets the tolerance decide; ``blind`` as well, but nothing of earlier tasks is read.
+whatever it costs; ``default`` lets the tolerance decide (taken from ``benchmarks/paper.py``'s results, ``--paper``);
+``blind`` as well, but nothing of earlier tasks is read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import learning
 from clmoe_cli.continual.selection import Tolerance
 
-DENSITIES = (0.2, 0.066, 0.02, 0.0025)
+DENSITIES = (0.2, 0.02, 0.0025)
 
 
 def run(job: tuple[str, Path, int, float | None, bool]) -> dict[str, Any]:
@@ -32,11 +33,15 @@ def run(job: tuple[str, Path, int, float | None, bool]) -> dict[str, Any]:
     method = learning.Options()
     if density is not None:
         method = learning.Options(tolerance=Tolerance(max_drop=1.0, starts=(max(0.2, density),), floor=density))
-    found = run_seed((out, seed, LearnOptions(seed=seed, method=method), blind, False))
+    return row(name, run_seed((out, seed, LearnOptions(seed=seed, method=method), blind, False)))
+
+
+def row(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a run."""
     final = 100 * np.array(found["final"])
     return {
         "run": name,
-        "seed": seed,
+        "seed": found["seed"],
         "layer_1_frozen_percent": found["frozen"][-1][0],
         "layer_2_frozen_percent": found["frozen"][-1][1],
         "layer_1_new_percent_a_task": float(np.mean([f[0] for f in np.diff(found["frozen"], axis=0, prepend=0.0)])),
@@ -66,21 +71,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="../shared/mnist")
     parser.add_argument("--out", type=Path, default=Path("bench-out/curve"))
+    parser.add_argument("--paper", type=Path, default=Path("bench-out/paper"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     jobs: list[tuple[str, Path, int, float | None, bool]] = []
-    for name, density, blind in (
-        *((f"{100 * d:g} %", d, False) for d in DENSITIES),
-        ("default", None, False),
-        ("blind", None, True),
-    ):
+    for name, density, blind in (*((f"{100 * d:g} %", d, False) for d in DENSITIES), ("blind", None, True)):
         folder = options.out / name.replace(" %", "")
         folder.mkdir(parents=True, exist_ok=True)
         jobs.append((name, folder, options.seed, density, blind))
         prepare(options.root, folder, quick=False)
     with ProcessPoolExecutor(options.jobs) as processes:
         rows = list(processes.map(run, jobs))
+    rows.append(row("default", json.loads((options.paper / f"seed{options.seed}.json").read_text())))
     (options.out / "curve.json").write_text(json.dumps(rows, indent=1))
     with (options.out / "curve.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

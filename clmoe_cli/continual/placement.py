@@ -36,13 +36,14 @@ DRAWS = 4
 class Thresholds:
     """Constructive: ``overlap`` and ``divergence`` in units of what shuffled inputs give; ``least``: least overlap.
 
-    ``capacity``: least free share of a layer. The defaults were found on MNIST training images: other digit pairs
-    overlap 1.6 to 2.9 times as much as shuffled ones and diverge 0.63 to 0.92 times as much; pairs with permuted
-    pixels 0.8 to 1.3 and 0.94 to 1.1 times. One constructive task gives a home.
+    ``capacity``: least free share of a layer. The defaults were found on MNIST training images: of 73 pairs of
+    other digits all but one overlapped at least 1.5 times as much as shuffled ones and diverged at most 0.9 times
+    as much; of 128 pairs with permuted pixels none reached 1.4 and 0.9 together (singly 1.6 and 0.89). One
+    constructive task gives a home.
     """
 
     overlap: float = 1.4
-    divergence: float = 0.95
+    divergence: float = 0.9
     least: float = 0.05
     capacity: float = 0.05
 
