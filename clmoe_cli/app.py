@@ -109,8 +109,8 @@ def learn(
     _on_cpu(device)
     if boundaries is not None:
         one_of("value of --boundaries", boundaries, BOUNDARIES)
-        if not segment:
-            raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
+    if boundaries is not None and not segment:
+        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
     method = Options(Schedule(epochs=epochs), Tolerance(max_drop=max_drop / 100), score)
     options = LearnOptions(
         name=name,
@@ -136,11 +136,8 @@ def learn(
             reports = [part.report for part in stream.segments]
         else:
             reports = [learn_one(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)]
-    for report in () if quiet else reports:
-        if report.guessing:
-            note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
-        if verbose:
-            note(f"onset: {report.onset.reason}; placement: {report.reason}")
+    if not quiet:
+        render.learn_notes(reports, verbose)
     render.show(stream if segment else reports[0], json_)
 
 

@@ -7,11 +7,11 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clmoe_cli.commands.reports import RemovalReport
+from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.npz import replacing, write_npz
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, tables
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 ROWS_SHOWN = 20
+
+
+def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
+    """What ``learn`` says on stderr: a warning for tasks that are only guessed; the reasons, when asked for."""
+    for report in reports:
+        if report.guessing:
+            note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
+        if verbose:
+            note(f"onset: {report.onset.reason}; placement: {report.reason}")
 
 
 class _Report(Protocol):

@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import torch
 
 from clmoe_cli.commands import common
+from clmoe_cli.commands.checks import check_range, check_refining
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
 from clmoe_cli.continual import learning, masks
-from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.experts import MLP, parse_arch
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, Candidate, KnownTask, Placement, compare, place
@@ -37,12 +36,6 @@ from store_schema import (
     Writer,
     writer,
 )
-
-LARGEST = 1e4
-"""Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
-
-BALANCE = 8
-"""Refining needs of each class at least this fraction of an even share."""
 
 
 def learn(
@@ -231,7 +224,7 @@ class _Learning:
             )
         name = verdict.tasks[0]
         old = self.manifest.task(name)
-        self._check_enough(old)
+        check_refining(self.batch, old)
         record = self.manifest.expert(old.expert)
         task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
@@ -250,31 +243,6 @@ class _Learning:
         committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
         return learn_report(committed, name, "refined", False, verdict, placement, [])
-
-    def _check_enough(self, old: TaskRecord) -> None:
-        """Refuses data that would teach a task less than they would make it forget: its statistics are taken anew."""
-        labels = self.batch.labels
-        assert labels is not None
-        least = max(learning.FEW, min(old.images, 8 * MINIMUM))
-        if len(labels) < least:
-            raise BadInput(
-                "too few images to refine with",
-                where=self.batch.source,
-                found=str(len(labels)),
-                expected=f"at least {least}",
-                hint="what is known of the task is measured anew on them: collect more first",
-            )
-        counts = np.bincount(Codebook.of(old.classes).encode(labels), minlength=len(old.classes))
-        even = math.ceil(len(labels) / (BALANCE * len(old.classes)))
-        scarce = [f"{c!r} ({n})" for c, n in zip(old.classes, counts.tolist(), strict=True) if n < even]
-        if scarce:
-            raise BadInput(
-                "some classes are missing or too rare to refine with",
-                where=self.batch.source,
-                found=", ".join(scarce),
-                expected=f"at least {even} images of each class of task {old.name}",
-                hint="the task would forget the others: add images of them",
-            )
 
     def _commit(
         self,
@@ -303,17 +271,7 @@ class _Learning:
         assert batch.labels is not None
         y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
         x = common.flat(batch, scale)
-        largest = x.abs().amax(dim=1)
-        if bool((largest > LARGEST).any()):
-            worst = int(largest.argmax())
-            raise BadInput(
-                "an image has values far beyond the others",
-                where=batch.source,
-                key=f"image {worst}",
-                found=f"{float(largest[worst]) / scale:.3g}",
-                expected=f"at most {LARGEST / scale:.3g}",
-                hint="repair it or leave it out",
-            )
+        check_range(x, scale, batch.source)
         return Labelled(x, y)
 
     def _new_name(self) -> str:
