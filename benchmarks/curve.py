@@ -24,7 +24,7 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import learning
 from clmoe_cli.continual.selection import Tolerance
 
-DENSITIES = (0.2, 0.02, 0.0025)
+DENSITIES = (0.2, 0.02, 0.002)
 
 
 def run(job: tuple[str, Path, int, float | None, bool]) -> dict[str, Any]:
