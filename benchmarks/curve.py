@@ -61,8 +61,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.plot(share, [r["accuracy_least_task"] for r in shown], marker=".", ls=":", label="least task")
     for row in rows:
         if row["run"] in ("default", "blind"):
-            axis.annotate(row["run"], (row["layer_1_frozen_percent"], row["accuracy_mean"]))
+            below = -12 if row["run"] == "blind" else 6
+            place = (row["layer_1_frozen_percent"], row["accuracy_mean"])
+            axis.annotate(row["run"], place, (6, below), textcoords="offset points")
     axis.set(xscale="log", xlabel="% of layer 1 frozen after six tasks", ylabel="test accuracy, %")
+    axis.minorticks_off()
+    axis.set_xticks(share, [f"{s:.1f}" for s in share])
     axis.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
