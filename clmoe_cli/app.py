@@ -80,9 +80,8 @@ def learn(
     ] = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: Annotated[
-        str,
-        typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's)."),
-    ] = ("gradient-weight"),
+        str, typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's).")
+    ] = "gradient-weight",
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
     ] = 0.3,
@@ -125,14 +124,8 @@ def learn(
     batch = read_batch(data, labels="required")
     with progress(quiet) as shown:
         if segment:
-            stream = learn_stream(
-                store,
-                batch,
-                options,
-                use_labels=boundaries != "images",
-                on_epoch=shown.epoch,
-                on_wait=shown.waiting,
-            )
+            by_label, epoch, wait = boundaries != "images", shown.epoch, shown.waiting
+            stream = learn_stream(store, batch, options, use_labels=by_label, on_epoch=epoch, on_wait=wait)
             reports = [part.report for part in stream.segments]
         else:
             reports = [learn_one(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)]
@@ -172,7 +165,10 @@ def predict(
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
     route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
-    router: Annotated[str, typer.Option(help="Evidence: fisher, loss, gradient or paper.")] = "fisher",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --route batch: every so many consecutive images are one task's.")
+    ] = None,
+    router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
     task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
     reject: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
@@ -188,7 +184,7 @@ def predict(
     if output is not None:
         render.check_output(output)
     images = read_batch(batch, labels="optional")
-    report = call(store, images, route=route, router=router, task=task, reject=reject)
+    report = call(store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject)
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     render.show_predictions(report, output, json_, quiet)

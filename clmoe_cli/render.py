@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.npz import replacing, write_npz
 from clmoe_cli.progress import note
-from clmoe_cli.tables import columns, console, tables
+from clmoe_cli.tables import columns, console, score_tables, tables
 from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -159,10 +159,13 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
         screen.print(table)
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
-    if report.accuracy is not None and not as_json:
-        text = f"accuracy {100 * report.accuracy:.2f} % of {len(report.labels)} images"
+    if report.scores is not None and not as_json:
+        text = f"accuracy {100 * report.scores.accuracy:.2f} % of {len(report.labels)} images"
         if output is None:
             print(text)
+            screen = console()
+            for part in score_tables(report.scores):
+                screen.print(part)
         elif not quiet:
             note(text)
 

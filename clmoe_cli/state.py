@@ -17,10 +17,14 @@ from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import MLP, Params, parse_arch
 from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
+from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
 from store_schema import ExpertRecord, ExpertWeights, Manifest, Store, StoreDamaged, SubnetworkRecord
+
+GATE = ("means", "directions", "quantiles", "counts")
+"""What is stored of :class:`Subspaces`."""
 
 
 def tensor(array: NDArray[np.generic]) -> Tensor:
@@ -48,6 +52,7 @@ class Loader:
         self._weights: dict[str, ExpertWeights] = {}
         self._records: dict[str, SubnetworkRecord] = {}
         self._tasks: dict[str, Subnetwork] = {}
+        self._subspaces: dict[str, Subspaces] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -81,6 +86,26 @@ class Loader:
     def tasks(self, names: Sequence[str]) -> list[Subnetwork]:
         """Several tasks, in that order."""
         return [self.task(name) for name in names]
+
+    def gate(self, input_shape: tuple[int, ...]) -> Gate | None:
+        """The solved gate of an input shape; None when there is none."""
+        solved = self.store.read_gate(input_shape)
+        if solved is None:
+            return None
+        classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape)]
+        return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
+
+    def subspaces(self, name: str) -> Subspaces:
+        """The gate's statistics of a task."""
+        if name not in self._subspaces:
+            arrays = {key: tensor(value) for key, value in self.record(name).gate.items()}
+            classes = len(self.manifest.task(name).classes)
+            if set(arrays) != set(GATE) or any(len(value) != classes for value in arrays.values()):
+                raise StoreDamaged(
+                    "wrong gate statistics", key=name, found=", ".join(sorted(arrays)), expected=", ".join(GATE)
+                )
+            self._subspaces[name] = Subspaces(*(arrays[key] for key in GATE))
+        return self._subspaces[name]
 
     def frozen(self, expert: str, tasks: Sequence[str] | None = None) -> masks.Masks:
         """Entries that the expert's tasks (or those named) use."""
@@ -117,8 +142,13 @@ def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
     return Gaussian(means, directions.float(), variances, rest[0])
 
 
-def to_record(learned: Learned) -> SubnetworkRecord:
-    """A learned task as it goes to disk."""
+def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
+    """The gate's statistics of a task as they go to disk."""
+    return {key: getattr(found, key).numpy() for key in GATE}
+
+
+def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
+    """A learned task and the gate's statistics of it as they go to disk."""
     task = learned.subnetwork
     statistics: dict[str, NDArray[Any]] = {}
     for name, gaussian in task.whitening.blocks.items():
@@ -138,7 +168,7 @@ def to_record(learned: Learned) -> SubnetworkRecord:
         score_scale=learned.score_scale,
         calibration={kind: value.values.numpy() for kind, value in task.calibration.items()},
         statistics=statistics,
-        gate={},
+        gate=gate_arrays(found),
         probe_outputs=learned.probe_outputs.numpy(),
     )
 

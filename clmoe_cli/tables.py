@@ -13,6 +13,7 @@ from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport,
 
 if TYPE_CHECKING:
     from clmoe_cli.commands.inspect import InspectReport
+    from clmoe_cli.commands.scoring import Scores
 
 OVERLAP_SHOWN = 12
 
@@ -28,6 +29,26 @@ def columns(*names: str) -> Table:
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if i == 0 else "right")
     return table
+
+
+def score_tables(scores: Scores) -> list[Any]:
+    """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks)."""
+    table = columns("task", "accuracy")
+    for name, accuracy in scores.accuracy_by_task.items():
+        table.add_row(name, _percent(accuracy))
+    names = sorted({name for row in scores.confusion for name in row["answered"]}, key=_number)
+    if not names or max(len(names), len(scores.confusion)) > OVERLAP_SHOWN:
+        return [table]
+    confusion = columns("label known to", "images", *names)
+    for row in scores.confusion:
+        counts = [str(row["answered"].get(name, 0)) for name in names]
+        confusion.add_row(", ".join(row["tasks"]) or "no task", str(row["images"]), *counts)
+    return [table, "answered by", confusion]
+
+
+def _number(name: str) -> tuple[str, int]:
+    digits = name[len(name.rstrip("0123456789")) :]
+    return name[: len(name) - len(digits)], int(digits or 0)
 
 
 @singledispatch

@@ -11,6 +11,7 @@ from store_schema.errors import (
     StoreMissing,
     UsageProblem,
 )
+from store_schema.gates import SolvedGate, coarse_form, encode_gate, rows_of
 from store_schema.records import (
     Accuracy,
     ExpertRecord,
@@ -43,6 +44,7 @@ __all__ = [
     "Manifest",
     "ObjectRef",
     "Probe",
+    "SolvedGate",
     "Store",
     "StoreDamaged",
     "StoreIncompatible",
@@ -53,12 +55,15 @@ __all__ = [
     "TaskRecord",
     "UsageProblem",
     "Writer",
+    "coarse_form",
     "decode_subnetwork",
     "decode_weights",
+    "encode_gate",
     "encode_subnetwork",
     "encode_weights",
     "read_consistently",
     "remove_tasks",
+    "rows_of",
     "subnetwork_digest",
     "used_and_kept",
     "verify",

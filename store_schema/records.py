@@ -123,9 +123,11 @@ class TaskRecord(Record):
 
 
 class GateRecord(Record):
-    """The solved gate of one input shape."""
+    """The solved gate of one input shape: what its inputs are multiplied by, the features, the object."""
 
     input_shape: Shape
+    input_scale: Annotated[float, Field(gt=0)]
+    features: Name
     solved: ObjectRef
 
 
@@ -213,6 +215,15 @@ class Manifest(Record):
     def tasks_of(self, expert_id: str) -> list[TaskRecord]:
         """An expert's tasks in the order of learning."""
         return [t for t in self.tasks if t.expert == expert_id]
+
+    def tasks_of_shape(self, input_shape: tuple[int, ...]) -> list[TaskRecord]:
+        """The tasks whose experts read images of that shape, in the order of learning."""
+        fitting = {e.id for e in self.experts if e.input_shape == input_shape}
+        return [t for t in self.tasks if t.expert in fitting]
+
+    def gate(self, input_shape: tuple[int, ...]) -> GateRecord | None:
+        """The gate of that input shape, if there is one."""
+        return next((g for g in self.gates if g.input_shape == input_shape), None)
 
     def content_hash(self) -> str:
         """What was learned, as one sha256: no clock time, no generation number, no environment in it."""

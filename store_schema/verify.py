@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from store_schema import files, layout, objects
 from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
@@ -99,6 +103,7 @@ def _current(root: Path, found: Report) -> Manifest | None:
 
 def _check_contents(store: Store, found: Report) -> None:
     """Everything that one generation names: that it is there, its structure, and the hash of each subnetwork."""
+    statistics: dict[str, Mapping[str, NDArray[Any]]] = {}
     for expert in store.manifest.experts:
         try:
             weights = store.read_expert(expert.id)
@@ -111,15 +116,24 @@ def _check_contents(store: Store, found: Report) -> None:
             except ClmoeError as error:
                 found(error, store.root)
                 continue
+            statistics[task.name] = record.gate
             if weights is not None and subnetwork_digest(weights, record.masks, task.name) != task.subnetwork_sha256:
                 assert expert.weights is not None
                 where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
                 found(StoreDamaged(f"the subnetwork of task {task.name} changed", where=str(where)), where)
     for gate in store.manifest.gates:
+        tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape)]
+        where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)
         try:
-            store.read_gate(gate.input_shape)
+            solved = store.read_gate(gate.input_shape)
         except ClmoeError as error:
             found(error, store.root)
+            continue
+        # A task's statistics are the truth; the gate only repeats a part of them.
+        if solved is not None and all(name in statistics for name in tasks):
+            means = [statistics[name].get("means", np.empty((0, 0))) for name in tasks]
+            if not np.array_equal(solved.means, np.concatenate(means)):
+                found(StoreDamaged("the gate differs from its tasks' statistics", where=str(where)), where)
 
 
 def _strays(root: Path) -> list[Path]:

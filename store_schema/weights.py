@@ -72,7 +72,7 @@ def _metadata(expert: str) -> dict[str, str]:
 def _parse(
     data: bytes, where: str, expert: str, shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[str]
 ) -> ExpertWeights:
-    metadata = _check_header(data, where)
+    metadata = check_header(data, where, {"F32": 4})
     if metadata != _metadata(expert):
         wanted = str(_metadata(expert))
         raise StoreDamaged("another object", where=where, key="__metadata__", found=str(metadata), expected=wanted)
@@ -102,10 +102,10 @@ def _parse(
     return ExpertWeights({name: shared[name] for name in shapes}, owned)
 
 
-def _check_header(data: bytes, where: str) -> object:
-    """The header must tile the rest of the file exactly, in float32, before any library reads it.
+def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> object:
+    """The header must tile the rest of the file exactly before any library reads it.
 
-    Returns its metadata, unchecked.
+    ``sizes``: the types allowed and their bytes. Returns its metadata, unchecked; raises StoreDamaged.
     """
     try:
         (size,) = struct.unpack_from("<Q", data)
@@ -121,8 +121,9 @@ def _check_header(data: bytes, where: str) -> object:
             numbers = [*shape, start, end]
             if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= len(data) for n in numbers):
                 raise ValueError(f"{key!r} has a shape or offsets that do not fit the file")
-            if entry["dtype"] != "F32" or 0 in shape or end - start != 4 * math.prod(shape):
-                raise ValueError(f"{key!r} is no float32 array of its declared size")
+            size_of = sizes.get(entry["dtype"])
+            if size_of is None or 0 in shape or end - start != size_of * math.prod(shape):
+                raise ValueError(f"{key!r} is no array of {' or '.join(sizes)} of its declared size")
             spans.append((start, end))
         edge = 0
         for start, end in sorted(spans):

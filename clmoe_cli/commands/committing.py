@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.onset import Verdict
 from clmoe_cli.continual.placement import Candidate, Placement
+from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader, environment, merged, to_record
 from store_schema import (
     Accuracy,
@@ -22,6 +23,7 @@ from store_schema import (
     HistoryEntry,
     Manifest,
     Probe,
+    SubnetworkRecord,
     TaskLayer,
     TaskRecord,
     Writer,
@@ -51,8 +53,12 @@ def commit_learned(
     others: Sequence[str],
     action: Literal["learn", "refine"],
     origin: Origin,
+    batch: Batch,
 ) -> Manifest:
-    """Commits a task to its expert ``record`` (without weights: a new one); ``others``: the expert's other tasks."""
+    """Commits a task, learned from ``batch``, to its expert ``record`` (without weights: a new one).
+
+    ``others``: the expert's other tasks.
+    """
     task, manifest = learned.subnetwork, locked.manifest
     before = loader.weights(record.id) if record.weights is not None else None
     used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
@@ -62,7 +68,9 @@ def commit_learned(
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.both(task.mask, masks.union(task.mask, earlier))
-    entry = _task_record(locked, record, learned, weights, reused, origin)
+    statistics = gating.statistics(manifest, batch, origin.classes)
+    body = to_record(learned, statistics)
+    entry = _task_record(locked, record, learned, body, weights, reused, origin)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
     last = manifest.history[-1] if manifest.history else None
@@ -77,6 +85,7 @@ def commit_learned(
     update = {
         "tasks": tuple(tasks),
         "experts": tuple(experts),
+        "gates": gating.updated(locked, batch, origin.number, statistics),
         "next_task": max(manifest.next_task, origin.number + 1),
         "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
         "environment": environment(),
@@ -89,11 +98,11 @@ def _task_record(
     locked: Writer,
     record: ExpertRecord,
     learned: Learned,
+    body: SubnetworkRecord,
     weights: ExpertWeights,
     reused: masks.Masks,
     origin: Origin,
 ) -> TaskRecord:
-    body = to_record(learned)
     task = learned.subnetwork
     return TaskRecord(
         name=task.name,

@@ -264,7 +264,7 @@ class _Learning:
             if old
             else Origin(self.number, self.seed, self.classes, seen, config)
         )
-        return commit_learned(self.locked, self.loader, record, net, learned, others, action, origin)
+        return commit_learned(self.locked, self.loader, record, net, learned, others, action, origin, self.batch)
 
     def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
         """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import Report
+from clmoe_cli.commands.scoring import Scores, score
+from clmoe_cli.continual import routing
 from clmoe_cli.continual.experts import logits
-from clmoe_cli.continual.routing import DEFAULT_ROUTER, ROUTERS, Subnetwork, deviations, route
+from clmoe_cli.continual.fusion import Decision
+from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader
-from store_schema import BadInput, Store, UsageProblem, read_consistently
+from store_schema import BadInput, Manifest, UsageProblem, read_consistently
 
 ROUTES = ("image", "batch")
+EVERY = (*GATED, *ROUTERS)
+SCORED = tuple(field.name for field in fields(Scores))
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,7 @@ class PredictReport(Report):
     """One row per image, in the order of the file.
 
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
-    [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``accuracy``: share of right labels
-    when the file has labels; ``accuracy_by_task`` the same by the task that answered.
+    [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -42,8 +45,12 @@ class PredictReport(Report):
     p_value: NDArray[np.float64]
     router: str | None
     route: str
-    accuracy: float | None
-    accuracy_by_task: dict[str, float]
+    scores: Scores | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right labels, when the file has labels."""
+        return None if self.scores is None else self.scores.accuracy
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
@@ -69,8 +76,8 @@ class PredictReport(Report):
             "router": self.router,
             "route": self.route,
             "predictions": self.rows(),
-            "accuracy": self.accuracy,
-            "accuracy_by_task": self.accuracy_by_task,
+            "rejected": int((~self.known).sum()),
+            **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
         }
 
 
@@ -80,98 +87,102 @@ def predict(
     *,
     router: str = DEFAULT_ROUTER,
     route: str = "image",
+    batch_size: int | None = None,
     task: str | None = None,
     reject: float | None = None,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
-    ``route``: ``image`` (each by itself) or ``batch`` (all images are one task's). ``task``: no routing, answer
+    ``route``: ``image`` (each by itself) or ``batch`` (all images are one task's, or every ``batch_size``
+    consecutive ones). ``task``: no routing, answer
     among that task's classes. ``reject``: images whose p-value is below it are marked unknown.
 
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
     """
-    one_of("router", router, list(ROUTERS))
+    one_of("router", router, list(EVERY))
     one_of("value of --route", route, ROUTES)
     if reject is not None and not 0.0 <= reject <= 1.0:
         raise UsageProblem("--reject is a rate", found=str(reject), expected="a number from 0 to 1")
-    return read_consistently(store, lambda opened: _predict(opened, batch, router, route, task, reject))
+    if batch_size is not None and (route != "batch" or batch_size < 1):
+        raise UsageProblem(
+            "--batch-size says how many consecutive images belong to one task",
+            found=f"{batch_size} with --route {route}",
+            expected="1 or more, with --route batch",
+        )
+    together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
+    return read_consistently(store, lambda opened: _predict(Loader(opened), batch, router, together, task, reject))
 
 
 def _predict(
-    opened: Store, batch: Batch, router: str, mode: str, only: str | None, reject: float | None
+    loader: Loader, batch: Batch, router: str, together: int | None, only: str | None, reject: float | None
 ) -> PredictReport:
-    loader, manifest = Loader(opened), opened.manifest
-    if only is not None:
-        one_of("task", only, [t.name for t in manifest.tasks])
-        record = manifest.expert(manifest.task(only).expert)
-        if record.input_shape != batch.input_shape:
-            raise BadInput(
-                "the task's expert reads images of another shape",
-                where=batch.source,
-                key=only,
-                found=common.shape_text(batch.input_shape),
-                expected=common.shape_text(record.input_shape),
-            )
-        names = [only]
+    names = _candidates(loader.manifest, batch, only)
+    book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
+    if only is None and router in GATED:
+        found = gating.decide(loader, batch, names, book, router, together)
     else:
-        experts = common.experts_for(manifest, batch)
-        names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
-    tasks = loader.tasks(names)
-    scales = {t.name: manifest.expert(t.expert).input_scale for t in tasks}
-    scaled = {scale: common.flat(batch, scale) for scale in set(scales.values())}
-    inputs = {name: scaled[scales[name]] for name in names}
-    n = len(batch.images)
-    if only is not None:
-        chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
-    else:
-        together = mode == "batch"
-        evidence = ROUTERS[router](tasks, [inputs[name] for name in names], together)
-        chosen, posterior = route(evidence, together)
-    book = Codebook.of(*(manifest.task(name).classes for name in names))
-    codes, confidence, p_value = _answers(tasks, inputs, chosen, posterior, book, loader)
-    label = book.decode(codes.numpy())
+        found = _routed(loader, batch, names, book, None if only else router, together)
+    homes = [loader.manifest.task(name).expert for name in names]
+    codes, p_value = found.code.numpy(), found.p_value.numpy()
+    label, task = book.decode(codes), np.array(names, dtype=np.str_)[found.task.numpy()]
+    scores = None
+    if batch.labels is not None:
+        classes = {name: loader.manifest.task(name).classes for name in names}
+        scores = score(batch.labels, label, task, found.confidence.numpy(), classes)
     return PredictReport(
         label=label,
         labels=tuple(book.labels[i] for i in codes.tolist()),
-        task=np.array(names, dtype=np.str_)[chosen.numpy()],
-        expert=np.array([t.expert for t in tasks], dtype=np.str_)[chosen.numpy()],
-        confidence=confidence.numpy(),
-        known=np.ones(n, dtype=bool) if reject is None else ~(p_value.numpy() < reject),
-        p_value=p_value.numpy(),
+        task=task,
+        expert=np.array(homes, dtype=np.str_)[found.task.numpy()],
+        confidence=found.confidence.numpy(),
+        known=np.ones(len(codes), dtype=bool) if reject is None else ~(p_value < reject),
+        p_value=p_value,
         router=None if only else router,
-        route="task" if only else mode,
-        **_accuracy(batch, book, codes, chosen, names),
+        route="task" if only else "image" if together is None else "batch",
+        scores=scores,
     )
 
 
-def _answers(
-    tasks: list[Subnetwork],
-    inputs: dict[str, Tensor],
-    chosen: Tensor,
-    posterior: Tensor,
-    book: Codebook,
-    loader: Loader,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Label codes, confidence and p-value [N]: each image is answered by the task that it was routed to."""
-    codes = torch.zeros(len(chosen), dtype=torch.long)
-    confidence = torch.zeros(len(chosen), dtype=torch.float64)
-    p_value = torch.zeros(len(chosen), dtype=torch.float64)
+def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
+    """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
+    if only is None:
+        common.experts_for(manifest, batch)
+        return [t.name for t in manifest.tasks_of_shape(batch.input_shape)]
+    one_of("task", only, [t.name for t in manifest.tasks])
+    record = manifest.expert(manifest.task(only).expert)
+    if record.input_shape != batch.input_shape:
+        raise BadInput(
+            "the task's expert reads images of another shape",
+            where=batch.source,
+            key=only,
+            found=common.shape_text(batch.input_shape),
+            expected=common.shape_text(record.input_shape),
+        )
+    return [only]
+
+
+def _routed(
+    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str | None, together: int | None
+) -> Decision:
+    """Decides by evidence of whole subnetworks; without ``router`` the only task answers."""
+    tasks = loader.tasks(names)
+    scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
+    scaled = {scale: common.flat(batch, scale) for scale in set(scales)}
+    inputs = [scaled[scale] for scale in scales]
+    n = len(batch.images)
+    chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
+    if router is not None:
+        chosen, posterior = routing.route(router, tasks, inputs, together)
+    codes = torch.zeros(n, dtype=torch.long)
+    confidence = torch.zeros(n, dtype=torch.float64)
+    p_value = torch.zeros(n, dtype=torch.float64)
     for i in chosen.unique().tolist():
         task, where = tasks[i], (chosen == i).nonzero()[:, 0]
-        x = inputs[task.name][where]
+        x = inputs[i][where]
         best = logits(task.params, x).double().softmax(dim=1).max(dim=1)
         own = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
         codes[where] = own[best.indices]
         confidence[where] = best.values * posterior[where, i]
-        p_value[where] = task.calibration["fisher"].p_values(deviations(task, x, ["fisher"])["fisher"])
-    return codes, confidence, p_value
-
-
-def _accuracy(batch: Batch, book: Codebook, codes: Tensor, chosen: Tensor, names: list[str]) -> dict[str, Any]:
-    if batch.labels is None:
-        return {"accuracy": None, "accuracy_by_task": {}}
-    every = Codebook.of(book.labels, batch.classes())
-    right = torch.from_numpy(every.encode(batch.labels)) == codes
-    by_task = {names[i]: float(right[chosen == i].double().mean()) for i in chosen.unique().tolist()}
-    return {"accuracy": float(right.double().mean()), "accuracy_by_task": by_task}
+        p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, x, ["fisher"])["fisher"])
+    return Decision(chosen, codes, confidence, p_value)

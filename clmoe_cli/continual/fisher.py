@@ -101,7 +101,7 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     centred = values - means[y]
     freedom = max(1, len(values) - classes)
     k = min(rank, values.shape[1] - 1)
-    top, vectors = _leading(centred, k)
+    top, vectors = leading(centred, k)
     top, whole = top / freedom, centred.square().sum() / freedom
     # Units that never fire have no variance: the mean over the rest keeps them from dividing by zero.
     floor = 1e-6 * top.max().clamp_min(TINY)
@@ -109,16 +109,16 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
 
 
-def _leading(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest eigenvalues [k] and eigenvectors [d, k] of ``centredᵀ centred``, [N, d] float64.
+def leading(centred: Tensor, k: int, exact: int = EXACT) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest eigenvalues [k] and eigenvectors [d, k] of ``centredᵀ centred``, [N, d] of any float type.
 
-    Exact up to ``EXACT`` dimensions or images; beyond, a randomised decomposition (Halko et al. 2011), since the
+    Exact up to ``exact`` dimensions; beyond, a randomised decomposition (Halko et al. 2011), since the
     exact one takes d³ steps. Fewer images than ``k`` leave eigenvalues of zero.
     """
     n, d = centred.shape
-    if d <= EXACT:
+    if d <= exact:
         values, vectors = torch.linalg.eigh(centred.T @ centred)
-        return values[-k:].flip(0).clamp_min(0), vectors[:, -k:].flip(1)
+        return values[d - k :].flip(0).clamp_min(0), vectors[:, d - k :].flip(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _, singular, vectors = torch.svd_lowrank(centred, q=min(n, d, k + 16), niter=4)

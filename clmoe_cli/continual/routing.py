@@ -1,12 +1,15 @@
 """Which task does an image belong to, when nobody says (paper, "Predict"; method section 6).
 
-A router turns images, as each task reads them (T tensors [N, D]), into evidence [N, T], larger is likelier;
-each is a function of its own, named in
-:data:`ROUTERS`. None ever sees a label.
+Most routers turn images, as each task reads them (T tensors [N, D]), into evidence [N, T], larger is likelier;
+each is a function of its own, named in :data:`ROUTERS`. ``gate`` and ``fused`` look at a shortlist instead
+(:mod:`clmoe_cli.continual.fusion`). None ever sees a label.
 
 ===========  ==========================================  =====================================  ==============
 router       evidence                                    stored per task                        cost per image
 ===========  ==========================================  =====================================  ==============
+``fused``    ``gate``; within a task its subnetwork too  as ``gate``                            ``gate``, 1 to 2 passes
+``gate``     distance from the classes' subspaces in     mean and 128 directions of d features  features, 8·d a class,
+             fixed features (:mod:`.gate`)               a class                                8 classes in full
 ``loss``     least loss with the pseudo-label            nothing                                one forward
 ``gradient`` deviation from the gradient scores          scores on the mask                     about 4 passes
 ``fisher``   Mahalanobis distance, inputs and hidden     class means, 32 and 128 directions     1 pass + 160·d
@@ -30,7 +33,8 @@ from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
 
-DEFAULT_ROUTER = "fisher"
+DEFAULT_ROUTER = "fused"
+GATED = ("fused", "gate")
 CHUNK = 2048
 
 
@@ -141,11 +145,19 @@ ROUTERS: dict[str, Router] = {
 }
 
 
-def route(evidence: Tensor, batch: bool) -> tuple[Tensor, Tensor]:
-    """From evidence [N, T] to the chosen task [N] and the posterior over tasks [N, T].
+def route(
+    router: str, tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batches: int | None
+) -> tuple[Tensor, Tensor]:
+    """The chosen task [N] and the posterior over tasks [N, T] by one of :data:`ROUTERS`.
 
-    ``batch``: all images belong together, their evidence is averaged for the choice.
+    ``batches``: how many consecutive images belong to one task, their evidence is averaged; None: each image
+    by itself.
     """
-    if batch:
-        evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
+    found = []
+    for part in zip(*(x.split(batches or len(x)) for x in inputs), strict=True):
+        evidence = ROUTERS[router](tasks, part, batches is not None)
+        if batches is not None:
+            evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
+        found.append(evidence)
+    evidence = torch.cat(found)
     return evidence.argmax(dim=1), evidence.softmax(dim=1)

@@ -1,0 +1,89 @@
+"""The gate's part in ``learn`` and ``predict``: statistics of a new task, the solved gate of a shape, decisions."""
+
+from __future__ import annotations
+
+import torch
+
+from clmoe_cli.commands import common
+from clmoe_cli.continual import gate
+from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.features import features, kind
+from clmoe_cli.continual.fusion import Decision, Sources, decide_batch, decide_images
+from clmoe_cli.continual.gate import COARSE, Subspaces
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Codebook, Label
+from clmoe_cli.state import Loader, gate_arrays
+from store_schema import GateRecord, Manifest, StoreIncompatible, Writer, coarse_form, encode_gate, rows_of
+
+CHUNK = 2000
+"""Images decided at a time, so that memory stays bounded."""
+
+
+def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
+    """The gate's statistics of a task that is being learned, from all its images."""
+    assert batch.labels is not None
+    y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
+    values = features(common.flat(batch, _scale(manifest, batch)), batch.input_shape)
+    return gate.fit(values, y, len(classes))
+
+
+def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tuple[GateRecord, ...]:
+    """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
+    manifest, shape = locked.manifest, batch.input_shape
+    arrays = gate_arrays(found)
+    own = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
+    old = locked.store.read_gate(shape) if manifest.generation else None
+    if old is not None:
+        tasks = manifest.tasks_of_shape(shape)
+        counts = [len(t.classes) for t in tasks]
+        before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
+        after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
+        own = before.joined(own).joined(after)
+    name = kind(shape)
+    record = GateRecord(
+        input_shape=shape,
+        input_scale=_scale(manifest, batch),
+        features=name,
+        solved=locked.put(encode_gate(own, name), "safetensors"),
+    )
+    return (*(g for g in manifest.gates if g.input_shape != shape), record)
+
+
+def decide(
+    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str, batches: int | None
+) -> Decision:
+    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks.
+
+    ``names``: the tasks with images of this shape, in the order of learning. ``batches``: how many consecutive
+    images belong to one task; None: each image is decided by itself. Raises StoreIncompatible for a store
+    without a gate, or one of other features.
+    """
+    manifest = loader.manifest
+    record, solved = manifest.gate(batch.input_shape), loader.gate(batch.input_shape)
+    if record is None or solved is None or record.features != kind(batch.input_shape):
+        raise StoreIncompatible(
+            "the store has no gate that this version can read",
+            key=common.shape_text(batch.input_shape),
+            found=record.features if record else "none",
+            expected=kind(batch.input_shape),
+            hint="choose another --router, as fisher",
+        )
+    codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
+
+    def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
+        expert = manifest.expert(manifest.task(names[task]).expert)
+        x = common.flat(common.part(batch, rows), expert.input_scale)
+        return logits(loader.task(names[task]).params, x).double().log_softmax(dim=1)
+
+    sources = Sources(solved, codes, lambda task: loader.subspaces(names[task]), opinion if router == "fused" else None)
+    parts = []
+    for rows in torch.arange(len(batch.images)).split(batches or CHUNK):
+        values = features(common.flat(common.part(batch, rows), record.input_scale), batch.input_shape)
+        parts.append((decide_batch if batches else decide_images)(sources, values, rows))
+    return Decision.joined(parts)
+
+
+def _scale(manifest: Manifest, batch: Batch) -> float:
+    """What inputs of this shape are multiplied by: fixed by the first task of the shape."""
+    record = manifest.gate(batch.input_shape)
+    return record.input_scale if record else common.input_scale(batch)

@@ -1,0 +1,125 @@
+"""The gate's features: fixed, fitted to nothing, the same for every store and every task (method section 6).
+
+Images: two layers of moduli of Gabor filters, averaged over a few windows (a scattering transform: Bruna & Mallat,
+"Invariant Scattering Convolution Networks", 2013). The filters have no mean, edges are continued, and each layer is
+scaled to unit length, so that brightness, contrast and inversion change nothing. Plain vectors: random ReLU features
+(Rahimi & Recht 2007; Cho & Saul 2009) of the vector and a constant, scaled to unit length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIZES = (5, 9, 13)
+"""Pixels of the first layer's filters."""
+ORIENTATIONS = (6, 4)
+SECOND = 5
+"""Size of the second layer's filters, on the first layer's grid."""
+CYCLES = (1.3, 1.0)
+"""Cycles of each layer's waves within the size of a filter."""
+GRID = 4
+"""Windows along each side of an image."""
+SPREAD = 0.14
+"""Standard deviation of a window, as a share of the side."""
+LONGEST = 32
+"""Images with a longer side are shrunk to it first."""
+SHORTEST = 12
+"""Images with a shorter side are taken as vectors."""
+VECTOR_WIDTH = 1024
+CHUNK = 250
+
+
+def is_image(input_shape: Sequence[int]) -> bool:
+    """Whether inputs of this shape are treated as images (C, H, W) rather than as plain vectors."""
+    return len(input_shape) == 3 and min(input_shape[1:]) >= SHORTEST
+
+
+def kind(input_shape: Sequence[int]) -> str:
+    """Name of the features for inputs of this shape, as stores record it."""
+    return "scattering-1" if is_image(input_shape) else "relu-1"
+
+
+def width(input_shape: Sequence[int]) -> int:
+    """Number d of features for inputs of this shape."""
+    if not is_image(input_shape):
+        return VECTOR_WIDTH
+    first = len(SIZES) * ORIENTATIONS[0]
+    return input_shape[0] * first * (1 + ORIENTATIONS[1]) * GRID**2
+
+
+def features(x: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is."""
+    of = _of_images if is_image(input_shape) else _of_vectors
+    with torch.inference_mode():
+        return torch.cat([of(part.reshape(-1, *input_shape)) for part in x.split(CHUNK)])
+
+
+def gabor(size: int, orientations: int, cycles: float) -> Tensor:
+    """Complex Gabor filters as real and imaginary parts, [2 · orientations, 1, size, size] float64.
+
+    Without mean, of unit length; first all real parts, then all imaginary ones.
+    """
+    at = torch.arange(size, dtype=torch.float64) - size // 2
+    envelope = torch.exp(-(at[:, None].square() + at[None, :].square()) / (2 * (size / 5) ** 2))
+    angle = torch.arange(orientations, dtype=torch.float64) * math.pi / orientations
+    along = at[None, None, :] * angle.cos()[:, None, None] + at[None, :, None] * angle.sin()[:, None, None]
+    phase = 2 * math.pi * cycles / size * along
+    waves = envelope * torch.cat([phase.cos(), phase.sin()])
+    waves -= envelope * (waves.sum(dim=(1, 2), keepdim=True) / envelope.sum())
+    return (waves / waves.square().sum(dim=(1, 2), keepdim=True).sqrt())[:, None]
+
+
+@cache
+def _bank(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    first = [gabor(size, ORIENTATIONS[0], CYCLES[0]).to(dtype) for size in SIZES]
+    return first, gabor(SECOND, ORIENTATIONS[1], CYCLES[1]).to(dtype)
+
+
+def _windows(n: int, dtype: torch.dtype) -> Tensor:
+    """Weights [GRID, n] of Gaussian windows, each adding up to one, over n evenly spaced positions."""
+    at = (torch.arange(n, dtype=dtype) + 0.5) / n
+    centre = (torch.arange(GRID, dtype=dtype) + 0.5) / GRID
+    weights = torch.exp(-(at - centre[:, None]).square() / (2 * SPREAD**2))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _modulus(x: Tensor, filters: Tensor) -> Tensor:
+    """Moduli [N, orientations, h, w] of the responses of images [N, 1, H, W] at every second position."""
+    reach = filters.shape[-1] // 2
+    done = F.conv2d(F.pad(x, (reach,) * 4, mode="replicate"), filters, stride=2)
+    real, imaginary = done.chunk(2, dim=1)
+    return (real.square() + imaginary.square()).sqrt()
+
+
+def _averaged(x: Tensor) -> Tensor:
+    """Square roots of the means over the windows, [N, …] to [N, d], of unit length (zero where there is nothing)."""
+    rows, columns = _windows(x.shape[-2], x.dtype), _windows(x.shape[-1], x.dtype)
+    return F.normalize((rows @ x @ columns.T).flatten(1).sqrt())
+
+
+def _of_images(x: Tensor) -> Tensor:
+    n, channels, height, width = x.shape
+    if max(height, width) > LONGEST:
+        scale = LONGEST / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    first_bank, second_bank = _bank(x.dtype)
+    single = x.reshape(n * channels, 1, *x.shape[2:])
+    first = torch.cat([_modulus(single, filters) for filters in first_bank], dim=1)
+    second = _modulus(first.reshape(-1, 1, *first.shape[2:]), second_bank)
+    return torch.cat([_averaged(part.reshape(n, -1, *part.shape[2:])) for part in (first, second)], dim=1)
+
+
+def _of_vectors(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    size = flat.shape[1]
+    # The constant keeps a vector's length from being lost when all is scaled to unit length.
+    known = F.normalize(F.pad(flat, (0, 1), value=math.sqrt(size) / 4))
+    directions = torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0))
+    return F.normalize((known @ directions.to(x.dtype)).relu())

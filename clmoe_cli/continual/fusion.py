@@ -1,0 +1,132 @@
+"""Label and task of an image without a task id: gate → shortlist → subnetworks of the shortlist → decision.
+
+The gate says how well an image fits each class of the shortlist; within a task the subnetwork's opinion is pooled
+with it, in equal parts of the logarithms (Heskes 1998). Between tasks the gate decides alone: a subnetwork is sure
+of strange images as well, and the whitened deviation of its hidden units made held-out figures worse
+(docs/method.md). A class that several tasks know counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual.gate import BOUND, SHARPNESS, Gate, Subspaces, full_distances
+
+TASKS = 5
+"""Tasks that a batch of one task is compared with in full."""
+NEGLIGIBLE = 1e-4
+"""Tasks less likely than this are not asked for their opinion."""
+NEVER = -math.inf
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a decision draws on.
+
+    ``codes`` [S]: label code of each of the gate's subspaces. ``statistics(task)`` and ``opinion(task, rows)``, the
+    log-probabilities [n, C] of the task's classes for the images at ``rows`` [n], are called for tasks on the
+    shortlist alone; without ``opinion`` the gate decides by itself.
+    """
+
+    gate: Gate
+    codes: Tensor
+    statistics: Callable[[int], Subspaces]
+    opinion: Callable[[int, Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """For each of N images: position of the task and code of the label [N], confidence and p-value [N] float64."""
+
+    task: Tensor
+    code: Tensor
+    confidence: Tensor
+    p_value: Tensor
+
+    @staticmethod
+    def joined(parts: list[Decision]) -> Decision:
+        """The decisions on consecutive parts of a file as one."""
+        return Decision(
+            torch.cat([part.task for part in parts]),
+            torch.cat([part.code for part in parts]),
+            torch.cat([part.confidence for part in parts]),
+            torch.cat([part.p_value for part in parts]),
+        )
+
+
+def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
+    """Each image by itself; features [N, d] of the images at ``rows`` [N]."""
+    gate = sources.gate
+    chosen = gate.shortlist(values)
+    distances = full_distances(gate, chosen, values, sources.statistics)
+    scores = -SHARPNESS * distances.double() / gate.unit
+    if sources.opinion is not None:
+        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
+    return _decided(sources, chosen, distances, scores)
+
+
+def decide_batch(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
+    """All images are one task's; features [N, d] of the images at ``rows`` [N].
+
+    Each image's distance from a task's nearest class counts up to ``BOUND``, so that a few strange images do not
+    outvote the others.
+    """
+    gate = sources.gate
+    columns = []
+    for task in gate.shortlisted_tasks(values, TASKS):
+        own = (gate.owner == task).nonzero()[:, 0]
+        chosen = own.expand(len(values), -1)
+        columns.append((task, chosen, full_distances(gate, chosen, values, sources.statistics)))
+    nearest = torch.stack([found.min(dim=1).values for _, _, found in columns], dim=1).double() / gate.unit
+    evidence = -SHARPNESS * nearest.clamp(max=BOUND).sum(dim=0)
+    best = int(evidence.argmax())
+    _, chosen, distances = columns[best]
+    scores = -SHARPNESS * distances.double() / gate.unit
+    if sources.opinion is not None:
+        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
+    found = _decided(sources, chosen, distances, scores)
+    sure = float(evidence.softmax(dim=0)[best])
+    return Decision(found.task, found.code, found.confidence * sure, found.p_value)
+
+
+def _pooled(
+    scores: Tensor, owner: Tensor, position: Tensor, rows: Tensor, opinion: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """The gate's scores [N, L] with the subnetworks' opinions pooled in; each task keeps its sum of likelihoods."""
+    likely = scores.softmax(dim=1)
+    pooled = scores.clone()
+    for task in owner.unique().tolist():
+        own = owner == task
+        asked = ((likely * own).sum(dim=1) > NEGLIGIBLE).nonzero()[:, 0]
+        if not len(asked):
+            continue
+        mask = own[asked]
+        mine = scores[asked].masked_fill(~mask, NEVER)
+        whole = mine.logsumexp(dim=1, keepdim=True)
+        said = opinion(task, rows[asked]).gather(1, position[asked].where(mask, torch.tensor(0)))
+        both = (0.5 * (mine - whole) + 0.5 * said).masked_fill(~mask, NEVER)
+        pooled[asked] = torch.where(mask, both.log_softmax(dim=1) + whole, pooled[asked])
+    return pooled
+
+
+def _decided(sources: Sources, chosen: Tensor, distances: Tensor, scores: Tensor) -> Decision:
+    """The best class of each image; of classes with the same label only the better one counts."""
+    codes = sources.codes[chosen]
+    same = codes[:, :, None] == codes[:, None, :]
+    order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    beaten = (same & (order[:, None, :] < order[:, :, None])).any(dim=2)
+    posterior = scores.masked_fill(beaten, NEVER).softmax(dim=1)
+    confidence, best = posterior.max(dim=1)
+    winner = chosen.gather(1, best[:, None])[:, 0]
+    distance = distances.gather(1, best[:, None])[:, 0]
+    p_value = torch.empty(len(winner), dtype=torch.float64)
+    for one in winner.unique().tolist():
+        here = winner == one
+        own = sources.statistics(int(sources.gate.owner[one]))
+        p_value[here] = own.p_values(distance[here], int(sources.gate.position[one]))
+    return Decision(sources.gate.owner[winner], sources.codes[winner], confidence, p_value)

@@ -1,0 +1,169 @@
+"""The gate: which task, and which of its classes, does an image belong to (method section 6).
+
+Each class is an affine subspace of the fixed features (:mod:`clmoe_cli.continual.features`): the mean of its images
+and the leading directions of their scatter, in closed form. An image is as far from a class as it lies outside the
+subspace (Oja 1983; on scattering features, Bruna & Mallat 2013). Nothing of another task enters a task's
+statistics, so that they do not depend on the order of the tasks, never drift, and leave with their task.
+
+The solved gate holds a coarse form of every subspace; it shortlists a few for each image, and only these are
+compared in full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual.calibration import MINIMUM
+from clmoe_cli.continual.fisher import leading
+
+RANK = 128
+"""Directions of a class, if there are four times as many images."""
+COARSE = 8
+"""Directions of a class that the shortlist looks at."""
+SHORTLIST = 8
+"""Classes compared in full for an image."""
+QUANTILES = 1001
+"""Points at which the distribution of a class's distances is kept."""
+SHARPNESS = 3.0
+"""Log-likelihood lost by an image as far from a class as that class's own images are on average."""
+EXACT = 600
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """The statistics of one task's C classes in d features, as stored.
+
+    ``means`` [C, d] float32; ``directions`` [C, d, K] half precision, orthonormal, leading ones first, zero where a
+    class has fewer; ``quantiles`` [C, Q] float32: evenly spaced quantiles of the distances of a class's own images,
+    each left out of the fit; ``counts`` [C] float64: images of each class.
+    """
+
+    means: Tensor
+    directions: Tensor
+    quantiles: Tensor
+    counts: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Mean distance of a class's own images, [C]."""
+        return self.quantiles.mean(dim=1)
+
+    def distances(self, values: Tensor, of: int) -> Tensor:
+        """Squared distances [N] of features [N, d] from the subspace of class ``of``, never negative."""
+        centred = values - self.means[of].to(values.dtype)
+        inside = centred @ self.directions[of].to(values.dtype)
+        return (centred.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+
+    def p_values(self, distances: Tensor, of: int) -> Tensor:
+        """Share of the class's own images that lie at least as far away, [N] in (0, 1]; NaN below 30 images."""
+        count = float(self.counts[of])
+        if count < MINIMUM:
+            return torch.full((len(distances),), math.nan, dtype=torch.float64)
+        own = self.quantiles[of].contiguous()
+        farther = 1 - torch.searchsorted(own, distances.to(own.dtype).contiguous()).double() / len(own)
+        return (farther * count + 1) / (count + 1)
+
+
+def fit(values: Tensor, y: Tensor, classes: int, rank: int = RANK) -> Subspaces:
+    """Fits the subspaces of a task to features [N, d] of its images and their class indices [N]."""
+    fitted = [_fit_class(values[y == c], rank) for c in range(classes)]
+    widest = max(directions.shape[1] for _, directions, _ in fitted)
+    return Subspaces(
+        torch.stack([mean for mean, _, _ in fitted]),
+        torch.stack([torch.nn.functional.pad(found, (0, widest - found.shape[1])) for _, found, _ in fitted]),
+        torch.stack([quantiles for _, _, quantiles in fitted]),
+        torch.bincount(y, minlength=classes).double(),
+    )
+
+
+def _fit_class(values: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [d], directions [d, k] in half precision, quantiles [Q] of one class's images [n, d], n ≥ 1.
+
+    An image left out of the fit would lie farther away by 1 / (1 - h)², h its leverage: exact for regression on
+    fixed directions, and within a few per cent here (compared with images that were really left out).
+    """
+    n = len(values)
+    mean = values.mean(dim=0)
+    centred = values - mean
+    k = min(rank, n // 4, values.shape[1] - 1)
+    variances, vectors = leading(centred, k, EXACT)
+    directions = vectors.half()
+    inside = centred @ directions.to(values.dtype)
+    outside = (centred.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+    leverage = 1 / n + (inside.square() / variances.clamp_min(torch.finfo(values.dtype).tiny)).sum(dim=1)
+    left_out = outside / (1 - leverage.clamp(max=0.9)).square()
+    points = torch.linspace(0, 1, QUANTILES, dtype=values.dtype)
+    return mean.float(), directions, left_out.quantile(points).float()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The solved gate of one input shape: S subspaces in coarse form, task after task in the order of learning.
+
+    ``means`` [S, d], ``coarse`` [S, d, k] half precision, ``scales`` [S]: mean distance of a class's own images;
+    ``owner`` [S] and ``position`` [S]: which task, and which of its classes.
+    """
+
+    means: Tensor
+    coarse: Tensor
+    scales: Tensor
+    owner: Tensor
+    position: Tensor
+
+    @staticmethod
+    def of(means: Tensor, coarse: Tensor, scales: Tensor, classes: Sequence[int]) -> Gate:
+        """From the stored arrays; ``classes``: how many classes each task has."""
+        owner = torch.repeat_interleave(torch.tensor(classes))
+        position = torch.cat([torch.arange(count) for count in classes])
+        return Gate(means, coarse, scales, owner, position)
+
+    @property
+    def unit(self) -> float:
+        """Mean of the scales: what a distance is measured in."""
+        return float(self.scales.double().mean().clamp_min(torch.finfo(torch.float32).tiny))
+
+    def distances(self, values: Tensor) -> Tensor:
+        """Coarse squared distances [N, S] of features [N, d]; never below those in full, up to rounding."""
+        size, d, k = self.coarse.shape
+        flat = self.coarse.to(values.dtype).permute(1, 0, 2).reshape(d, size * k)
+        means = self.means.to(values.dtype)
+        offsets = torch.einsum("sd,sdk->sk", means, self.coarse.to(values.dtype))
+        inside = (values @ flat).reshape(len(values), size, k) - offsets
+        return (torch.cdist(values, means).square() - inside.square().sum(dim=2)).clamp_min(0)
+
+    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> Tensor:
+        """Positions [N, L] of the ``limit`` nearest subspaces (all, if there are fewer) of features [N, d]."""
+        found = self.distances(values)
+        return found.topk(min(limit, found.shape[1]), dim=1, largest=False).indices
+
+    def shortlisted_tasks(self, values: Tensor, limit: int) -> list[int]:
+        """The ``limit`` tasks that are nearest to a batch of features [N, d] of one task, in their order."""
+        found = self.distances(values)
+        tasks = int(self.owner.max()) + 1
+        nearest = torch.full((len(values), tasks), math.inf, dtype=found.dtype)
+        nearest.scatter_reduce_(1, self.owner.expand_as(found), found, "amin")
+        # Each image counts up to a bound, so that a few strange ones do not decide for a batch.
+        total = (nearest / self.unit).clamp(max=BOUND).sum(dim=0)
+        return sorted(total.topk(min(limit, tasks), largest=False).indices.tolist())
+
+
+BOUND = 30.0
+"""Distance, in units of the gate, beyond which an image says nothing more against a task of its batch."""
+
+
+def full_distances(gate: Gate, chosen: Tensor, values: Tensor, statistics: Callable[[int], Subspaces]) -> Tensor:
+    """Distances [N, L] of features [N, d] from the shortlisted subspaces ``chosen`` [N, L], in full.
+
+    ``statistics(task)`` is called for tasks on the shortlist alone, so that nothing else is read.
+    """
+    found = torch.empty(chosen.shape, dtype=values.dtype)
+    for one in chosen.unique().tolist():
+        rows, columns = (chosen == one).nonzero(as_tuple=True)
+        own = statistics(int(gate.owner[one]))
+        found[rows, columns] = own.distances(values[rows], int(gate.position[one]))
+    return found
