@@ -6,7 +6,7 @@ MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
 .PHONY: help install demo test check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
-	bench-hundred bench-ablation bench-defaults
+	bench-hundred bench-ablation bench-gate bench-defaults
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -57,6 +57,9 @@ bench-hundred: $(STAMP)  ## a hundred tasks in one store, each learned by its ow
 
 bench-ablation: $(STAMP)  ## score rule x density, before and after consolidation
 	$(BIN)/python benchmarks/ablation.py --root $(MNIST) --out bench-out/ablation
+
+bench-gate: $(STAMP)  ## every image by itself, without a task id
+	$(BIN)/python benchmarks/gate.py --root $(MNIST) --out bench-out/gate
 
 bench-defaults: $(STAMP)  ## the defaults on other data
 	$(BIN)/python benchmarks/defaults.py --root $(MNIST) --out bench-out/defaults

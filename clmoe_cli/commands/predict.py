@@ -129,7 +129,7 @@ def _predict(
     scores = None
     if batch.labels is not None:
         classes = {name: loader.manifest.task(name).classes for name in names}
-        scores = score(batch.labels, label, task, found.confidence.numpy(), classes)
+        scores = score(batch.labels, codes, book, task, found.confidence.numpy(), classes)
     return PredictReport(
         label=label,
         labels=tuple(book.labels[i] for i in codes.tolist()),

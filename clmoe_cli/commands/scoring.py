@@ -31,20 +31,22 @@ class Scores:
 
 def score(
     truth: NDArray[np.generic],
-    label: NDArray[np.generic],
+    predicted: NDArray[np.int64],
+    book: Codebook,
     task: NDArray[np.str_],
     confidence: NDArray[np.float64],
     classes: Mapping[str, tuple[Label, ...]],
 ) -> Scores:
-    """Compares labels [N] of a file with predicted ones, the tasks that answered, and the confidence, all [N].
+    """Compares labels [N] of a file with ``predicted`` codes, the tasks that answered, and the confidence, all [N].
 
-    ``classes``: the labels of each task that could have answered. Labels are compared by value and type.
+    ``book``: what the codes mean; ``classes``: the labels of each task that could have answered. The integer 1
+    and the string "1" are different labels.
     """
-    right = (truth == label) if truth.dtype.kind == label.dtype.kind else np.zeros(len(truth), dtype=bool)
     values, which = np.unique(truth, return_inverse=True)
-    book = Codebook.of(values.tolist(), *classes.values())
-    codes = book.codes(values.tolist())
-    knows = np.array([np.isin(codes, book.codes(own)) for own in classes.values()])  # [T, values]
+    every = Codebook.of(book.labels, values.tolist())
+    codes = np.array(every.codes(values.tolist()))
+    right = codes[which] == predicted
+    knows = np.array([np.isin(codes, every.codes(own)) for own in classes.values()])  # [T, values]
     by_task = {}
     for name, own in zip(classes, knows, strict=True):
         here = own[which]

@@ -309,9 +309,8 @@ def test_every_router_finds_the_task_of_a_batch(router: str) -> None:
     tasks = [first.subnetwork, second.subnetwork]
     for i, centres in enumerate(([5, 15], [20, 30])):
         x = blobs(centres, 128, 11 + i).x
-        evidence = ROUTERS[router](tasks, [x, x], True)
-        assert evidence.shape == (128, 2)
-        chosen, posterior = route(evidence, True)
+        assert ROUTERS[router](tasks, [x, x], True).shape == (128, 2)
+        chosen, posterior = route(router, tasks, [x, x], 64)
         assert chosen.unique().tolist() == [i]
         torch.testing.assert_close(posterior.sum(dim=1), torch.ones(128, dtype=torch.float64))
 
