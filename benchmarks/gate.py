@@ -138,12 +138,19 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
         return inner
 
     committing.gating.statistics, committing.gating.updated = timed(statistics), timed(updated)
-    result: dict[str, Any] = {"case": case, "seed": seed, "pairs": pairs, "rejected": [], "seconds": [], "gate": []}
+    result: dict[str, Any] = {
+        "case": case,
+        "seed": seed,
+        "pairs": pairs,
+        "rejected": [],
+        "seconds": [],
+        "gate_spent": [],
+    }
     for number, pair in enumerate(pairs, 1):
         spent[0] = 0.0
         report = learn(place, cut(*train, pair, seed), LearnOptions(seed=seed))
         result["seconds"].append(report.seconds)
-        result["gate"].append(spent[0])
+        result["gate_spent"].append(spent[0])
         seen = np.isin(test[1], sum(pairs[:number], ()))
         everything = predict(place, Batch(test[0], None, ""))
         result["rejected"].append(rejected(everything, test[1], pairs[:number]))
@@ -250,7 +257,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
                  for r in own for i in range(len(r["pairs"]))]  # fmt: skip
         rows[case]["rejected_drift"] = max(drift)
         rows[case]["gate_share_of_learning"] = float(
-            np.sum([r["gate"] for r in own]) / np.sum([r["seconds"] for r in own])
+            np.sum([r["gate_spent"] for r in own]) / np.sum([r["seconds"] for r in own])
         )
         rows[case]["gate_bytes_per_task"] = max(size for r in own for size in r["gate_bytes_per_task"])
         rows[case]["solved_bytes"] = max(r["solved_bytes"] for r in own)
