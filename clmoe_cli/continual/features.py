@@ -33,6 +33,8 @@ SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
 CHUNK = 250
+FAINT = 0.02
+"""Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 
 
 def is_image(input_shape: Sequence[int]) -> bool:
@@ -98,9 +100,9 @@ def _modulus(x: Tensor, filters: Tensor) -> Tensor:
 
 
 def _averaged(x: Tensor) -> Tensor:
-    """Square roots of the means over the windows, [N, …] to [N, d], of unit length (zero where there is nothing)."""
+    """Square roots of the means over the windows, [N, …] to [N, d], of unit length unless they are faint."""
     rows, columns = _windows(x.shape[-2], x.dtype), _windows(x.shape[-1], x.dtype)
-    return F.normalize((rows @ x @ columns.T).flatten(1).sqrt())
+    return F.normalize((rows @ x @ columns.T).flatten(1).sqrt(), eps=FAINT)
 
 
 def _of_images(x: Tensor) -> Tensor:

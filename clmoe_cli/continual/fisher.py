@@ -109,11 +109,11 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
 
 
-def leading(centred: Tensor, k: int, exact: int = EXACT) -> tuple[Tensor, Tensor]:
+def leading(centred: Tensor, k: int, exact: int = EXACT, passes: int = 4) -> tuple[Tensor, Tensor]:
     """The ``k`` largest eigenvalues [k] and eigenvectors [d, k] of ``centredᵀ centred``, [N, d] of any float type.
 
-    Exact up to ``exact`` dimensions; beyond, a randomised decomposition (Halko et al. 2011), since the
-    exact one takes d³ steps. Fewer images than ``k`` leave eigenvalues of zero.
+    Exact up to ``exact`` dimensions; beyond, a randomised decomposition in so many ``passes`` (Halko et al. 2011),
+    since the exact one takes d³ steps. Fewer images than ``k`` leave eigenvalues of zero.
     """
     n, d = centred.shape
     if d <= exact:
@@ -121,7 +121,7 @@ def leading(centred: Tensor, k: int, exact: int = EXACT) -> tuple[Tensor, Tensor
         return values[d - k :].flip(0).clamp_min(0), vectors[:, d - k :].flip(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _, singular, vectors = torch.svd_lowrank(centred, q=min(n, d, k + 16), niter=4)
+        _, singular, vectors = torch.svd_lowrank(centred, q=min(n, d, k + 16), niter=passes)
     missing = max(0, k - len(singular))
     return F.pad(singular[:k].square(), (0, missing)), F.pad(vectors[:, :k], (0, missing))
 

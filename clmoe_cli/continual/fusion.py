@@ -1,7 +1,7 @@
 """Label and task of an image without a task id: gate → shortlist → subnetworks of the shortlist → decision.
 
-The gate says how well an image fits each class of the shortlist; within a task the subnetwork's opinion is pooled
-with it, in equal parts of the logarithms (Heskes 1998). Between tasks the gate decides alone: a subnetwork is sure
+The gate says how well an image fits each class of the shortlist; within a task the subnetwork's opinion is mixed
+into the gate's (a linear pool: Stone 1961). Between tasks the gate decides alone: a subnetwork is sure
 of strange images as well, and the whitened deviation of its hidden units made held-out figures worse
 (docs/method.md). A class that several tasks know counts once.
 """
@@ -21,6 +21,8 @@ TASKS = 5
 """Tasks that a batch of one task is compared with in full."""
 NEGLIGIBLE = 1e-4
 """Tasks less likely than this are not asked for their opinion."""
+OPINION = 0.1
+"""Weight of a subnetwork's opinion beside the gate's within a task; found on held-out training images."""
 NEVER = -math.inf
 
 
@@ -97,7 +99,7 @@ def decide_batch(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
 def _pooled(
     scores: Tensor, owner: Tensor, position: Tensor, rows: Tensor, opinion: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
-    """The gate's scores [N, L] with the subnetworks' opinions pooled in; each task keeps its sum of likelihoods."""
+    """The gate's scores [N, L] with the subnetworks' opinions mixed in; each task keeps its sum of likelihoods."""
     likely = scores.softmax(dim=1)
     pooled = scores.clone()
     for task in owner.unique().tolist():
@@ -109,8 +111,10 @@ def _pooled(
         mine = scores[asked].masked_fill(~mask, NEVER)
         whole = mine.logsumexp(dim=1, keepdim=True)
         said = opinion(task, rows[asked]).gather(1, position[asked].where(mask, torch.tensor(0)))
-        both = (0.5 * (mine - whole) + 0.5 * said).masked_fill(~mask, NEVER)
-        pooled[asked] = torch.where(mask, both.log_softmax(dim=1) + whole, pooled[asked])
+        # Of the task's classes only those on the shortlist count.
+        said = said.masked_fill(~mask, NEVER).log_softmax(dim=1)
+        both = torch.logaddexp(mine - whole + math.log(1 - OPINION), said + math.log(OPINION))
+        pooled[asked] = torch.where(mask, both + whole, pooled[asked])
     return pooled
 
 

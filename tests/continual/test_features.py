@@ -1,0 +1,76 @@
+"""The gate's features: the same as the slow reference, and blind to what they should be blind to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracle import subspaces
+from pictures import bars
+
+from clmoe_cli.continual.features import CHUNK, features, is_image, kind, width
+
+
+def of(x: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    shape = (1, *x.shape[1:])
+    return features(torch.from_numpy(x).to(dtype).flatten(1) / 255, shape)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (13, 18), (12, 29)])
+def test_scattering_equals_the_slow_reference(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).random((2, *shape))
+    found = features(torch.from_numpy(x).flatten(1), (1, *shape))
+    wanted = np.stack([subspaces.scattering(one) for one in x])
+    assert found.shape == (2, width((1, *shape)))
+    torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=1e-9, atol=1e-10)
+    single = features(torch.from_numpy(x).float().flatten(1), (1, *shape))
+    torch.testing.assert_close(single.double(), found, rtol=1e-3, atol=1e-4)
+
+
+def test_colours_are_features_of_each_channel() -> None:
+    x = torch.rand((3, 2, 14, 14), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = features(x.flatten(1), (2, 14, 14))
+    assert found.shape == (3, width((2, 14, 14)))
+    assert not torch.allclose(found, features(x.flip(1).flatten(1), (2, 14, 14)))
+
+
+def test_brightness_contrast_and_inversion_change_nothing() -> None:
+    x = bars([0, 3], 6, 0)[0].astype(np.float64)
+    plain = of(x)
+    for changed in (x + 40, x / 2, 255 - x, 100 - x / 3):
+        torch.testing.assert_close(of(changed), plain, rtol=1e-7, atol=1e-8)
+    assert float((of(x.transpose(0, 2, 1)) - plain).norm()) > 0.1
+
+
+def test_each_image_by_itself() -> None:
+    x = bars([1, 7], CHUNK + 30, 1)[0]
+    whole = of(x)
+    torch.testing.assert_close(whole[CHUNK - 5 :], of(x[CHUNK - 5 :]))
+    assert whole.isfinite().all()
+    # Both layers have unit length.
+    torch.testing.assert_close(whole.square().sum(dim=1), torch.full((len(x),), 2.0, dtype=torch.float64))
+
+
+def test_nothing_in_an_image_gives_no_features() -> None:
+    assert of(np.full((2, 16, 16), 77.0)).abs().max() < 1e-4
+
+
+def test_large_images_are_shrunk_and_small_ones_are_vectors() -> None:
+    assert [is_image(shape) for shape in ((1, 12, 12), (3, 200, 100), (1, 11, 90), (64,))] == [True, True, False, False]
+    assert [kind(shape) for shape in ((1, 28, 28), (784,))] == ["scattering-1", "relu-1"]
+    x = torch.rand((2, 3 * 90 * 60), generator=torch.Generator().manual_seed(0))
+    assert features(x, (3, 90, 60)).shape == (2, width((3, 90, 60))) == (2, width((3, 16, 16)))
+
+
+def test_vectors_keep_angles_and_lengths() -> None:
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn((4000, 6), generator=rng, dtype=torch.float64)
+    found = features(x, (6,))
+    assert found.shape == (4000, width((6,)))
+    # Products of ReLU features tend to the arc-cosine kernel of degree 1 (Cho & Saul 2009).
+    known = torch.nn.functional.normalize(torch.nn.functional.pad(x, (0, 1), value=6**0.5 / 4))
+    cosine = (known[:50] @ known[50:100].T).clamp(-1, 1)
+    angle = cosine.acos()
+    kernel = (angle.sin() + (torch.pi - angle) * cosine) / torch.pi
+    assert float((found[:50] @ found[50:100].T - kernel).abs().max()) < 0.15
+    assert float((features(3 * x, (6,)) - found).norm(dim=1).mean()) > 0.05

@@ -1,0 +1,114 @@
+"""Decisions: from the shortlist to task, label, confidence and p-value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from continual.test_gate import clouds, solved
+from torch import Tensor
+
+from clmoe_cli.continual import fusion
+from clmoe_cli.continual.fusion import Decision, Sources, decide_batch, decide_images
+from clmoe_cli.continual.gate import Subspaces, fit
+
+CLASSES = 12
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Subspaces]:
+    x, y = clouds(CLASSES, 2400, 0)
+    return [fit(x[y // 2 == t], y[y // 2 == t] % 2, 2) for t in range(CLASSES // 2)]
+
+
+@pytest.fixture
+def sources(tasks: list[Subspaces]) -> Sources:
+    return Sources(solved(tasks), torch.arange(CLASSES), lambda task: tasks[task], None)
+
+
+def rows(values: Tensor) -> Tensor:
+    return torch.arange(len(values))
+
+
+def test_the_gate_alone_is_right_and_sure(sources: Sources) -> None:
+    new, truth = clouds(CLASSES, 600, 1)
+    found = decide_images(sources, new, rows(new))
+    assert float((found.code == truth).double().mean()) > 0.99
+    assert torch.equal(found.task, found.code // 2)
+    assert float(found.confidence.mean()) > 0.95 and bool((found.confidence <= 1).all())
+    assert 0.02 < float((found.p_value < 0.05).double().mean()) < 0.09
+
+
+def test_a_label_of_two_tasks_counts_once(sources: Sources, tasks: list[Subspaces]) -> None:
+    # Task 5 is task 0 again: twice the same classes must not halve anybody's confidence.
+    twice = [*tasks[:5], tasks[0]]
+    codes = torch.cat([torch.arange(10), torch.tensor([0, 1])])
+    both = Sources(solved(twice), codes, lambda task: twice[task], None)
+    new, truth = clouds(CLASSES, 600, 1)
+    new, truth = new[truth < 10], truth[truth < 10]
+    once = Sources(solved(tasks[:5]), torch.arange(10), lambda task: tasks[task], None)
+    found, wanted = decide_images(both, new, rows(new)), decide_images(once, new, rows(new))
+    assert torch.equal(found.code, wanted.code)
+    near = (found.confidence - wanted.confidence).abs()
+    assert float(near.mean()) < 0.01
+
+
+def test_a_subnetwork_decides_within_its_task_only(sources: Sources) -> None:
+    new, truth = clouds(CLASSES, 600, 1)
+    asked: list[tuple[int, int]] = []
+
+    def contrary(task: int, at: Tensor) -> Tensor:
+        """Certain of the other class."""
+        asked.append((task, len(at)))
+        said = torch.full((len(at), 2), -1e-6, dtype=torch.float64)
+        return said.scatter(1, (truth[at] % 2)[:, None], -5000.0)
+
+    plain = decide_images(sources, new, rows(new))
+    found = decide_images(replace(sources, opinion=contrary), new, rows(new))
+    assert torch.equal(found.task, plain.task)
+    certain = plain.task == truth // 2
+    assert bool((found.code[certain] == (truth[certain] ^ 1)).all())
+    # Unlikely tasks are not asked: far fewer than six opinions on each image.
+    assert sum(n for _, n in asked) < 2 * len(new)
+
+
+def test_an_opinion_that_agrees_changes_nothing_between_tasks(sources: Sources) -> None:
+    new, truth = clouds(CLASSES, 300, 4)
+    even = replace(sources, opinion=lambda task, at: torch.full((len(at), 2), 0.5, dtype=torch.float64).log())
+    plain, found = decide_images(sources, new, rows(new)), decide_images(even, new, rows(new))
+    assert torch.equal(found.code, plain.code)
+    # Half of the logarithms: within a task the gate is half as sure, never surer.
+    assert bool((found.confidence <= plain.confidence + 1e-9).all())
+
+
+def test_batches_of_one_task(sources: Sources) -> None:
+    new, truth = clouds(CLASSES, 1200, 7)
+    for t in range(CLASSES // 2):
+        batch, labels = new[truth // 2 == t].clone(), truth[truth // 2 == t]
+        batch[:3] *= 40
+        found = decide_batch(sources, batch, rows(batch))
+        assert found.task.unique().tolist() == [t]
+        assert float((found.code[3:] == labels[3:]).double().mean()) > 0.99
+        assert float(found.confidence[3:].mean()) > 0.99
+
+
+def test_only_the_shortlist_is_read(sources: Sources, tasks: list[Subspaces], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "TASKS", 2)
+    read: set[int] = set()
+
+    def statistics(task: int) -> Subspaces:
+        read.add(task)
+        return tasks[task]
+
+    new, truth = clouds(CLASSES, 600, 1)
+    decide_batch(replace(sources, statistics=statistics), new[truth < 2], rows(new[truth < 2]))
+    assert 0 in read and len(read) == 2
+
+
+def test_decisions_are_joined_in_order(sources: Sources) -> None:
+    new, _ = clouds(CLASSES, 90, 1)
+    parts = [decide_images(sources, part, rows(part)) for part in new.split(40)]
+    whole, joined = decide_images(sources, new, rows(new)), Decision.joined(parts)
+    assert torch.equal(whole.code, joined.code) and torch.equal(whole.task, joined.task)
+    torch.testing.assert_close(whole.confidence, joined.confidence, rtol=1e-3, atol=1e-4)
