@@ -87,11 +87,11 @@ class Loader:
         """Several tasks, in that order."""
         return [self.task(name) for name in names]
 
-    def gate(self, input_shape: tuple[int, ...]) -> Gate | None:
-        """The solved gate of an input shape; None when there is none."""
+    def gate(self, input_shape: tuple[int, ...]) -> Gate:
+        """The solved gate of an input shape (KeyError when there is none)."""
         solved = self.store.read_gate(input_shape)
         if solved is None:
-            return None
+            raise KeyError(input_shape)
         classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape)]
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 

@@ -6,12 +6,15 @@ from store_schema import (
     Accuracy,
     ExpertRecord,
     ExpertWeights,
+    GateRecord,
     HistoryEntry,
     LayerRecord,
     SubnetworkRecord,
     TaskLayer,
     TaskRecord,
     Writer,
+    coarse_form,
+    encode_gate,
     encode_subnetwork,
     encode_weights,
     subnetwork_digest,
@@ -33,7 +36,12 @@ def make_task(name: str, seed: int) -> SubnetworkRecord:
         score_scale=dict.fromkeys(scores, 0.25),
         calibration={"fisher": np.sort(rng.random(60))},
         statistics={"means": rng.random((2, 8)).astype(np.float32)},
-        gate={},
+        gate={
+            "means": rng.random((2, 4)).astype(np.float32),
+            "directions": rng.random((2, 4, 3)).astype(np.float16),
+            "quantiles": np.sort(rng.random((2, 11))).astype(np.float32),
+            "counts": np.array([50.0, 50.0]),
+        },
         probe_outputs=rng.random((8, 2)).astype(np.float32),
     )
 
@@ -68,9 +76,14 @@ def commit_task(locked: Writer, name: str, seed: int) -> None:
         owned_parameters=6, accuracy=Accuracy(dense=1.0, subnetwork=1.0, held_out=50), images=100,
         config={"score": "gradient"}, learned_at=f"2000-01-01T00:00:{seed % 60:02d}",
     )  # fmt: skip
+    own = coarse_form(body.gate["means"], body.gate["directions"], body.gate["quantiles"], 2)
+    old = locked.store.read_gate((7,))
+    solved = locked.put(encode_gate(own if old is None else old.joined(own), "relu-1"), "safetensors")
+    gate = GateRecord(input_shape=(7,), input_scale=1.0, features="relu-1", solved=solved)
     entry = HistoryEntry(generation=manifest.generation + 1, action="learn", task=name, frozen={}, output_rows={})
     update = {
         "experts": (expert,),
+        "gates": (gate,),
         "tasks": (*manifest.tasks, task),
         "next_task": manifest.next_task + 1,
         "history": (*manifest.history, entry),

@@ -59,8 +59,8 @@ def decide(
     without a gate, or one of other features.
     """
     manifest = loader.manifest
-    record, solved = manifest.gate(batch.input_shape), loader.gate(batch.input_shape)
-    if record is None or solved is None or record.features != kind(batch.input_shape):
+    record = manifest.gate(batch.input_shape)
+    if record is None or record.features != kind(batch.input_shape):
         raise StoreIncompatible(
             "the store has no gate that this version can read",
             key=common.shape_text(batch.input_shape),
@@ -68,6 +68,7 @@ def decide(
             expected=kind(batch.input_shape),
             hint="choose another --router, as fisher",
         )
+    solved = loader.gate(batch.input_shape)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.fisher import leading
 
 RANK = 128
-"""Directions of a class, if there are four times as many images."""
+"""Directions of a class, if there are four times as many images and twice as many features."""
 COARSE = 8
 """Directions of a class that the shortlist looks at."""
 SHORTLIST = 8
@@ -88,7 +88,7 @@ def _fit_class(values: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     How far new images will lie is told by images left out of the fit, a fifth at a time (Stone 1974).
     """
     n = len(values)
-    k = min(rank, n // 4, values.shape[1] - 1)
+    k = min(rank, n // 4, values.shape[1] // 2)
     fold = torch.arange(n) % FOLDS
     left_out = torch.empty(n, dtype=values.dtype)
     for i in range(min(FOLDS, n)):

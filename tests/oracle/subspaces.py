@@ -80,10 +80,10 @@ def distance(value: Tensor, mean: Tensor, directions: Tensor) -> float:
     return float(left @ left)
 
 
-def left_out(values: Tensor, k: int) -> Tensor:
-    """Distance of every image from the subspace of the others, [n]."""
+def left_out(values: Tensor, k: int, folds: int) -> Tensor:
+    """Distance of every image from the subspace of the images of the other folds, [n]."""
     found = []
     for i in range(len(values)):
-        rest = torch.cat([values[:i], values[i + 1 :]])
+        rest = torch.stack([values[j] for j in range(len(values)) if j % folds != i % folds])
         found.append(distance(values[i], *subspace(rest, k)))
     return torch.tensor(found)

@@ -12,7 +12,6 @@ from store_samples import commit_task
 from store_schema import (
     ClmoeError,
     ExpertWeights,
-    GateRecord,
     Store,
     StoreDamaged,
     encode_weights,
@@ -39,6 +38,7 @@ def read_all(root: Path) -> None:
     store.read_expert("e1")
     for name in ("a", "b"):
         store.read_subnetwork(name)
+    store.read_gate((7,))
 
 
 def test_every_flipped_bit_and_cut_is_noticed_and_named(make_store: Make) -> None:
@@ -185,15 +185,3 @@ def test_links_and_folders_in_place_of_objects_are_refused(make_store: Make, tmp
     with pytest.raises(ClmoeError) as caught:
         Store.open(root).read_subnetwork("a")
     assert caught.value.exit_code in (4, 6)
-
-
-def test_a_solved_gate_is_read_and_checked(make_store: Make) -> None:
-    root = make_store("a")
-    with writer(root) as locked:
-        ref = locked.put(b"a gate", "safetensors")
-        locked.commit(locked.manifest.model_copy(update={"gates": (GateRecord(input_shape=(7,), solved=ref),)}))
-    store = Store.open(root)
-    assert (store.read_gate((7,)), store.read_gate((8,))) == (b"a gate", None)
-    path = root / "objects" / ref.sha256[:2] / f"{ref.sha256}.safetensors"
-    path.unlink()
-    assert {f.file for f in verify(root) if f.damage} == {str(path)}

@@ -47,7 +47,7 @@ TASK = TaskRecord(
     layers=tuple(TaskLayer(name=n, parameters=s[0] * s[1], selected=0, reused=0) for n, s in SHAPES.items()),
     owned_parameters=1, accuracy=Accuracy(dense=None, subnetwork=None, held_out=0), images=1, config={}, learned_at="",
 )  # fmt: skip
-GATE = GateRecord(input_shape=(7,), solved=OBJECT)
+GATE = GateRecord(input_shape=(7,), input_scale=1.0, features="relu-1", solved=OBJECT)
 
 
 @pytest.mark.parametrize(
