@@ -4,7 +4,9 @@
 
 The families come interleaved: a pair of each permutation, then the next pair of each. Reported: seconds of
 each ``learn``, which expert took which family, overlaps within and between experts, bytes per task, and whether
-every task's outputs at the end are bit-identical to those just after it was learned. Training images only.
+every task's outputs at the end are bit-identical to those just after it was learned; how long ``predict`` takes for
+10,000 images of all tasks beside the same store after its first six; and what the gate takes of the last ``learn``.
+Training images only.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,16 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
+from clmoe_cli.commands import gating
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.data import Batch
 from clmoe_cli.npz import write_npz
 from clmoe_cli.state import Loader
-from store_schema import Store
+from store_schema import Store, writer
 
+FEW = 6
+CHECKED = 1700
+ASKED = 10_000
 PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 
 
@@ -48,7 +56,7 @@ def family(root: str, number: int, pair: tuple[int, int], images: int) -> tuple[
     order = torch.randperm(784, generator=torch.Generator().manual_seed(number)) if number else torch.arange(784)
     pixels = data.data[own].reshape(-1, 784)[:, order].reshape(-1, 1, 28, 28).numpy()
     labels = data.targets[own].numpy()
-    parts = (slice(0, images), slice(images, images + 1000))
+    parts = (slice(0, images), slice(images, images + CHECKED))
     learned, checked = (Batch(pixels[part], labels[part], "") for part in parts)
     return learned, checked
 
@@ -71,6 +79,32 @@ def overlaps(loader: Loader) -> dict[str, float]:
         for j in range(i):
             found[tasks[i].expert == tasks[j].expert].append(float(kappa[i, j]))
     return {"within": float(np.mean(found[True])), "between": float(np.mean(found[False]))}
+
+
+def predict_seconds(out: Path, stores: dict[int, Path], checks: list[Batch], runs: int = 5) -> dict[str, Any]:
+    """Seconds of ``predict`` for 10,000 images of a store's own tasks, a process each, the stores by turns."""
+    for count in stores:
+        each = -(-ASKED // count)
+        x = np.concatenate([batch.images[:each] for batch in checks[:count]])[:ASKED]
+        write_npz(str(out / f"asked{count}.npz"), {"x": x})
+    seconds: dict[int, list[float]] = {count: [] for count in stores}
+    for _ in range(runs):
+        for count, store in stores.items():
+            started = time.perf_counter()
+            clmoe(store, "predict", "--batch", str(out / f"asked{count}.npz"), "--output", str(out / "answers.npz"))
+            seconds[count].append(time.perf_counter() - started)
+    few, many = (np.array(seconds[count]) for count in sorted(stores))
+    return {"seconds": seconds, "ratio": float(np.median(many) / np.median(few)), "ratios": (many / few).tolist()}
+
+
+def gate_seconds(store: Path, batch: Batch) -> float:
+    """Seconds that the gate takes of one ``learn`` of these images: statistics and the solved gate's new bytes."""
+    manifest = Store.open(store).manifest
+    started = time.perf_counter()
+    found = gating.statistics(manifest, batch, batch.classes())
+    with writer(store) as locked:
+        gating.updated(locked, batch, manifest.next_task, found)
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -114,9 +148,14 @@ def main() -> None:
                 }
             )
             (options.out / "tasks.json").write_text(json.dumps(rows, indent=1))
+            if len(rows) == FEW:
+                shutil.copytree(store, options.out / "few")
             print(f"{len(rows):3d} {name} {report['expert']} {report['seconds']:.1f} s", file=sys.stderr, flush=True)
     loader = Loader(Store.open(store))
     seconds = [row["seconds"] for row in rows]
+    asking = predict_seconds(options.out, {FEW: options.out / "few", len(rows): store}, list(checks.values()))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    gate = gate_seconds(store, batch)
     homes: dict[int, set[str]] = defaultdict(set)
     for row in rows:
         homes[row["family"]].add(row["expert"])
@@ -132,6 +171,9 @@ def main() -> None:
         "seconds_last": seconds[-1],
         "seconds_tasks_6_to_15": float(np.mean(seconds[5:15])),
         "seconds_last_ten": float(np.mean(seconds[-10:])),
+        "gate_seconds_of_last": gate,
+        "gate_share_of_last": gate / seconds[-1],
+        "predict_10000": asking,
         "families_in_one_expert": sum(len(found) == 1 for found in homes.values()),
         "tasks_that_read_another_family": sum(row["reads_other_families"] for row in rows),
         "overlap": overlaps(loader),

@@ -52,7 +52,7 @@ class Loader:
         self._weights: dict[str, ExpertWeights] = {}
         self._records: dict[str, SubnetworkRecord] = {}
         self._tasks: dict[str, Subnetwork] = {}
-        self._subspaces: dict[str, Subspaces] = {}
+        self._answering: dict[str, tuple[Subspaces, Params]] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -95,17 +95,17 @@ class Loader:
         classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape)]
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 
-    def subspaces(self, name: str) -> Subspaces:
-        """The gate's statistics of a task."""
-        if name not in self._subspaces:
-            arrays = {key: tensor(value) for key, value in self.record(name).gate.items()}
-            classes = len(self.manifest.task(name).classes)
-            if set(arrays) != set(GATE) or any(len(value) != classes for value in arrays.values()):
-                raise StoreDamaged(
-                    "wrong gate statistics", key=name, found=", ".join(sorted(arrays)), expected=", ".join(GATE)
-                )
-            self._subspaces[name] = Subspaces(*(arrays[key] for key in GATE))
-        return self._subspaces[name]
+    def answering(self, name: str) -> tuple[Subspaces, Params]:
+        """What the gate and a task's subnetwork answer with, and nothing else of its file."""
+        if name not in self._answering:
+            task = self.manifest.task(name)
+            record = self.store.read_subnetwork(name, ("masks", "gate"))
+            arrays = {key: tensor(value) for key, value in record.gate.items()}
+            self._answering[name] = (
+                _subspaces(name, arrays, len(task.classes)),
+                parameters(record, self.weights(task.expert), network(self.manifest.expert(task.expert))),
+            )
+        return self._answering[name]
 
     def frozen(self, expert: str, tasks: Sequence[str] | None = None) -> masks.Masks:
         """Entries that the expert's tasks (or those named) use."""
@@ -113,25 +113,46 @@ class Loader:
         return masks.union(self.shared(expert), [self.task(name).mask for name in names])
 
 
-def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Subnetwork:
-    """Puts a task together from its own object and its expert's weights."""
-    mask = {name: tensor(value) for name, value in record.masks.items()}
+def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Params:
+    """A task's parameters, layer by layer: its expert's weights where its masks say so, and its own."""
     values = {name: tensor(value) for name, value in weights.shared.items()}
     values |= {name: tensor(value) for name, value in weights.owned[record.task].items()}
     ordered = {f"{layer}.{kind}": values[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    return masks.applied(ordered, {name: tensor(value) for name, value in record.masks.items()})
+
+
+def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Subnetwork:
+    """Puts a task together from its own object and its expert's weights."""
     half = {name: tensor(value) for name, value in record.scores.items()}
     statistics = {name: tensor(value) for name, value in record.statistics.items()}
     return Subnetwork(
         record.task,
         record.expert,
-        masks.applied(ordered, mask),
-        mask,
+        parameters(record, weights, net),
+        {name: tensor(value) for name, value in record.masks.items()},
         restored(half, dict(record.score_scale)),
         Whitening(
             {name: _gaussian(statistics, name) for name in RANKS},
             {name: statistics[f"{name}.standard"] for name in RANKS},
         ),
         {kind: Calibration(tensor(record.calibration[kind]).double()) for kind in KINDS},
+    )
+
+
+def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
+    """The gate's statistics of a task as they were read, checked against each other."""
+    found = {key: tuple(value.shape) for key, value in arrays.items()}
+    if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
+        d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
+        if found == {
+            "means": (classes, d),
+            "directions": (classes, d, k),
+            "quantiles": (classes, q),
+            "counts": (classes,),
+        }:
+            return Subspaces(*(arrays[key] for key in GATE))
+    raise StoreDamaged(
+        "wrong gate statistics", key=name, found=str(found), expected=f"{', '.join(GATE)} of {classes} classes"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ from store_schema import files, layout, objects
 from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
 from store_schema.gates import SolvedGate, decode_gate
 from store_schema.records import Manifest, ObjectRef
-from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork
+from store_schema.subnetworks import GROUPS, SubnetworkRecord, decode_subnetwork
 from store_schema.weights import ExpertWeights, decode_weights
 
 T = TypeVar("T")
@@ -65,13 +65,13 @@ class Store:
         names = [t.name for t in self.manifest.tasks_of(expert_id)]
         return decode_weights(self.read_object(record.weights), where, record, names)
 
-    def read_subnetwork(self, task: str) -> SubnetworkRecord:
-        """A task's masks, scores, calibration and statistics."""
+    def read_subnetwork(self, task: str, groups: Collection[str] = GROUPS) -> SubnetworkRecord:
+        """A task's masks, scores, calibration, statistics and gate, or only some of these ``groups``."""
         record = self.manifest.task(task)
         expert = self.manifest.expert(record.expert)
         where = str(layout.object_path(self.root, record.subnetwork.sha256, record.subnetwork.suffix))
         shapes = {layer.name: layer.shape for layer in expert.layers}
-        return decode_subnetwork(self.read_object(record.subnetwork), where, task, expert.id, shapes)
+        return decode_subnetwork(self.read_object(record.subnetwork), where, task, expert.id, shapes, groups)
 
     def read_gate(self, input_shape: tuple[int, ...]) -> SolvedGate | None:
         """The solved gate of an input shape; None when there is none."""

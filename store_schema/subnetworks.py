@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,16 @@ def _image(record: SubnetworkRecord) -> bytes:
 
 
 def decode_subnetwork(
-    data: bytes, where: str, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]]
+    data: bytes,
+    where: str,
+    task: str,
+    expert: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    groups: Collection[str] = GROUPS,
 ) -> SubnetworkRecord:
     """Parses and checks a task's object against what the manifest says of it; ``shapes``: layer → [out, in].
+
+    ``groups``: those that are wanted; the others are left empty, neither read nor checked.
 
     Raises StoreDamaged for anything that this format does not have (links, external storage, virtual data sets,
     other filters, other types), wrong sizes, NaN or infinite values, scores outside the mask.
@@ -111,14 +118,16 @@ def decode_subnetwork(
     try:
         heaps.check(data)
         with h5py.File(io.BytesIO(data), "r") as file:
-            return _decode(Reader(file, where), task, expert, shapes)
+            return _decode(Reader(file, where), task, expert, shapes, groups)
     except StoreDamaged:
         raise
     except MALFORMED as error:
         raise StoreDamaged("not a valid HDF5 object", where=where, found=str(error)) from error
 
 
-def _decode(reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]]) -> SubnetworkRecord:
+def _decode(
+    reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]], groups: Collection[str]
+) -> SubnetworkRecord:
     file = reader.file
     wanted = {"schema": SUBNETWORK_SCHEMA, "task": task, "expert": expert, "layers": "\n".join(shapes)}
     for key, value in wanted.items():
@@ -130,11 +139,13 @@ def _decode(reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[i
     sets: dict[str, dict[str, Any]] = {}
     for name in GROUPS:
         group = reader.group(name)
-        sets[name] = {member: reader.dataset(group, member) for member in reader.names(group)}
+        members = reader.names(group) if name in groups else []
+        sets[name] = {member: reader.dataset(group, member) for member in members}
     probe = reader.dataset(file, "probe_outputs")
     if probe.dtype != np.float32 or (probe.size and probe.ndim != 2):
         raise reader.fail("probe_outputs", f"{probe.dtype} {probe.shape}", "float32 [P, C]")
-    _check_masks(reader, sets["masks"], shapes)
+    if "masks" in groups:
+        _check_masks(reader, sets["masks"], shapes)
     scale = {name: _check_score(reader, name, found, shapes) for name, found in sets["scores"].items()}
     for group_name, dtypes in PLAIN.items():
         for name, found in sets[group_name].items():
@@ -145,6 +156,7 @@ def _decode(reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[i
     masks = {
         name: np.unpackbits(arrays["masks"][name], count=math.prod(shape)).astype(bool).reshape(shape)
         for name, shape in shapes.items()
+        if "masks" in groups
     }
     for name, scores in arrays["scores"].items():
         if name in masks and scores[~masks[name]].any():

@@ -74,9 +74,9 @@ def test_the_shortlist_alone_is_read(store: str, monkeypatch: pytest.MonkeyPatch
     read: set[str] = set()
     original = Store.read_subnetwork
 
-    def spy(self: Store, task: str) -> Any:
+    def spy(self: Store, task: str, *groups: Any) -> Any:
         read.add(task)
-        return original(self, task)
+        return original(self, task, *groups)
 
     monkeypatch.setattr(Store, "read_subnetwork", spy)
     monkeypatch.setattr("clmoe_cli.continual.gate.Gate.shortlist.__defaults__", (2,))
@@ -109,7 +109,7 @@ def test_the_order_of_the_tasks_does_not_matter(store: str, mixed: Batch, tmp_pa
     other = learned(tmp_path / "store", *reversed(PAIRS))
     loaders = [Loader(Store.open(path)) for path in (store, other)]
     for name in PAIRS:
-        one, two = (loader.subspaces(name) for loader in loaders)
+        one, two = (loader.answering(name)[0] for loader in loaders)
         assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
     found, wanted = (predict(path, mixed, router="gate") for path in (other, store))
     assert np.array_equal(found.label, wanted.label)
@@ -185,7 +185,7 @@ def test_refining_replaces_the_statistics_in_their_place(store: str, mixed: Batc
     gate, before = loader.gate((1, 16, 16)), old.gate((1, 16, 16))
     changed = (gate.means != before.means).any(dim=1)
     assert changed.tolist() == [False, False, True, True, False, False, False, False]
-    assert loader.subspaces("task2").counts.tolist() == [450.0, 450.0]
+    assert loader.answering("task2")[0].counts.tolist() == [450.0, 450.0]
     assert scored(predict(str(own), mixed)).accuracy > 0.97
 
 

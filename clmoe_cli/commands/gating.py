@@ -74,9 +74,11 @@ def decide(
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
         expert = manifest.expert(manifest.task(names[task]).expert)
         x = common.flat(common.part(batch, rows), expert.input_scale)
-        return logits(loader.task(names[task]).params, x).double().log_softmax(dim=1)
+        return logits(loader.answering(names[task])[1], x).double().log_softmax(dim=1)
 
-    sources = Sources(solved, codes, lambda task: loader.subspaces(names[task]), opinion if router == "fused" else None)
+    sources = Sources(
+        solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None
+    )
     parts = []
     for rows in torch.arange(len(batch.images)).split(batches or CHUNK):
         values = features(common.flat(common.part(batch, rows), record.input_scale), batch.input_shape)

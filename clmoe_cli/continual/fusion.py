@@ -19,8 +19,8 @@ from clmoe_cli.continual.gate import BOUND, SHARPNESS, Gate, Subspaces, full_dis
 
 TASKS = 5
 """Tasks that a batch of one task is compared with in full."""
-NEGLIGIBLE = 1e-4
-"""Tasks less likely than this are not asked for their opinion."""
+NEGLIGIBLE = 1e-2
+"""Tasks less likely than this are not asked for their opinion: it could not make them likelier."""
 OPINION = 0.1
 """Weight of a subnetwork's opinion beside the gate's within a task; found on held-out training images."""
 NEVER = -math.inf
