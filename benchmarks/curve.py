@@ -10,13 +10,13 @@ whatever it costs; ``default`` lets the tolerance decide (taken from ``benchmark
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import write_rows
 from matplotlib.figure import Figure
 from paper import prepare, run_seed
 
@@ -89,10 +89,7 @@ def main() -> None:
         rows = list(processes.map(run, jobs))
     rows.append(row("default", json.loads((options.paper / f"seed{options.seed}.json").read_text())))
     (options.out / "curve.json").write_text(json.dumps(rows, indent=1))
-    with (options.out / "curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out / "curve.csv", rows)
     draw(rows, options.out / "curve.png")
     print(json.dumps(rows, indent=1))
 

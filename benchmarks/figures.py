@@ -51,6 +51,14 @@ def tables(results: list[Result], out: Path) -> None:
     _write(out / "table1.csv", ("seed", "scores_of", "images_of", "layer", "deviation", "relative_deviation"), table1)
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV table with a column for every key that occurs, in order of appearance."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _write(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

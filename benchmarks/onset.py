@@ -9,13 +9,13 @@ when later tasks arrive, so the first k tasks of a finished store are the store 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from figures import write_rows
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.datasets import MNIST
@@ -152,10 +152,7 @@ def main() -> None:
     rows = [row for store in options.stores for row in measure(store, images, digits, options.alpha, options.evidence)]
     summary = summarise(rows)
     (options.out / "onset.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=1))
-    with (options.out / "onset.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out / "onset.csv", rows)
     draw(summary, options.out / "onset.png")
     print(json.dumps(summary, indent=1))
 

@@ -148,6 +148,20 @@ def select(
     dense = quality(params, held_out)
     rounds: list[tuple[Level, Params, masks.Masks]] = []
 
+    def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
+        return anneal(
+            current,
+            masks.both(mask, free),
+            data,
+            held_out,
+            schedule,
+            generator,
+            epochs=min(epochs, schedule.epochs),
+            lr=tolerance.lr,
+            phase=phase,
+            on_epoch=on_epoch,
+        )
+
     def prune(current: Params, mask: masks.Masks, density: float) -> None:
         scores = importance(current, free, data, score)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
@@ -155,18 +169,7 @@ def select(
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.
         # A weight of importance zero contributes nothing: never selected, however low the threshold.
         mask = {name: ((value >= threshold) | ~free[name]) & (value > 0) & mask[name] for name, value in scores.items()}
-        trained, reached = anneal(
-            masks.applied(current, mask),
-            masks.both(mask, free),
-            data,
-            held_out,
-            schedule,
-            generator,
-            epochs=min(tolerance.epochs, schedule.epochs),
-            lr=tolerance.lr,
-            phase="prune",
-            on_epoch=on_epoch,
-        )
+        trained, reached = trained_on(masks.applied(current, mask), mask, tolerance.epochs, "prune")
         rounds.append((Level(density, threshold, reached), trained, mask))
 
     for start in tolerance.starts:
@@ -181,18 +184,7 @@ def select(
     right = answers(params, held_out)
     while True:
         _, current, mask = rounds[chosen]
-        final, reached = anneal(
-            current,
-            masks.both(mask, free),
-            data,
-            held_out,
-            schedule,
-            generator,
-            epochs=min(tolerance.final_epochs, schedule.epochs),
-            lr=tolerance.lr,
-            phase="consolidate",
-            on_epoch=on_epoch,
-        )
+        final, reached = trained_on(current, mask, tolerance.final_epochs, "consolidate")
         # The losses of short rounds promise what only the final weights can keep.
         if chosen == 0 or tolerance.kept(right, answers(final, held_out)):
             return Selection(final, mask, dense, reached, levels)
