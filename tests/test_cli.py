@@ -32,7 +32,7 @@ from store_schema import Store
 ARCH, EPOCHS = "mlp:32,32", 5
 QUICK = ("--arch", ARCH, "--epochs", EPOCHS)
 FIELDS = {"label", "task", "expert", "confidence", "known", "p_value"}
-ROUTERS = ("fisher", "loss", "gradient", "paper")
+ROUTERS = ("fused", "gate", "fisher", "loss", "gradient", "paper")
 Done = subprocess.CompletedProcess[bytes]
 
 

@@ -260,7 +260,7 @@ def test_known_and_new_by_detect(call: Call, files_of: dict[str, Path], tmp_path
     assert (conflict["verdict"], "conflict" in conflict["reason"]) == ("new", True)
 
 
-@pytest.mark.parametrize("router", ["loss", "gradient", "paper", "fisher"])
+@pytest.mark.parametrize("router", ["fused", "gate", "loss", "gradient", "paper", "fisher"])
 def test_batches_are_routed(router: str, call: Call, files_of: dict[str, Path]) -> None:
     for name in ("a", "b", "s"):
         args = ["--batch", files_of[f"{name}.test"], "--route", "batch", "--router", router]

@@ -15,16 +15,25 @@ from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader, gate_arrays
 from store_schema import GateRecord, Manifest, StoreIncompatible, Writer, coarse_form, encode_gate, rows_of
 
+MOST = 20_000
+"""Images of a class that its statistics rest on; of more, so many are taken evenly."""
 CHUNK = 2000
 """Images decided at a time, so that memory stays bounded."""
 
 
 def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
-    """The gate's statistics of a task that is being learned, from all its images."""
+    """The gate's statistics of a task that is being learned, from all its images (at most ``MOST`` of a class).
+
+    The features of one class at a time are in memory.
+    """
     assert batch.labels is not None
     y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    values = features(common.flat(batch, _scale(manifest, batch)), batch.input_shape)
-    return gate.fit(values, y, len(classes))
+    scale, parts = _scale(manifest, batch), []
+    for c in range(len(classes)):
+        rows = (y == c).nonzero()[:, 0]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().long()]
+        parts.append(gate.fit(features(common.flat(common.part(batch, rows), scale), batch.input_shape)))
+    return Subspaces.joined(parts)
 
 
 def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tuple[GateRecord, ...]:

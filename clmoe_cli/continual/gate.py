@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual.calibration import MINIMUM
@@ -51,6 +52,17 @@ class Subspaces:
     quantiles: Tensor
     counts: Tensor
 
+    @staticmethod
+    def joined(parts: Sequence[Subspaces]) -> Subspaces:
+        """The classes of all parts as one task's."""
+        widest = max(part.directions.shape[2] for part in parts)
+        return Subspaces(
+            torch.cat([part.means for part in parts]),
+            torch.cat([F.pad(part.directions, (0, widest - part.directions.shape[2])) for part in parts]),
+            torch.cat([part.quantiles for part in parts]),
+            torch.cat([part.counts for part in parts]),
+        )
+
     @property
     def scale(self) -> Tensor:
         """Mean distance of a class's own images, [C]."""
@@ -70,20 +82,8 @@ class Subspaces:
         return (farther * count + 1) / (count + 1)
 
 
-def fit(values: Tensor, y: Tensor, classes: int, rank: int = RANK) -> Subspaces:
-    """Fits the subspaces of a task to features [N, d] of its images and their class indices [N]."""
-    fitted = [_fit_class(values[y == c], rank) for c in range(classes)]
-    widest = max(directions.shape[1] for _, directions, _ in fitted)
-    return Subspaces(
-        torch.stack([mean for mean, _, _ in fitted]),
-        torch.stack([torch.nn.functional.pad(found, (0, widest - found.shape[1])) for _, found, _ in fitted]),
-        torch.stack([quantiles for _, _, quantiles in fitted]),
-        torch.bincount(y, minlength=classes).double(),
-    )
-
-
-def _fit_class(values: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [d], directions [d, k] in half precision, quantiles [Q] of one class's images [n, d], n ≥ 1.
+def fit(values: Tensor, rank: int = RANK) -> Subspaces:
+    """The subspace of one class (C = 1) from the features [n, d] of its images, n ≥ 1.
 
     How far new images will lie is told by images left out of the fit, a fifth at a time (Stone 1974).
     """
@@ -94,8 +94,9 @@ def _fit_class(values: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     for i in range(min(FOLDS, n)):
         rest = values[fold != i] if n > 1 else values
         left_out[fold == i] = _outside(values[fold == i], *_subspace(rest, k))
-    points = torch.linspace(0, 1, QUANTILES, dtype=values.dtype)
-    return *_subspace(values, k), left_out.quantile(points).float()
+    mean, directions = _subspace(values, k)
+    quantiles = left_out.quantile(torch.linspace(0, 1, QUANTILES, dtype=values.dtype)).float()
+    return Subspaces(mean[None], directions[None], quantiles[None], torch.tensor([n], dtype=torch.float64))
 
 
 def _subspace(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from continual.test_gate import clouds, solved
+from continual.test_gate import clouds, fit, solved
 from torch import Tensor
 
 from clmoe_cli.continual import fusion
 from clmoe_cli.continual.fusion import Decision, Sources, decide_batch, decide_images
-from clmoe_cli.continual.gate import Subspaces, fit
+from clmoe_cli.continual.gate import Subspaces
 
 CLASSES = 12
 

@@ -12,7 +12,7 @@ from oracle import subspaces
 from torch import Tensor
 
 from clmoe_cli.continual import gate
-from clmoe_cli.continual.gate import COARSE, Gate, Subspaces, fit, full_distances
+from clmoe_cli.continual.gate import COARSE, Gate, Subspaces, full_distances
 
 WIDTH = 100
 
@@ -26,6 +26,11 @@ def clouds(classes: int, n: int, seed: int, width: int = WIDTH) -> tuple[Tensor,
     rng = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
     return centres[y] + torch.einsum("nk,ndk->nd", spread * torch.randn((n, width), generator=rng), turned[y]), y
+
+
+def fit(values: Tensor, y: Tensor, classes: int, rank: int = gate.RANK) -> Subspaces:
+    """All classes of a task."""
+    return Subspaces.joined([gate.fit(values[y == c], rank) for c in range(classes)])
 
 
 def solved(tasks: list[Subspaces]) -> Gate:
