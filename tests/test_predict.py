@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import bars
 
+from clmoe_cli.commands.inspect import inspect
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
@@ -235,6 +236,12 @@ def test_calibration_error_equals_the_slow_reference(confidence: list[float], ri
         total += abs(sum(confidence[i] - right[i] for i in inside))
     found = calibration_error(np.array(confidence), np.array(right[: len(confidence)]))
     assert found == pytest.approx(total / len(confidence))
+
+
+def test_inspect_counts_the_gate(store: str) -> None:
+    found = inspect(store).bytes
+    assert found["gates"] == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
+    assert found["total"] == sum(ref.size for ref in Store.open(store).manifest.objects())
 
 
 def test_the_command_line(store: str, mixed: Batch, tmp_path: Path) -> None:

@@ -157,7 +157,9 @@ def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...
 def _bytes(manifest: Manifest) -> dict[str, Any]:
     weights = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
     tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
-    return {"experts": weights, "tasks": tasks, "total": sum(weights.values()) + sum(tasks.values())}
+    gates = {"×".join(map(str, g.input_shape)): g.solved.size for g in manifest.gates}
+    parts = {"experts": weights, "tasks": tasks, "gates": gates}
+    return {**parts, "total": sum(sum(sizes.values()) for sizes in parts.values())}
 
 
 def _share(name: str, parameters: int, frozen: int) -> dict[str, Any]:
