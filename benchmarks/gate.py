@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from paper import PAIRS, dense_reference
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
@@ -266,6 +267,30 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     return rows
 
 
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Accuracy of the gate alone against megabytes a task and seconds for 10,000 images; joint training beside it."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    rows = found["frontier"]
+    accuracy = [100 * row["accuracy"] for row in rows]
+    for axis, key, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("megabytes_per_pair", "seconds_for_10000"),
+        ("MB of statistics a task of two classes", "seconds for 10,000 images, features included"),
+        strict=True,
+    ):
+        axis.plot([row[key] for row in rows], accuracy, "o-")
+        for row, right in zip(rows, accuracy, strict=True):
+            axis.annotate(str(row["directions"]), (row[key], right), textcoords="offset points", xytext=(4, -11))
+        axis.axhline(
+            found["cases"]["joint"]["converged"][0], color="grey", ls="--", lw=1, label="the same MLP, jointly"
+        )
+        axis.set(xlabel=label, ylim=(97, 99.6))
+    figure.axes[0].set(xscale="log", ylabel="test accuracy, %")
+    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.suptitle("The gate alone, by directions a class")
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
@@ -295,6 +320,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {"cases": summary(results), "frontier": frontier(options.root)}
     (options.out / "gate.json").write_text(json.dumps(found, indent=1))
+    draw(found, options.out / "frontier.png")
     print(json.dumps(found, indent=1))
 
 
