@@ -25,7 +25,10 @@ def clouds(classes: int, n: int, seed: int, width: int = WIDTH) -> tuple[Tensor,
     spread = 1 / torch.arange(1, width + 1)
     rng = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
-    return centres[y] + torch.einsum("nk,ndk->nd", spread * torch.randn((n, width), generator=rng), turned[y]), y
+    values = spread * torch.randn((n, width), generator=rng)
+    for c in range(classes):
+        values[y == c] = centres[c] + values[y == c] @ turned[c].T
+    return values, y
 
 
 def fit(values: Tensor, y: Tensor, classes: int, rank: int = gate.RANK) -> Subspaces:
