@@ -23,6 +23,7 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
 from clmoe_cli.commands.prune import PruneOptions, prune
 from clmoe_cli.commands.scoring import calibration_error, score
+from clmoe_cli.continual.fusion import OPINION
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
@@ -89,6 +90,25 @@ def test_the_shortlist_alone_is_read(store: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("clmoe_cli.continual.fusion.TASKS", 1)
     predict(store, batch_of(PAIRS["task3"], 40, 3), route="batch")
     assert read == {"task3"}
+
+
+def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, gate = predict(store, mixed), predict(store, mixed, router="gate")
+    assert not np.array_equal(fused.confidence, gate.confidence)
+    asked: list[int] = []
+
+    def silent(params: Any, x: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return torch.zeros(len(x), 2)
+
+    monkeypatch.setattr("clmoe_cli.commands.gating.logits", silent)
+    assert np.array_equal(predict(store, mixed, router="gate").confidence, gate.confidence)
+    assert not asked
+    # An opinion of one half each, at its weight: what it takes from the surer class it gives to the other.
+    told = predict(store, mixed)
+    sure = gate.confidence > 0.999
+    assert sum(asked) >= len(mixed.images)
+    assert float((gate.confidence - told.confidence)[sure].mean()) == pytest.approx(OPINION / 2, abs=0.005)
 
 
 def test_rejection_keeps_its_rate_whatever_was_learned_later(tmp_path: Path) -> None:
@@ -191,20 +211,28 @@ def test_refining_replaces_the_statistics_in_their_place(store: str, mixed: Batc
 
 
 @pytest.mark.parametrize("shape", [(20,), (1, 4, 6)])
-def test_vectors_have_a_gate_too(shape: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", [1.0, 1e4, 1e-4])
+def test_vectors_of_any_unit_have_a_gate_too(shape: tuple[int, ...], unit: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     size = int(np.prod(shape))
-    centres = rng.normal(0, 40, (6, size))
+    centres = rng.normal(0, 1, (2, size))
+    # Classes 2 and 3 point where 0 and 1 do: only their length tells them apart.
+    centres = np.concatenate([centres, 3 * centres])
 
     def blob(classes: tuple[int, ...], n: int) -> Batch:
         y = np.array(classes)[np.arange(n) % len(classes)]
-        x = (centres[y] + rng.normal(0, 8, (n, size))).astype(np.float32)
-        return Batch(x.reshape(n, *shape), y, "")
+        x = unit * (centres[y] + rng.normal(0, 0.15, (n, size)))
+        return Batch(x.astype(np.float32).reshape(n, *shape), y, "")
 
-    for i in range(3):
-        learn(str(tmp_path / "s"), blob((2 * i, 2 * i + 1), 300), LearnOptions(**OPTIONS))
-    assert Store.open(tmp_path / "s").manifest.gates[0].features == "relu-1"
-    assert scored(predict(str(tmp_path / "s"), blob((0, 1, 2, 3, 4, 5), 300))).accuracy > 0.97
+    scales = []
+    for pair in ((0, 1), (2, 3)):
+        learn(str(tmp_path / "s"), blob(pair, 300), LearnOptions(**OPTIONS))
+        (record,) = Store.open(tmp_path / "s").manifest.gates
+        scales.append(record.input_scale)
+    assert record.features == "relu-1"
+    assert scales[0] == scales[1]
+    assert (scales[0] == 1.0) == (unit == 1.0)
+    assert scored(predict(str(tmp_path / "s"), blob((0, 1, 2, 3), 300), router="gate")).accuracy > 0.97
 
 
 def test_scores_by_hand() -> None:

@@ -101,6 +101,28 @@ def test_batches_of_one_task(sources: Sources) -> None:
         assert float(found.confidence[3:].mean()) > 0.99
 
 
+def test_a_few_far_images_do_not_outvote_a_batch(sources: Sources) -> None:
+    new, truth = clouds(CLASSES, 1200, 8)
+    for t in range(CLASSES // 2):
+        other = (t + 1) % (CLASSES // 2)
+        batch = new[truth // 2 == t].clone()
+        # Far from every class, and much farther from this task's than from another's.
+        batch[:3] = 60 * sources.gate.means[2 * other]
+        assert decide_batch(sources, batch, rows(batch)).task.unique().tolist() == [t]
+
+
+def test_a_batch_is_as_sure_of_its_task_as_the_evidence(sources: Sources) -> None:
+    gate = sources.gate
+    between = (gate.means[0] + gate.means[2])[None] / 2
+    found = decide_batch(sources, between, rows(between))
+    assert float(found.confidence) < 0.9
+    # One image is a batch as well: nearly as sure as by itself, where more classes are compared.
+    new, _ = clouds(CLASSES, 200, 9)
+    each = torch.stack([decide_batch(sources, one[None], torch.tensor([0])).confidence[0] for one in new])
+    alone = decide_images(sources, new, rows(new)).confidence
+    torch.testing.assert_close(each, alone, rtol=0, atol=0.02)
+
+
 def test_only_the_shortlist_is_read(sources: Sources, tasks: list[Subspaces], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusion, "TASKS", 2)
     read: set[int] = set()
