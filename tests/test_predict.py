@@ -266,6 +266,20 @@ def test_calibration_error_equals_the_slow_reference(confidence: list[float], ri
     assert found == pytest.approx(total / len(confidence))
 
 
+def test_statistics_of_very_many_images_rest_on_some(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clmoe_cli.commands.gating.MOST", 60)
+    x, y = bars([2, 5], 400, 1)
+    # The second half looks otherwise: it must have its share.
+    x[200:] = 255 - x[200:].transpose(0, 2, 1)
+    learn(str(tmp_path / "s"), Batch(x[:, None], y, ""), LearnOptions(name="many", **OPTIONS))
+    found = Loader(Store.open(tmp_path / "s")).answering("many")[0]
+    assert found.counts.tolist() == [60.0, 60.0]
+    later = predict(str(tmp_path / "s"), Batch(x[300:, None], y[300:], ""))
+    assert float((later.p_value < 0.05).mean()) < 0.3
+
+
 def test_inspect_counts_the_gate(store: str) -> None:
     found = inspect(store).bytes
     assert found["gates"] == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
