@@ -25,6 +25,7 @@ from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.state import Loader
 from store_schema import Store
 
+ROUTERS = ("fused", "gate", "gradient", "loss", "paper", "fisher")
 PAIRS = ("1,5", "2,6", "3,7", "4,8", "5,9", "0,2")
 
 
@@ -83,9 +84,9 @@ def main() -> None:
             identical &= torch.equal(first.setdefault(j, now), now)
         matrix.append([predict(str(store), tests[j - 1], task=f"task{j}").accuracy for j in range(1, i + 1)])
     shown = clmoe("inspect", store=store)
-    routing = {r: batches(store, tests, r, 128, classes) for r in ("gradient", "loss", "paper", "fisher")}
+    routing = {r: batches(store, tests, r, 128, classes) for r in ROUTERS}
     mixed = read_batch(str(data / "mixed.test.npz"), labels="required")
-    single = {r: predict(str(store), mixed, router=r).accuracy for r in ("gradient", "loss", "paper", "fisher")}
+    single = {r: predict(str(store), mixed, router=r).accuracy for r in ROUTERS}
     masks = {f"task{i}": Store.open(store).read_subnetwork(f"task{i}").masks for i in range(1, 7)}
     mates = next(e["tasks"] for e in shown["experts"] if "task3" in e["tasks"])
     alone = sum(
