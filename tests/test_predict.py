@@ -23,6 +23,7 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
 from clmoe_cli.commands.prune import PruneOptions, prune
 from clmoe_cli.commands.scoring import calibration_error, score
+from clmoe_cli.continual.features import features
 from clmoe_cli.continual.fusion import OPINION
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
@@ -174,6 +175,27 @@ def test_a_last_batch_may_be_shorter(store: str) -> None:
     assert np.array_equal(whole.label, predict(store, part, route="batch").label)
 
 
+def test_a_large_batch_is_answered_in_parts(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(PAIRS["task3"], 130, 4)
+    wanted = predict(store, batch, route="batch")
+    seen: list[int] = []
+
+    def spy(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        seen.append(len(x))
+        return features(x, shape)
+
+    monkeypatch.setattr("clmoe_cli.commands.gating.features", spy)
+    monkeypatch.setattr("clmoe_cli.commands.gating.CHUNK", 50)
+    found = predict(store, batch, route="batch")
+    assert seen == [50, 50, 50, 30]
+    assert np.array_equal(found.label, wanted.label)
+    assert np.array_equal(found.task, wanted.task)
+    np.testing.assert_allclose(found.p_value, wanted.p_value, atol=0.01)
+    seen.clear()
+    predict(store, batch, route="batch", batch_size=50)
+    assert seen == [50, 50, 30]
+
+
 def test_options_that_make_no_sense(store: str, mixed: Batch) -> None:
     for told in ({"batch_size": 5}, {"batch_size": 0, "route": "batch"}, {"router": "gates"}, {"reject": 1.5}):
         with pytest.raises(UsageProblem):
@@ -190,10 +212,14 @@ def test_a_store_of_other_features_says_so(store: str, mixed: Batch, tmp_path: P
         locked.commit(locked.manifest.model_copy(update={"gates": (record,)}))
     with pytest.raises(StoreIncompatible, match="another --router"):
         predict(str(own), mixed)
+    with pytest.raises(StoreIncompatible, match="another --store"):
+        learned(own, "task1")
     with writer(str(own)) as locked:
         locked.commit(locked.manifest.model_copy(update={"gates": ()}))
     with pytest.raises(StoreIncompatible):
         predict(str(own), mixed)
+    with pytest.raises(StoreIncompatible):
+        learned(own, "task1")
     assert len(predict(str(own), mixed, router="fisher").label) == 800
 
 

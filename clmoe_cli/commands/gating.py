@@ -8,7 +8,7 @@ from clmoe_cli.commands import common
 from clmoe_cli.continual import gate
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.features import features, kind
-from clmoe_cli.continual.fusion import Decision, Sources, decide_batch, decide_images
+from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -18,7 +18,20 @@ from store_schema import GateRecord, Manifest, StoreIncompatible, Writer, coarse
 MOST = 20_000
 """Images of a class that its statistics rest on; of more, so many are taken evenly."""
 CHUNK = 2000
-"""Images decided at a time, so that memory stays bounded."""
+"""Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
+
+
+def check(manifest: Manifest, shape: tuple[int, ...], hint: str) -> None:
+    """StoreIncompatible where tasks of this shape have no gate, or one of other features than this version's."""
+    record = manifest.gate(shape)
+    if (record is None and manifest.tasks_of_shape(shape)) or (record is not None and record.features != kind(shape)):
+        raise StoreIncompatible(
+            "the store has no gate that this version can read",
+            key=common.shape_text(shape),
+            found=record.features if record else "none",
+            expected=kind(shape),
+            hint=hint,
+        )
 
 
 def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
@@ -68,15 +81,8 @@ def decide(
     without a gate, or one of other features.
     """
     manifest = loader.manifest
-    record = manifest.gate(batch.input_shape)
-    if record is None or record.features != kind(batch.input_shape):
-        raise StoreIncompatible(
-            "the store has no gate that this version can read",
-            key=common.shape_text(batch.input_shape),
-            found=record.features if record else "none",
-            expected=kind(batch.input_shape),
-            hint="choose another --router, as fisher",
-        )
+    check(manifest, batch.input_shape, "choose another --router, as fisher")
+    scale = _scale(manifest, batch)
     solved = loader.gate(batch.input_shape)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
@@ -88,10 +94,21 @@ def decide(
     sources = Sources(
         solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None
     )
-    parts = []
-    for rows in torch.arange(len(batch.images)).split(batches or CHUNK):
-        values = features(common.flat(common.part(batch, rows), record.input_scale), batch.input_shape)
-        parts.append((decide_batch if batches else decide_images)(sources, values, rows))
+
+    def seen(rows: torch.Tensor) -> torch.Tensor:
+        return features(common.flat(common.part(batch, rows), scale), batch.input_shape)
+
+    everything, parts = torch.arange(len(batch.images)), []
+    if batches is None:
+        parts = [decide_images(sources, seen(rows), rows) for rows in everything.split(CHUNK)]
+        return Decision.joined(parts)
+    for together in everything.split(batches):
+        some = together[torch.linspace(0, len(together) - 1, min(len(together), CHUNK)).round().long()]
+        values = seen(some)
+        task, sure = task_of_batch(sources, values)
+        for rows in together.split(CHUNK):
+            own = values if len(some) == len(together) else seen(rows)
+            parts.append(decide_within(sources, task, sure, own, rows))
     return Decision.joined(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.checks import check_range, check_refining
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.names import one_of
@@ -94,6 +94,7 @@ class _Learning:
             )
         if options.expert not in (None, "new"):
             one_of("expert", str(options.expert), [*(e.id for e in self.manifest.experts), "new"])
+        gating.check(self.manifest, batch.input_shape, "use a clmoe of the version that wrote it, or another --store")
         self.number = self.manifest.next_task
         self.seed = derived_seed(self.manifest.seed, self.number, "task")
         self.generator = generator(self.seed)

@@ -72,28 +72,38 @@ def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
     return _decided(sources, chosen, distances, scores)
 
 
-def decide_batch(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
-    """All images are one task's; features [N, d] of the images at ``rows`` [N].
+def task_of_batch(sources: Sources, values: Tensor) -> tuple[int, float]:
+    """The task of images that are all one task's, and how sure that is (0 to 1), from their features [N, d].
 
     Each image's distance from a task's nearest class counts up to ``BOUND``, so that a few strange images do not
     outvote the others.
     """
     gate = sources.gate
-    columns = []
-    for task in gate.shortlisted_tasks(values, TASKS):
-        own = (gate.owner == task).nonzero()[:, 0]
-        chosen = own.expand(len(values), -1)
-        columns.append((task, chosen, full_distances(gate, chosen, values, sources.statistics)))
-    nearest = torch.stack([found.min(dim=1).values for _, _, found in columns], dim=1).double() / gate.unit
-    evidence = -SHARPNESS * nearest.clamp(max=BOUND).sum(dim=0)
+    near = gate.shortlisted_tasks(values, TASKS)
+    nearest = torch.stack([_within(sources, task, values)[1].min(dim=1).values for task in near], dim=1)
+    evidence = -SHARPNESS * (nearest.double() / gate.unit).clamp(max=BOUND).sum(dim=0)
     best = int(evidence.argmax())
-    _, chosen, distances = columns[best]
+    return near[best], float(evidence.softmax(dim=0)[best])
+
+
+def decide_within(sources: Sources, task: int, sure: float, values: Tensor, rows: Tensor) -> Decision:
+    """Each image by itself among the classes of one task, from features [N, d] of the images at ``rows`` [N].
+
+    ``sure``: confidence in the task, which that of the answers is multiplied by.
+    """
+    gate = sources.gate
+    chosen, distances = _within(sources, task, values)
     scores = -SHARPNESS * distances.double() / gate.unit
     if sources.opinion is not None:
         scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
     found = _decided(sources, chosen, distances, scores)
-    sure = float(evidence.softmax(dim=0)[best])
     return Decision(found.task, found.code, found.confidence * sure, found.p_value)
+
+
+def _within(sources: Sources, task: int, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of a task's C classes and the distances from them, both [N, C]."""
+    chosen = (sources.gate.owner == task).nonzero()[:, 0].expand(len(values), -1)
+    return chosen, full_distances(sources.gate, chosen, values, sources.statistics)
 
 
 def _pooled(

@@ -10,7 +10,7 @@ from continual.test_gate import clouds, fit, solved
 from torch import Tensor
 
 from clmoe_cli.continual import fusion
-from clmoe_cli.continual.fusion import Decision, Sources, decide_batch, decide_images
+from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import Subspaces
 
 CLASSES = 12
@@ -25,6 +25,11 @@ def tasks() -> list[Subspaces]:
 @pytest.fixture
 def sources(tasks: list[Subspaces]) -> Sources:
     return Sources(solved(tasks), torch.arange(CLASSES), lambda task: tasks[task], None)
+
+
+def decide_batch(sources: Sources, values: Tensor, at: Tensor) -> Decision:
+    """All images are one task's."""
+    return decide_within(sources, *task_of_batch(sources, values), values, at)
 
 
 def rows(values: Tensor) -> Tensor:
