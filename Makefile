@@ -5,7 +5,7 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: help install demo test check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
+.PHONY: help install demo test test-faults check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
 	bench-hundred bench-ablation bench-gate bench-defaults
 
 help:  ## list the targets
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, pr
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest tests
+
+test-faults: $(STAMP)  ## the whole campaigns against the store: crashes, power loss, damage, hostile files (an hour)
+	$(BIN)/python -m pytest tests/faults --whole
 
 check: $(STAMP)  ## the gate: lint, format, types, import directions, tests with warnings as errors
 	$(BIN)/ruff check .

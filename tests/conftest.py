@@ -15,6 +15,10 @@ settings.register_profile("clmoe", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("clmoe")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run the campaigns of tests/faults in full, not a sample")
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
