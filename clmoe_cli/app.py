@@ -124,11 +124,11 @@ def learn(
     batch = read_batch(data, labels="required")
     with progress(quiet) as shown:
         if segment:
-            by_label, epoch, wait = boundaries != "images", shown.epoch, shown.waiting
-            stream = learn_stream(store, batch, options, use_labels=by_label, on_epoch=epoch, on_wait=wait)
+            by_label = boundaries != "images"
+            stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
             reports = [part.report for part in stream.segments]
         else:
-            reports = [learn_one(store, batch, options, on_epoch=shown.epoch, on_wait=shown.waiting)]
+            reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:
         render.learn_notes(reports, verbose)
     render.show(stream if segment else reports[0], json_)

@@ -49,6 +49,15 @@ class Progress:
         if not self.quiet:
             note(f"waiting for the store: {holder} is writing")
 
+    def resuming(self, reached: str) -> None:
+        """Says that an interrupted run is continued."""
+        if not self.quiet:
+            note(f"continuing after {reached}")
+
+    def callbacks(self) -> dict[str, Any]:
+        """What ``learn`` calls."""
+        return {"on_epoch": self.epoch, "on_wait": self.waiting, "on_resume": self.resuming}
+
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:

@@ -1,10 +1,13 @@
 """What lies on disk: layout, records, codecs, the atomic store. Knows neither torch nor the command line."""
 
+from store_schema import checkpoints
+from store_schema.checkpoints import Checkpoint
 from store_schema.commit import Writer, writer
 from store_schema.errors import (
     BadInput,
     ClmoeError,
     DiskProblem,
+    Interrupted,
     StoreDamaged,
     StoreIncompatible,
     StoreLocked,
@@ -33,6 +36,7 @@ from store_schema.weights import ExpertWeights, decode_weights, encode_weights
 __all__ = [
     "Accuracy",
     "BadInput",
+    "Checkpoint",
     "ClmoeError",
     "DiskProblem",
     "ExpertRecord",
@@ -40,6 +44,7 @@ __all__ = [
     "Finding",
     "GateRecord",
     "HistoryEntry",
+    "Interrupted",
     "LayerRecord",
     "Manifest",
     "ObjectRef",
@@ -55,6 +60,7 @@ __all__ = [
     "TaskRecord",
     "UsageProblem",
     "Writer",
+    "checkpoints",
     "coarse_form",
     "decode_subnetwork",
     "decode_weights",

@@ -94,6 +94,12 @@ class DiskProblem(ClmoeError):
     exit_code = 6
 
 
+class Interrupted(ClmoeError):
+    """Stopped from outside, and how to go on (exit 130)."""
+
+    exit_code = 130
+
+
 _HINTS = {
     errno.ENOSPC: "free some space and run the command again",
     errno.EDQUOT: "free some of your quota and run the command again",

@@ -49,6 +49,11 @@ def mkdir(path: Path) -> None:
     path.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
 
+def rmdir(path: Path) -> None:
+    """Takes an empty folder away."""
+    path.rmdir()
+
+
 def sync_folder(path: Path) -> None:
     """fsync of a folder: a rename in it is durable after that."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -98,7 +103,7 @@ def write_durably(tmp: Path, target: Path, data: bytes) -> None:
             finally:
                 os.close(fd)
             rename(part, target)
-        except OSError:
+        except BaseException:  # an interruption as well
             remove(part)
             raise
         sync_folder(target.parent)
@@ -108,6 +113,17 @@ def remove(path: Path) -> bool:
     """Unlinks a file and tells whether it is gone; one left over is swept by a later writer."""
     try:
         unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def remove_folder(path: Path) -> bool:
+    """Removes an empty folder and tells whether it is gone; one left over does no harm."""
+    try:
+        rmdir(path)
     except FileNotFoundError:
         return True
     except OSError:

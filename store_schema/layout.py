@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 FORMAT_VERSION = 1
 SUBNETWORK_SCHEMA = 1
 WEIGHTS_SCHEMA = 1
 GATE_SCHEMA = 1
+CHECKPOINT_SCHEMA = 1
 
 FORMAT = "FORMAT"
 HEAD = "HEAD"
@@ -19,6 +21,7 @@ TMP = "tmp"
 NAMES = frozenset({FORMAT, HEAD, LOCK, MANIFESTS, OBJECTS, CHECKPOINTS, TMP})
 
 SUFFIXES = ("safetensors", "h5")
+KEY = re.compile("[0-9a-f]{64}")
 MAX_OBJECT = 4 << 30
 MAX_MANIFEST = 256 << 20
 MAX_HEAD = 4096

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store_schema import files, layout, objects
-from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
+from store_schema import checkpoints, files, layout, objects
+from store_schema.errors import ClmoeError, ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
 from store_schema.records import Manifest
 from store_schema.removal import subnetwork_digest
 from store_schema.store import Store, check_format, manifest_of
@@ -69,6 +69,12 @@ def _verify(root: Path) -> list[Finding]:
             objects.verified(path, files.read_regular(path, layout.MAX_OBJECT), path.stem)
         except ClmoeError as error:
             found(error, path)
+    for key in checkpoints.present(root):
+        try:
+            for path in checkpoints.files_of(root, key):
+                _check_checkpoint(path, key, found)
+        except ClmoeError as error:
+            found(error, layout.checkpoint_path(root, key))
     current = _current(root, found)
     if current is not None and current.generation == 0 and not findings:
         raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
@@ -89,6 +95,15 @@ def _verify(root: Path) -> list[Finding]:
     for stray in _strays(root):
         findings.setdefault(str(stray), Finding(str(stray), "not a file of the store", False))
     return list(findings.values())
+
+
+def _check_checkpoint(path: Path, key: str, found: Report) -> None:
+    try:
+        checkpoints.read(path, key)
+    except ObjectVanished:
+        return  # nothing names a checkpoint: a learn that goes on replaces it
+    except ClmoeError as error:
+        found(error, path)
 
 
 def _current(root: Path, found: Report) -> Manifest | None:

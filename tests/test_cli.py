@@ -719,8 +719,8 @@ def test_interruption_exits_130(extra: tuple[str, ...], own: Path, data: dict[st
     if extra:
         assert json.loads(lines[0])["error"]["exit_code"] == 130
     else:
-        assert lines[0] == "clmoe: interrupted; the store is as it was before this command"
-    after = contents(own)
+        assert lines[0].startswith("clmoe: interrupted; the store is as it was before this command; run the same")
+    after = {path: data for path, data in contents(own).items() if not path.startswith("checkpoints/")}
     assert after == before
     with (own / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

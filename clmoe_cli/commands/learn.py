@@ -16,6 +16,7 @@ from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
+from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import MLP, parse_arch
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
@@ -45,26 +46,26 @@ def learn(
     *,
     on_epoch: OnEpoch = lambda epoch: None,
     on_wait: Callable[[str], None] = lambda holder: None,
+    on_resume: Callable[[str], None] = lambda reached: None,
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
     ``batch``: labelled images, :func:`clmoe_cli.data.read_batch`. Creates the store when there is none.
 
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
-    StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then.
+    StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
+    is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
+    bit. A KeyboardInterrupt becomes Interrupted, which says so.
     """
     options = options or LearnOptions()
-    started = time.monotonic()
+    started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
     _check_expert(store, options.expert)
-    with writer(
-        store,
-        seed=options.seed if options.seed is not None else 0,
-        timeout=options.lock_timeout,
-        create=True,
-        on_wait=on_wait,
-    ) as locked:
-        report = _Learning(locked, batch, options, on_epoch).run()
+    with (
+        writer(store, seed=seed, timeout=options.lock_timeout, create=True, on_wait=on_wait) as locked,
+        Resuming(locked, batch, options, on_resume) as resuming,
+    ):
+        report = _Learning(locked, batch, options, on_epoch, resuming).run()
     return replace(report, seconds=round(time.monotonic() - started, 3))
 
 
@@ -80,8 +81,11 @@ def _check_expert(store: str, expert: str | None) -> None:
 class _Learning:
     """One run of ``learn`` under the store's lock."""
 
-    def __init__(self, locked: Writer, batch: Batch, options: LearnOptions, on_epoch: OnEpoch) -> None:
+    def __init__(
+        self, locked: Writer, batch: Batch, options: LearnOptions, on_epoch: OnEpoch, resuming: Resuming
+    ) -> None:
         assert batch.labels is not None
+        self.resuming = resuming
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
         self.loader = Loader(locked.store)
@@ -134,6 +138,7 @@ class _Learning:
             # Of its own, so that training does not depend on how many tasks were compared.
             generator(derived_seed(self.manifest.seed, self.number, "train")),
             self.on_epoch,
+            self.resuming.begin(name),
         )
         committed = self._commit(record, net, learned, old, "learn")
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
@@ -240,6 +245,7 @@ class _Learning:
             self.options.method,
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,
+            self.resuming.begin(name),
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")

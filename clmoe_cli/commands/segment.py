@@ -32,6 +32,7 @@ def learn_stream(
     use_labels: bool = True,
     on_epoch: OnEpoch = lambda epoch: None,
     on_wait: Callable[[str], None] = lambda holder: None,
+    on_resume: Callable[[str], None] = lambda reached: None,
 ) -> StreamReport:
     """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
 
@@ -54,7 +55,7 @@ def learn_stream(
     done: list[Segment] = []
     for part in parts:
         try:
-            report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait)
+            report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait, on_resume=on_resume)
         except ClmoeError as error:
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place

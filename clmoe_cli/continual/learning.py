@@ -15,6 +15,7 @@ from clmoe_cli.continual import fisher, masks
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import MLP, Params, logits
 from clmoe_cli.continual.importance import gradient_scores, halved, restored
+from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
 from clmoe_cli.continual.shortlist import sketch
@@ -93,12 +94,14 @@ def learn_task(
     options: Options,
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
+    journal: Journal | None = None,
 ) -> Learned:
     """Learns one task.
 
     ``base``: the expert's shared weights; ``frozen``: entries that any task owns; ``readable`` ⊆ ``frozen``:
     those of constructive tasks, which this task may read. Entries that are frozen and not readable count as
     zero for this task. Free entries are drawn afresh, so nothing of what earlier tasks left there is used.
+    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
     """
     parts = split(data, generator)
     free = masks.inverse(frozen)
@@ -106,7 +109,7 @@ def learn_task(
     zero = torch.zeros(())
     shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
     start = shared | net.initial_owned(classes, generator)
-    dense, chosen = _search(net, start, free, readable, parts, options, generator, on_epoch)
+    dense, chosen = _search(net, start, free, readable, parts, options, generator, on_epoch, journal)
     held = parts.calibration if len(parts.calibration) else None
     return finish(name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None)
 
@@ -120,6 +123,7 @@ def refine_task(
     options: Options,
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
+    journal: Journal | None = None,
 ) -> Learned:
     """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
 
@@ -134,7 +138,9 @@ def refine_task(
         start = task.params | {
             key: torch.where(free[key] & ~own, fresh[key], task.params[key]) for key, own in task.mask.items()
         }
-        dense, chosen = _search(net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch)
+        dense, chosen = _search(
+            net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal
+        )
         params, mask = chosen.params, chosen.mask
     else:
         params, _ = anneal(
@@ -148,6 +154,7 @@ def refine_task(
             lr=options.schedule.lr,
             phase="refine",
             on_epoch=on_epoch,
+            journal=journal,
         )
         mask = task.mask
     if quality(params, parts.tuning).loss >= quality(task.params, parts.tuning).loss:
@@ -166,12 +173,15 @@ def _search(
     options: Options,
     generator: torch.Generator,
     on_epoch: OnEpoch,
+    journal: Journal | None,
 ) -> tuple[Params, Selection]:
     """Trains the free weights from ``start``, then finds the mask; the dense parameters and the selection."""
     ordered = {f"{layer}.{kind}": start[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
     schedule, training, tuning = options.schedule, parts.training, parts.tuning
-    dense, _ = train(ordered, free, training, tuning, schedule, generator, on_epoch=on_epoch)
-    chosen = select(dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch)
+    dense, _ = train(ordered, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal)
+    chosen = select(
+        dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch, journal
+    )
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
     return dense, replace(chosen, mask=masks.both(chosen.mask, usable))

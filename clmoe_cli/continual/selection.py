@@ -16,6 +16,7 @@ from torch import Tensor
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import Params, logits
 from clmoe_cli.continual.importance import gradient_scores, normalised
+from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, losses, quality
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
@@ -137,6 +138,7 @@ def select(
     score: str,
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
+    journal: Journal | None = None,
 ) -> Selection:
     """Prunes a trained network in rounds and consolidates what is left.
 
@@ -160,6 +162,7 @@ def select(
             lr=tolerance.lr,
             phase=phase,
             on_epoch=on_epoch,
+            journal=journal,
         )
 
     def prune(current: Params, mask: masks.Masks, density: float) -> None:

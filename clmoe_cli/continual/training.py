@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clmoe_cli.continual.experts import Params, forward, logits
+from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_state, restore_optimizer, under
 
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
@@ -166,18 +167,31 @@ def train(
     phase: str = "train",
     on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
+    journal: Journal | None = None,
 ) -> tuple[Params, Quality]:
     """Trains until the held-out loss has converged; returns the best parameters and their quality.
 
     ``trainable`` holds a mask for each shared weight; parameters that it does not name are owned and all
-    trained. The arguments are not changed.
+    trained. The arguments are not changed. ``journal``: continues where it says, and notes every epoch in it.
     """
+    noted = (journal or Journal()).phase(phase, generator)
+    if (result := noted.result()) is not None:
+        return _ended(result, params)
     best = {name: value.detach().clone() for name, value in params.items()}
     reached = quality(best, held_out)
     drop = dropout(next(iter(params)).removesuffix(".weight"), schedule.dropout, generator)
-    mark, lr, bad, falls = reached.loss, schedule.lr, 0, 0
+    mark, lr, bad, falls, before = reached.loss, schedule.lr, 0, 0, 0
+    anchor = best
     working, step, restore = _start(best, trainable, optimizer(lr))
-    for epoch in range(1, schedule.epochs + 1):
+    if (state := noted.reached()) is not None:
+        # Frozen entries are the same in all of these, so that any of them may be the anchor.
+        best, anchor = _like(params, below("best", state)), _like(params, below("working", state))
+        before, bad, falls = (int(n) for n in state["counts"])
+        mark, lr, *found = state["numbers"].tolist()
+        reached = Quality(*found)
+        working, step, restore = _start(anchor, trainable, optimizer(lr))
+        restore_optimizer(step, below("optimizer", state))
+    for epoch in range(before + 1, schedule.epochs + 1):
         loss = run_epoch(working, data, step, restore, schedule.batch_size, generator, drop=drop)
         now = quality(working, held_out)
         on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
@@ -186,13 +200,18 @@ def train(
             best = {name: value.detach().clone() for name, value in working.items()}
         if now.loss < mark - schedule.min_delta:
             mark, bad = now.loss, 0
-            continue
-        bad += 1
+        else:
+            bad += 1
         if bad > schedule.patience:
             if falls == schedule.decays:
                 break
             falls, bad, lr = falls + 1, 0, lr * schedule.decay
             working, step, restore = _start(best, trainable, optimizer(lr))
+        counts = torch.tensor([epoch, bad, falls])
+        numbers = torch.tensor([mark, lr, reached.loss, reached.accuracy], dtype=torch.float64)
+        tensors = under("best", best) | under("working", working) | under("optimizer", optimizer_state(step))
+        noted.keep(epoch, tensors | {"counts": counts, "numbers": numbers})
+    _finish(noted, best, reached)
     return best, reached
 
 
@@ -209,24 +228,57 @@ def anneal(
     phase: str,
     on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
+    journal: Journal | None = None,
 ) -> tuple[Params, Quality]:
     """Trains for that many epochs while the learning rate falls from ``lr`` to zero along a cosine.
 
     The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not.
+    ``journal``: continues where it says, and notes every epoch in it.
     """
-    working, step, restore = _start(dict(params), trainable, optimizer(lr))
+    noted = (journal or Journal()).phase(phase, generator)
+    if (result := noted.result()) is not None:
+        return _ended(result, params)
+    state = noted.reached()
+    working, step, restore = _start(
+        _like(params, below("working", state)) if state else dict(params), trainable, optimizer(lr)
+    )
     size = min(schedule.batch_size, len(data))
     steps = epochs * math.ceil(_passes(len(data), size) * len(data) / size)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
-    reached = quality(working, held_out)
+    reached, before = quality(working, held_out), 0
+    if state is not None:
+        restore_optimizer(step, below("optimizer", state))
+        before, done = (int(n) for n in state["counts"])
+        step.param_groups[0]["lr"] = float(state["rate"])
+        rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
     # Images that are seen several times an epoch are soon known by heart.
     shares = schedule.dropout if _passes(len(data), size) > 1 else schedule.annealing_dropout
     drop = dropout(next(iter(params)).removesuffix(".weight"), shares, generator)
-    for epoch in range(1, epochs + 1):
+    for epoch in range(before + 1, epochs + 1):
         loss = run_epoch(working, data, step, restore, size, generator, rate.step, drop)
         reached = quality(working, held_out)
         on_epoch(Epoch(phase, epoch, epochs, loss, reached))
-    return {name: value.detach().clone() for name, value in working.items()}, reached
+        counts = torch.tensor([epoch, rate.last_epoch])
+        now = torch.tensor(step.param_groups[0]["lr"], dtype=torch.float64)
+        tensors = under("working", working) | under("optimizer", optimizer_state(step))
+        noted.keep(epoch, tensors | {"counts": counts, "rate": now})
+    final = {name: value.detach().clone() for name, value in working.items()}
+    _finish(noted, final, reached)
+    return final, reached
+
+
+def _finish(phase: Phase, params: Params, reached: Quality) -> None:
+    numbers = torch.tensor([reached.loss, reached.accuracy], dtype=torch.float64)
+    phase.finish(under("params", params) | {"numbers": numbers})
+
+
+def _ended(result: State, params: Mapping[str, Tensor]) -> tuple[Params, Quality]:
+    return _like(params, below("params", result)), Quality(*result["numbers"].tolist())
+
+
+def _like(params: Mapping[str, Tensor], found: State) -> Params:
+    """In the order of the layers, which is that in which they are computed."""
+    return {name: found[name] for name in params}
 
 
 def _passes(images: int, batch_size: int) -> int:
