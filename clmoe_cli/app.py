@@ -194,6 +194,9 @@ def predict(
 def inspect(
     store: StoreOption = DEFAULT_STORE,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file and every task's outputs.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Go back to the newest generation of which every file is whole.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")
     ] = None,
@@ -209,7 +212,9 @@ def inspect(
 
     if format_ is not None:
         render.check_format(format_)
-    report = call(store, check=verify)
+    report = call(store, check=verify, mend=repair)
+    if not quiet:
+        render.repair_notes(report)
     if plot is not None:
         from clmoe_cli.plots import plot_frozen
 

@@ -25,6 +25,16 @@ SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 ROWS_SHOWN = 20
 
 
+def repair_notes(report: InspectReport) -> None:
+    """What ``inspect --repair`` did, in lines on stderr."""
+    if report.repaired is None:
+        return
+    found, lost = report.repaired["found"], ", ".join(report.repaired["lost"]) or "nothing"
+    note(f"damaged: {', '.join(found)}" if found else "nothing was damaged")
+    if found:
+        note(f"back at generation {report.repaired['generation']}; lost: {lost}")
+
+
 def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
     """What ``learn`` says on stderr: a warning for tasks that are only guessed; the reasons, when asked for."""
     for report in reports:

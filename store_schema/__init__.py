@@ -28,6 +28,7 @@ from store_schema.records import (
     TaskRecord,
 )
 from store_schema.removal import remove_tasks, subnetwork_digest, used_and_kept
+from store_schema.repair import Repaired, repair
 from store_schema.store import Store, read_consistently
 from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork, encode_subnetwork
 from store_schema.verify import Finding, verify
@@ -49,6 +50,7 @@ __all__ = [
     "Manifest",
     "ObjectRef",
     "Probe",
+    "Repaired",
     "SolvedGate",
     "Store",
     "StoreDamaged",
@@ -69,6 +71,7 @@ __all__ = [
     "encode_weights",
     "read_consistently",
     "remove_tasks",
+    "repair",
     "rows_of",
     "subnetwork_digest",
     "used_and_kept",

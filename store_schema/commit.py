@@ -60,7 +60,9 @@ class Writer:
             objects.get(self.root, ref)
         objects.reserve(self.root, len(data))
         files.write_durably(self.root / layout.TMP, path, data)
-        self._replace_head(Store(self.root, manifest, head_bytes(generation, hashlib.sha256(data).hexdigest())))
+        self._replace_head(
+            Store(self.root, manifest, head_bytes(generation, hashlib.sha256(data).hexdigest(), manifest.repair_floor))
+        )
         self.collect(keep)
         return manifest
 
@@ -126,7 +128,7 @@ def writer(
     root = Path(path)
     _prepare(root, create)
     with locked(root, timeout, on_wait):
-        _make_folders(root)  # copies of a store may lack the empty ones
+        make_folders(root)  # copies of a store may lack the empty ones
         if create and not (root / layout.FORMAT).exists():
             _found(root, seed)
         check_format(root)
@@ -157,7 +159,7 @@ def _prepare(root: Path, create: bool) -> None:
         files.make_folder(root)
 
 
-def _make_folders(root: Path) -> None:
+def make_folders(root: Path) -> None:
     """The folders of a store; a link in their place would have us sweep somebody else's files."""
     for name in FOLDERS:
         path = root / name
@@ -173,5 +175,14 @@ def _found(root: Path, seed: int) -> None:
     data = Manifest(generation=0, parent=None, created_at="", seed=seed).to_bytes()
     tmp = root / layout.TMP
     files.write_durably(tmp, layout.manifest_path(root, 0), data)
-    files.write_durably(tmp, root / layout.HEAD, head_bytes(0, hashlib.sha256(data).hexdigest()))
-    files.write_durably(tmp, root / layout.FORMAT, f"{layout.FORMAT_VERSION}\n".encode())
+    files.write_durably(tmp, root / layout.HEAD, head_bytes(0, hashlib.sha256(data).hexdigest(), 0))
+    write_format(root)
+
+
+def write_format(root: Path) -> None:
+    """Writes FORMAT, unless it is there and right."""
+    data = f"{layout.FORMAT_VERSION}\n".encode()
+    with suppress(ClmoeError):
+        if files.read_regular(root / layout.FORMAT, 64) == data:
+            return
+    files.write_durably(root / layout.TMP, root / layout.FORMAT, data)

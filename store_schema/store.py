@@ -143,11 +143,8 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
     """The manifest that HEAD names, with its hash checked."""
     where = str(root / layout.HEAD)
     try:
-        fields = json.loads(head)
-        generation, sha256 = fields["generation"], fields["sha256"]
-        if type(generation) is not int or not isinstance(sha256, str) or head != head_bytes(generation, sha256):
-            raise ValueError("fields")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        generation, sha256, floor = parse_head(head)
+    except ValueError as error:
         raise StoreDamaged("not a valid HEAD", where=where, expected="a generation and a sha256") from error
     path = layout.manifest_path(root, generation)
     data = files.read_regular(path, layout.MAX_MANIFEST)
@@ -158,13 +155,32 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
             hint="restore both from a copy of the store",
         )  # fmt: skip
     manifest = Manifest.from_bytes(data, str(path))
-    if manifest.generation != generation:
+    if (manifest.generation, manifest.repair_floor) != (generation, floor):
+        found, expected = f"generation {manifest.generation}", f"generation {generation}, repair floor {floor}"
         raise StoreDamaged(
-            "another generation", where=str(path), found=str(manifest.generation), expected=str(generation)
+            "HEAD and its manifest do not agree", where=f"{where} and {path}", found=found, expected=expected
         )
     return manifest
 
 
-def head_bytes(generation: int, sha256: str) -> bytes:
-    """HEAD as it is written, and the only way in which it may be read."""
-    return f"{json.dumps({'generation': generation, 'sha256': sha256})}\n".encode()
+def head_bytes(generation: int, sha256: str, repair_floor: int) -> bytes:
+    """HEAD as it is written, and the only way in which it may be read.
+
+    The floor is that of the manifest: it has to be known when the manifest is what was lost.
+    """
+    floor = {"repair_floor": repair_floor} if repair_floor else {}
+    return f"{json.dumps({'generation': generation, 'sha256': sha256} | floor)}\n".encode()
+
+
+def parse_head(head: bytes) -> tuple[int, str, int]:
+    """Generation, sha256 of its manifest, repair floor; ValueError when these are no bytes of a HEAD."""
+    try:
+        fields = json.loads(head)
+        generation, sha256, floor = fields["generation"], fields["sha256"], fields.get("repair_floor", 0)
+        if [type(v) for v in (generation, sha256, floor)] == [int, str, int] and head == head_bytes(
+            generation, sha256, floor
+        ):
+            return generation, sha256, floor
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError("not a HEAD")

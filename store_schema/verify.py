@@ -91,7 +91,7 @@ def _verify(root: Path) -> list[Finding]:
         except ClmoeError as error:
             found(error, path)
             continue
-        _check_contents(Store(root, manifest, b""), found)
+        check_contents(Store(root, manifest, b""), found)
     for stray in _strays(root):
         findings.setdefault(str(stray), Finding(str(stray), "not a file of the store", False))
     return list(findings.values())
@@ -116,7 +116,7 @@ def _current(root: Path, found: Report) -> Manifest | None:
         return None
 
 
-def _check_contents(store: Store, found: Report) -> None:
+def check_contents(store: Store, found: Report) -> None:
     """Everything that one generation names: that it is there, its structure, and the hash of each subnetwork."""
     statistics: dict[str, Mapping[str, NDArray[Any]]] = {}
     for expert in store.manifest.experts:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.commands.reports import Report
-from store_schema import Manifest, Store, StoreDamaged, read_consistently, verify
+from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify
 
 AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
@@ -30,14 +30,20 @@ class InspectReport(Report):
     history: tuple[dict[str, Any], ...]
     bytes: dict[str, Any]
     verified: bool | None = None
+    repaired: dict[str, Any] | None = None
 
 
-def inspect(store: str, *, check: bool = False) -> InspectReport:
+def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectReport:
     """Reports on a store, which is only read.
 
     ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
     its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file.
+    ``mend``: before anything else, a damaged store goes back to its newest generation that is whole
+    (:func:`store_schema.repair`).
     """
+    if mend:
+        repaired = asdict(repair(store))
+        return replace(inspect(store, check=check), repaired=repaired)
     if check:
         findings = [f for f in verify(store) if f.damage]
         if findings:
@@ -46,7 +52,7 @@ def inspect(store: str, *, check: bool = False) -> InspectReport:
                 where=", ".join(f.file for f in findings),
                 found="; ".join(f.problem for f in findings),
                 expected="every file as it was committed",
-                hint="restore the files from a copy of the store",
+                hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
             )
         from clmoe_cli.commands.certify import certify_outputs
 
