@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 from pictures import bars
 
+from clmoe_cli.app import app
 from clmoe_cli.commands import resuming
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Epoch, Schedule
 from clmoe_cli.data import Batch
+from clmoe_cli.process import run
 from store_schema import Interrupted, Store, checkpoints, verify
 
 OPTIONS = LearnOptions(arch="mlp:24,24", method=Options(Schedule(epochs=4)))
@@ -164,3 +167,23 @@ def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) ->
         assert (count == 0) or "continuing after" in said
     assert "continuing after" in said
     assert Store.open(own).manifest.content_hash() == Store.open(whole).manifest.content_hash()
+
+
+def test_repair_on_the_command_line(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = shutil.copytree(before, tmp_path / "own")
+    learn(str(own), batch([2, 7], 1), OPTIONS)
+    ref = Store.open(own).manifest.tasks[1].subnetwork
+    path = own / "objects" / ref.sha256[:2] / f"{ref.sha256}.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert run(app, ["inspect", "--verify", "--store", str(own)]) == 4
+    assert "--repair" in capsys.readouterr().err
+    assert run(app, ["inspect", "--repair", "--verify", "--json", "--store", str(own)]) == 0
+    streams = capsys.readouterr()
+    report = json.loads(streams.out)
+    assert (report["verified"], report["repaired"]["lost"]) == (True, ["task2"])
+    assert path.name in report["repaired"]["found"][0]
+    assert streams.err.splitlines()[-1] == "back at generation 1; lost: task2"
+    assert [t.name for t in Store.open(own).manifest.tasks] == ["task1"]
+    # What was lost can be learned again.
+    learn(str(own), batch([2, 7], 1), OPTIONS)
+    assert verify(own) == []
