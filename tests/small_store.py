@@ -1,0 +1,94 @@
+"""A real store of small tasks, and real commands on it that take a fifth of a second each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pictures import bars
+
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.commands.predict import predict
+from clmoe_cli.commands.prune import PruneOptions, prune
+from clmoe_cli.continual.learning import Options
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import Batch
+from store_schema import files
+
+TASKS = ([0, 4], [2, 7], [5, 9])
+OPTIONS = LearnOptions(arch="mlp:8,8", method=Options(Schedule(epochs=1)))
+OPERATIONS = ("create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "sync_folder", "touch", "overwrite")
+
+
+def batch(number: int, images: int = 60) -> Batch:
+    """The data of task ``number``, from 1."""
+    x, y = bars(TASKS[number - 1], images, number)
+    return Batch(x[:, None], y, f"task {number}")
+
+
+def questions() -> Batch:
+    """Images of all the tasks, without labels."""
+    x, _ = bars([c for classes in TASKS for c in classes], 60, 99)
+    return Batch(x[:, None], None, "questions")
+
+
+def build(root: Path, tasks: int) -> Path:
+    for number in range(1, tasks + 1):
+        learn(str(root), batch(number), OPTIONS)
+    return root
+
+
+def learn_next(root: Path, number: int) -> None:
+    learn(str(root), batch(number), OPTIONS)
+
+
+def prune_second(root: Path) -> None:
+    prune(str(root), PruneOptions(task="task2"), lambda plan: True)
+
+
+def answers(root: Path, task: str | None = None) -> list[bytes]:
+    """Everything that a prediction says, to the bit: of one task, or without a task id."""
+    report = predict(str(root), questions(), task=task)
+    return [np.ascontiguousarray(v).tobytes() for v in (report.label, report.task, report.confidence)]
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """The status with which a forked process ends that does so: negative for a signal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside idle threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(n: int, torn: bool) -> list[str]:
+    """Lets n file operations of this process through and kills it before the next, or amid it if it is a write."""
+    done: list[str] = []
+    for name in OPERATIONS:
+        real = getattr(files, name)
+
+        def call(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
+            if len(done) == n:
+                if torn and name == "write":
+                    real(args[0], args[1][: len(args[1]) // 2])  # type: ignore[index, arg-type]
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(name)
+            return real(*args)
+
+        setattr(files, name, call)
+    return done
