@@ -88,6 +88,9 @@ def _verify(root: Path) -> list[Finding]:
             if child is not None and hashlib.sha256(data).hexdigest() != child.parent:
                 raise StoreDamaged("damaged file", where=str(path), expected=f"sha256 {child.parent}")
             manifest = Manifest.from_bytes(data, str(path))
+            if manifest.generation != number:
+                other = f"generation {manifest.generation}"
+                raise StoreDamaged("the manifest of another generation", where=str(path), found=other)
         except ClmoeError as error:
             found(error, path)
             continue
