@@ -59,16 +59,15 @@ def answers(root: Path, task: str | None = None) -> list[bytes]:
     return [np.ascontiguousarray(v).tobytes() for v in (report.label, report.task, report.confidence)]
 
 
-def in_child(act: Callable[[], None]) -> int:
-    """The status with which a forked process ends that does so: negative for a signal."""
+def in_child(act: Callable[[], int | None]) -> int:
+    """The status with which a forked process ends that does so (what it returns, or 0): negative for a signal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside idle threads
         pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            act()
-            status = 0
+            status = act() or 0
         except BaseException:
             traceback.print_exc(file=sys.stderr)
         finally:
