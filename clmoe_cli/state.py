@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,19 @@ def tensor(array: NDArray[np.generic]) -> Tensor:
 
 
 def network(record: ExpertRecord) -> MLP:
-    """The architecture that a record names."""
+    """The architecture that a record names. Raises StoreDamaged for an unknown one, or one with other layers."""
     try:
-        return parse_arch(record.arch, int(np.prod(record.input_shape)))
+        net = parse_arch(record.arch, math.prod(record.input_shape))
     except ValueError as error:
         raise StoreDamaged(
             "unknown architecture of an expert", key=record.id, found=record.arch, expected="mlp:WIDTH,…"
         ) from error
+    layers = {layer.name: tuple(layer.shape) for layer in record.layers}
+    if {name: tuple(shape) for name, shape in net.shared_shapes().items()} != layers:
+        raise StoreDamaged(
+            "an expert has other layers than its architecture", key=record.id, found=str(layers), expected=record.arch
+        )
+    return net
 
 
 @dataclass

@@ -7,9 +7,13 @@ anywhere.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from store_schema.errors import ObjectVanished, StoreDamaged, disk_errors
@@ -137,6 +141,18 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises ObjectVanished when it is not there, StoreDamaged when it is something else or too large, and
     DiskProblem when it cannot be read.
     """
+    with _regular(path, limit) as file:
+        return file.read(limit + 1)
+
+
+def digest(path: Path, limit: int) -> str:
+    """sha256 of a regular file, in bounded memory; raises as :func:`read_regular` does."""
+    with _regular(path, limit) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _regular(path: Path, limit: int) -> Iterator[io.BufferedReader]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
@@ -153,4 +169,4 @@ def read_regular(path: Path, limit: int) -> bytes:
         expected = f"a regular file of at most {limit} bytes"
         raise StoreDamaged("damaged file", where=str(path), found=found, expected=expected)
     with disk_errors(str(path)), os.fdopen(fd, "rb") as file:
-        return file.read(limit + 1)
+        yield file

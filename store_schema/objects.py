@@ -44,13 +44,17 @@ def get(root: Path, ref: ObjectRef) -> bytes:
 
 def verified(path: Path, data: bytes, sha256: str) -> bytes:
     """The bytes, if their hash is right; StoreDamaged if not."""
-    found = hashlib.sha256(data).hexdigest()
+    check(path, hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
+def check(path: Path, found: str, sha256: str) -> None:
+    """Raises StoreDamaged where a file's hash is not the one that it should be."""
     if found != sha256:
         raise StoreDamaged(
             "damaged file", where=str(path), found=f"sha256 {found[:12]}…", expected=f"{sha256[:12]}…",
             hint="restore it from a copy of the store; clmoe inspect --verify lists every damaged file",
         )  # fmt: skip
-    return data
 
 
 def present(root: Path) -> list[Path]:

@@ -66,7 +66,7 @@ def _verify(root: Path) -> list[Finding]:
     for path in objects.present(root):
         # Objects are named by their hash, so that each can be checked without a manifest.
         try:
-            objects.verified(path, files.read_regular(path, layout.MAX_OBJECT), path.stem)
+            objects.check(path, files.digest(path, layout.MAX_OBJECT), path.stem)
         except ClmoeError as error:
             found(error, path)
     for key in checkpoints.present(root):

@@ -102,6 +102,14 @@ def _parse(
     return ExpertWeights({name: shared[name] for name in shapes}, owned)
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object in which no name occurs twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
 def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> object:
     """The header must tile the rest of the file exactly before any library reads it.
 
@@ -111,7 +119,7 @@ def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> object:
         (size,) = struct.unpack_from("<Q", data)
         if size > min(MAX_HEADER, len(data) - 8):
             raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
-        header = json.loads(data[8 : 8 + size].decode())
+        header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=_once)
         spans = []
         for key, entry in header.items():
             if key == "__metadata__":

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from clmoe_cli.continual.experts import MLP, Params
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_schema")]
 torch.set_num_threads(1)
 settings.register_profile("clmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("clmoe")
