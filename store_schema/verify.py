@@ -128,6 +128,7 @@ def check_contents(store: Store, found: Report) -> None:
         except ClmoeError as error:
             found(error, store.root)
             weights = None
+        changed: list[str] = []
         for task in store.manifest.tasks_of(expert.id):
             try:
                 record = store.read_subnetwork(task.name)
@@ -136,9 +137,11 @@ def check_contents(store: Store, found: Report) -> None:
                 continue
             statistics[task.name] = record.gate
             if weights is not None and subnetwork_digest(weights, record.masks, task.name) != task.subnetwork_sha256:
-                assert expert.weights is not None
-                where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
-                found(StoreDamaged(f"the subnetwork of task {task.name} changed", where=str(where)), where)
+                changed.append(f"task {task.name} changed")
+        if changed:
+            assert expert.weights is not None
+            where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
+            found(StoreDamaged(f"the subnetwork of {' and that of '.join(changed)}", where=str(where)), where)
     for gate in store.manifest.gates:
         tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape)]
         where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)

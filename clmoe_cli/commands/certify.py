@@ -14,19 +14,23 @@ TOLERANCE = 1e-4
 
 
 def certify_outputs(store: Store) -> None:
-    """Raises StoreDamaged when a task answers otherwise than when it was learned."""
+    """Raises StoreDamaged naming every task that answers otherwise than when it was learned."""
     here = " ".join(f"{k}={v}" for k, v in sorted(environment().items()))
     loader = Loader(store)
+    changed, largest, exactly = [], 0.0, False
     for record in store.manifest.tasks:
         stored = loader.record(record.name).probe_outputs
         now = probe(loader.task(record.name).params).numpy()
         same = record.probe is not None and record.probe.environment == here
         exact = same and record.probe is not None and common.digest(now) == record.probe.sha256
         if not exact and (same or not np.allclose(stored, now, rtol=TOLERANCE, atol=TOLERANCE)):
-            raise StoreDamaged(
-                "a task's outputs changed",
-                key=record.name,
-                found=f"largest difference {float(np.abs(stored - now).max()):.3g}",
-                expected="bit-identical outputs" if same else f"within {TOLERANCE}",
-                hint="restore the store from a copy",
-            )
+            changed.append(record.name)
+            largest, exactly = max(largest, float(np.abs(stored - now).max())), exactly or same
+    if changed:
+        raise StoreDamaged(
+            "a task's outputs changed" if len(changed) == 1 else f"the outputs of {len(changed)} tasks changed",
+            key=", ".join(changed),
+            found=f"largest difference {largest:.3g}",
+            expected="bit-identical outputs" if exactly else f"within {TOLERANCE}",
+            hint="restore the store from a copy",
+        )
