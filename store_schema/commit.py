@@ -60,6 +60,7 @@ class Writer:
             objects.get(self.root, ref)
         objects.reserve(self.root, len(data))
         files.write_durably(self.root / layout.TMP, path, data)
+        write_format(self.root)  # before HEAD: an older version must not meet a manifest that it cannot read
         self._replace_head(
             Store(self.root, manifest, head_bytes(generation, hashlib.sha256(data).hexdigest(), manifest.repair_floor))
         )

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from store_schema import layout
 from store_schema.errors import StoreDamaged
 from store_schema.layout import MAX_OBJECT
+from store_schema.migrations import upgraded
 
 Suffix = Literal["safetensors", "h5"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -144,7 +146,7 @@ class HistoryEntry(Record):
 class Manifest(Record):
     """One generation of a store."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: layout.FORMAT_VERSION)
     generation: Count
     parent: Sha256 | None
     created_at: Annotated[str, StringConstraints(max_length=40)]
@@ -160,6 +162,8 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
+        if self.format != layout.FORMAT_VERSION:
+            raise ValueError(f"format {self.format}; this version knows {layout.FORMAT_VERSION}")
         _unique("task", [t.name for t in self.tasks])
         _unique("task number", [t.number for t in self.tasks])
         _unique("expert", [e.id for e in self.experts])
@@ -188,14 +192,20 @@ class Manifest(Record):
 
     @staticmethod
     def from_bytes(data: bytes, where: str) -> Manifest:
-        """Parses and checks a manifest; StoreDamaged names the field."""
+        """Parses and checks a manifest, of this format or an older one; StoreDamaged names the field."""
         try:
-            return Manifest.model_validate_json(data)
+            return Manifest.model_validate_json(upgraded(data))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"])) or None
             raise StoreDamaged("not a valid manifest", where=where, key=key, found=first["msg"]) from error
-        except (RecursionError, UnicodeDecodeError) as error:
+        except (
+            RecursionError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # of an older format's fields
             raise StoreDamaged("not a valid manifest", where=where, found=str(error)) from error
 
     def objects(self) -> Iterator[ObjectRef]:

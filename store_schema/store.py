@@ -98,7 +98,7 @@ def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
 
 
 def check_format(root: Path) -> None:
-    """Refuses what is no store, and stores of a newer format by name."""
+    """Refuses what is no store, and stores of a newer format by name; older ones are upgraded as they are read."""
     path = root / layout.FORMAT
     with disk_errors(str(path)):
         if not path.exists() and not path.is_symlink():
@@ -113,7 +113,7 @@ def check_format(root: Path) -> None:
         raise StoreDamaged(
             "not a format number", where=str(path), found=repr(text), expected=str(layout.FORMAT_VERSION)
         )
-    if int(text) != layout.FORMAT_VERSION:
+    if not 1 <= int(text) <= layout.FORMAT_VERSION:
         raise StoreIncompatible(
             "the store has another format", where=str(path), found=f"format {int(text)}",
             expected=f"format {layout.FORMAT_VERSION}", hint="use a clmoe of the version that wrote it, or newer",

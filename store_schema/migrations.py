@@ -1,0 +1,34 @@
+"""From the manifest of an older format to this version's: pure functions of its fields, applied as it is read.
+
+Nothing on disk is changed by reading. The next commit writes this version's manifest, and FORMAT before HEAD, so that
+older versions refuse the store by name from then on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from store_schema import layout
+
+Fields = dict[str, Any]
+UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {}
+"""Format → what makes the next format's fields of its fields. Format 1 is the first."""
+
+
+def upgraded(data: bytes) -> bytes:
+    """A manifest's bytes as this version's format has them; others are left for the validation to refuse.
+
+    Raises ValueError or RecursionError for what is no JSON.
+    """
+    if not UPGRADES:
+        return data
+    fields = json.loads(data)
+    number = fields.get("format") if isinstance(fields, dict) else None
+    if type(number) is not int or number >= layout.FORMAT_VERSION:
+        return data
+    while number < layout.FORMAT_VERSION and number in UPGRADES:
+        fields = {**UPGRADES[number](fields), "format": number + 1}
+        number += 1
+    return json.dumps(fields).encode()
