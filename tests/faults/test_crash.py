@@ -157,7 +157,7 @@ def test_killed_at_system_calls(
         assert found, call
         points += found
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(points))[: 40 if whole else 2]
+    chosen = rng.permutation(len(points))[: 40 if whole else 1]
     failures, hit = [], 0
     for i in chosen:
         names, count = points[i]
@@ -175,4 +175,4 @@ def test_killed_at_system_calls(
     record_property("cases", len(chosen))
     record_property("failures", len(failures))
     assert failures == []
-    assert hit >= len(chosen) // 2
+    assert hit >= len(chosen) // 2, "hardly any was killed"
