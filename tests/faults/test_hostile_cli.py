@@ -269,7 +269,12 @@ def test_stores_made_to_do_harm(
     verbs = [["inspect", "--verify"]]
     if whole:
         learn = ["learn", "--data", str(tmp_path / "task.npz"), "--arch", "mlp:8,8", "--epochs", "1", "--quiet"]
-        verbs += [["predict", "--batch", images, "--quiet"], ["inspect"], ["prune", "--task", "task1", "--yes"], learn]
+        verbs += [
+            ["predict", "--batch", images, "--quiet"],
+            ["inspect"],
+            ["prune", "--task", "task1", "--yes", "--quiet"],
+            learn,
+        ]
     failures, cases, most = [], 0, 0
     for name, change in STORES.items():
         for verb in verbs:
@@ -299,7 +304,7 @@ def test_stores_made_to_do_harm(
     record_property("cases", cases)
     record_property("MiB", most >> 20)
     record_property("failures", len(failures))
-    assert failures == [], failures
+    assert not failures, "\n".join(failures)
 
 
 def test_data_made_to_do_harm(good: Path, tmp_path: Path, record_property: pytest.RecordProperty) -> None:
@@ -315,4 +320,4 @@ def test_data_made_to_do_harm(good: Path, tmp_path: Path, record_property: pytes
     record_property("cases", cases)
     record_property("MiB", most >> 20)
     record_property("failures", len(failures))
-    assert failures == [], failures
+    assert not failures, "\n".join(failures)
