@@ -21,6 +21,7 @@ TMP = "tmp"
 NAMES = frozenset({FORMAT, HEAD, LOCK, MANIFESTS, OBJECTS, CHECKPOINTS, TMP})
 
 SUFFIXES = ("safetensors", "h5")
+NUMBER = re.compile(r"(0|[1-9][0-9]*)\n")
 KEY = re.compile("[0-9a-f]{64}")
 MAX_OBJECT = 4 << 30
 MAX_MANIFEST = 256 << 20

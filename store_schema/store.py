@@ -109,7 +109,7 @@ def check_format(root: Path) -> None:
                 hint = "the folder holds no store; check --store" if root.exists() else "clmoe learn creates it"
                 raise StoreMissing("no store", where=str(root), hint=hint)
     text = files.read_regular(path, 64).decode("ascii", "replace")
-    if not text.strip().isdecimal() or text != f"{int(text)}\n":
+    if not layout.NUMBER.fullmatch(text):
         raise StoreDamaged(
             "not a format number", where=str(path), found=repr(text), expected=str(layout.FORMAT_VERSION)
         )

@@ -185,3 +185,13 @@ def test_links_and_folders_in_place_of_objects_are_refused(make_store: Make, tmp
     with pytest.raises(ClmoeError) as caught:
         Store.open(root).read_subnetwork("a")
     assert caught.value.exit_code in (4, 6)
+
+
+@pytest.mark.parametrize(
+    "text", [b"1", b"1\x1e", b"1\n\n", b" 1\n", b"01\n", b"+1\n", b"1.0\n", b"", b"x\n", b"\xb9\n"]
+)
+def test_a_format_that_is_no_number_is_damage(make_store: Make, text: bytes) -> None:
+    root = make_store("a")
+    (root / "FORMAT").write_bytes(text)
+    with pytest.raises(StoreDamaged, match="FORMAT"):
+        Store.open(root)
