@@ -38,7 +38,8 @@ def pair_of(root: str, pair: tuple[int, int]) -> tuple[Labelled, Labelled]:
     x, y = data.data.reshape(-1, 784).float() / 255, data.targets
     own = torch.isin(y, torch.tensor(pair))
     first = torch.arange(len(y)) < len(y) - 10_000
-    return tuple(Labelled(x[own & part], (y[own & part] == max(pair)).long()) for part in (first, ~first))  # type: ignore[return-value]
+    learn, judge = (Labelled(x[own & part], (y[own & part] == max(pair)).long()) for part in (first, ~first))
+    return learn, judge
 
 
 def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:

@@ -51,7 +51,10 @@ def offline(folder: Path) -> list[Task]:
     """P6 on the 5,000 offline images."""
     make_tasks("mnist5k", folder, classes=PAIRS)
     files = [(folder / f"task{i}.npz", folder / f"task{i}.test.npz") for i in range(1, len(PAIRS) + 1)]
-    return [(*(read_batch(str(f), labels="required") for f in pair), False) for pair in files]  # type: ignore[misc]
+    return [
+        (read_batch(str(learn), labels="required"), read_batch(str(test), labels="required"), False)
+        for learn, test in files
+    ]
 
 
 def pair_of(data: MNIST, pair: tuple[int, ...]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

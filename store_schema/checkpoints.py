@@ -72,7 +72,7 @@ def read(path: Path, key: str) -> Checkpoint:
     data = objects.verified(path, files.read_regular(path, layout.MAX_OBJECT), path.stem)
     metadata = check_header(data, str(path), DTYPES)
     try:
-        about = json.loads(metadata["clmoe"])  # type: ignore[index]
+        about = json.loads(metadata["clmoe"])
         if (about.pop("schema"), about.pop("key")) != (layout.CHECKPOINT_SCHEMA, key):
             raise ValueError("another schema or key")
         checkpoint = Checkpoint(**about, arrays=parse(data))

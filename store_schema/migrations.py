@@ -20,7 +20,7 @@ UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {}
 def upgraded(data: bytes) -> bytes:
     """A manifest's bytes as this version's format has them; others are left for the validation to refuse.
 
-    Raises ValueError or RecursionError for what is no JSON.
+    Raises ValueError or RecursionError for what is no JSON, and ValueError for fields that are not the older format's.
     """
     if not UPGRADES:
         return data
@@ -28,7 +28,9 @@ def upgraded(data: bytes) -> bytes:
     number = fields.get("format") if isinstance(fields, dict) else None
     if type(number) is not int or number >= layout.FORMAT_VERSION:
         return data
-    while number < layout.FORMAT_VERSION and number in UPGRADES:
-        fields = {**UPGRADES[number](fields), "format": number + 1}
-        number += 1
+    for older in range(number, layout.FORMAT_VERSION):
+        try:
+            fields = {**UPGRADES[older](fields), "format": older + 1}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not the fields of format {older}: {error!r}") from error
     return json.dumps(fields).encode()

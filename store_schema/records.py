@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from store_schema import layout
 from store_schema.errors import StoreDamaged
-from store_schema.layout import MAX_OBJECT
 from store_schema.migrations import upgraded
 
 Suffix = Literal["safetensors", "h5"]
@@ -40,7 +39,7 @@ class ObjectRef(Record):
     """An immutable object: its content hash, its size in bytes, its kind."""
 
     sha256: Sha256
-    size: Annotated[int, Field(ge=1, le=MAX_OBJECT)]
+    size: Annotated[int, Field(ge=1, le=layout.MAX_OBJECT)]
     suffix: Suffix
 
 
@@ -52,7 +51,7 @@ class LayerRecord(Record):
 
     @model_validator(mode="after")
     def _bounded(self) -> LayerRecord:
-        if 4 * math.prod(self.shape) > MAX_OBJECT:
+        if 4 * math.prod(self.shape) > layout.MAX_OBJECT:
             raise ValueError(f"layer {self.name!r} is larger than any object")
         return self
 
@@ -146,7 +145,7 @@ class HistoryEntry(Record):
 class Manifest(Record):
     """One generation of a store."""
 
-    format: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: layout.FORMAT_VERSION)
+    format: int = Field(default_factory=lambda: layout.FORMAT_VERSION)
     generation: Count
     parent: Sha256 | None
     created_at: Annotated[str, StringConstraints(max_length=40)]
@@ -199,13 +198,7 @@ class Manifest(Record):
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"])) or None
             raise StoreDamaged("not a valid manifest", where=where, key=key, found=first["msg"]) from error
-        except (
-            RecursionError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # of an older format's fields
+        except (RecursionError, ValueError) as error:
             raise StoreDamaged("not a valid manifest", where=where, found=str(error)) from error
 
     def objects(self) -> Iterator[ObjectRef]:

@@ -110,10 +110,10 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> object:
+def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> dict[str, str]:
     """The header must tile the rest of the file exactly before any library reads it.
 
-    ``sizes``: the types allowed and their bytes. Returns its metadata, unchecked; raises StoreDamaged.
+    ``sizes``: the types allowed and their bytes. Returns its metadata (empty where there is none); raises StoreDamaged.
     """
     try:
         (size,) = struct.unpack_from("<Q", data)
@@ -140,6 +140,9 @@ def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> object:
             edge = end
         if edge != len(data) - 8 - size:
             raise ValueError("offsets do not end where the file does")
-        return header.get("__metadata__")
+        metadata = header.get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no strings by name")
+        return metadata
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pictures import bars
@@ -20,7 +21,7 @@ from clmoe_cli.commands.prune import PruneOptions, prune
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
-from store_schema import files
+from store_schema import Store, StoreMissing, files
 
 TASKS = ([0, 4], [2, 7], [5, 9])
 OPTIONS = LearnOptions(arch="mlp:8,8", method=Options(Schedule(epochs=1)))
@@ -53,6 +54,28 @@ def prune_second(root: Path) -> None:
     prune(str(root), PruneOptions(task="task2"), lambda plan: True)
 
 
+COMMANDS: dict[str, tuple[int, Callable[[Path], None]]] = {
+    "first learn": (0, lambda root: learn_next(root, 1)),
+    "later learn": (2, lambda root: learn_next(root, 3)),
+    "prune": (3, prune_second),
+}
+"""Name → tasks of the store before, and what is done to it."""
+
+
+def state(root: Path) -> tuple[str, ...]:
+    """Content hash and tasks, or nothing for a store that has none yet."""
+    try:
+        manifest = Store.open(root).manifest
+    except StoreMissing:
+        return ()
+    return (manifest.content_hash(), *(t.name for t in manifest.tasks))
+
+
+def told(root: Path) -> dict[str, list[bytes]]:
+    """What each task answers by itself."""
+    return {name: answers(root, name) for name in state(root)[1:]}
+
+
 def answers(root: Path, task: str | None = None) -> list[bytes]:
     """Everything that a prediction says, to the bit: of one task, or without a task id."""
     report = predict(str(root), questions(), task=task)
@@ -81,10 +104,10 @@ def killed_at(n: int, torn: bool) -> list[str]:
     for name in OPERATIONS:
         real = getattr(files, name)
 
-        def call(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
+        def call(*args: Any, name: str = name, real: Callable[..., object] = real) -> object:
             if len(done) == n:
                 if torn and name == "write":
-                    real(args[0], args[1][: len(args[1]) // 2])  # type: ignore[index, arg-type]
+                    real(args[0], args[1][: len(args[1]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
             done.append(name)
             return real(*args)

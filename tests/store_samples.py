@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
 from store_schema import (
@@ -9,6 +12,7 @@ from store_schema import (
     GateRecord,
     HistoryEntry,
     LayerRecord,
+    Store,
     SubnetworkRecord,
     TaskLayer,
     TaskRecord,
@@ -20,7 +24,24 @@ from store_schema import (
     subnetwork_digest,
 )
 
+Make = Callable[..., Path]
+"""The fixture ``make_store``: a store with tasks of these names."""
 SHAPES = {"hidden1.weight": (5, 7), "hidden2.weight": (3, 5)}
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    return {name: data for name, data in snapshot(root).items() if name != "lock"}
+
+
+def names(root: Path) -> list[str]:
+    """The store's tasks."""
+    return [t.name for t in Store.open(root).manifest.tasks]
 
 
 def make_task(name: str, seed: int) -> SubnetworkRecord:

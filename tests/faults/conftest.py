@@ -6,7 +6,21 @@ Each test says how many cases it tried with ``record_property("cases", n)`` and 
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
+from tracing import Strace
+
+
+@pytest.fixture
+def strace(tmp_path: Path) -> Strace:
+    """Skips where there is no strace, or it may not trace: the recorder inside the process is there all the same."""
+    found = shutil.which("strace")
+    if found is None or subprocess.run([found, "-o", "/dev/null", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("strace is not here, or may not trace")
+    return Strace(found, tmp_path / "log")
 
 
 @pytest.fixture

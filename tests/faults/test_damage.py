@@ -1,6 +1,7 @@
 """Random damage to every file of a real store: the same answers or an error, never other answers; files are named.
 
-A missing manifest of an older generation is the one thing that is no damage: ``prune --gc`` leaves a store like that.
+No damage is what is in the lock file, a checkpoint that is gone, and a missing manifest of an older generation: ``prune
+--gc`` leaves a store like that.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_store as small
+from store_samples import contents
 
-from store_schema import ClmoeError, Store, layout, verify
+from store_schema import Checkpoint, ClmoeError, Store, StoreDamaged, checkpoints, layout, repair, verify
 
 Damage = Callable[[Path, list[Path], np.random.Generator], bool]
 
@@ -61,11 +63,14 @@ KINDS: tuple[Damage, ...] = (flip, cut, zero, delete, swap)
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.build(tmp_path_factory.mktemp("damage") / "store", 3)
+    """Three tasks, and a fourth that was stopped on the way."""
+    root = small.build(tmp_path_factory.mktemp("damage") / "store", 3)
+    checkpoints.save(root, "0" * 64, Checkpoint(1, "1" * 64, "task4", "epoch 1", {"x": np.arange(200.0)}))
+    return root
 
 
 def files_of(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.is_file() and p.name != layout.LOCK)
+    return sorted(p for p in root.rglob("*") if p.is_file())
 
 
 def named(root: Path) -> str:
@@ -81,7 +86,8 @@ def changed(root: Path, before: dict[Path, bytes]) -> list[Path]:
 
 
 def to_be_named(bad: list[Path]) -> list[Path]:
-    return [p for p in bad if p.exists() or not (p.parent.name == layout.MANIFESTS and p.stem == "2")]
+    named = [p for p in bad if p.name != layout.LOCK]
+    return [p for p in named if p.exists() or not (p.name == "2.json" or layout.CHECKPOINTS in p.parts)]
 
 
 def mended(before: dict[Path, bytes], paths: list[Path]) -> None:
@@ -95,9 +101,8 @@ def test_the_library_notices_or_answers_the_same(
     root = Path(shutil.copytree(good, tmp_path / "own"))
     before = {path: path.read_bytes() for path in files_of(root)}
     current = Store.open(root).manifest
-    needed = {layout.object_path(root, r.sha256, r.suffix) for r in current.objects()}
-    needed |= {root / "HEAD", root / "FORMAT", layout.manifest_path(root, current.generation)}
-    answer, rng = small.answers(root), np.random.default_rng(0)
+    always_read = {root / "HEAD", root / "FORMAT", layout.manifest_path(root, current.generation)}
+    answer, told, rng = small.answers(root), small.told(root), np.random.default_rng(0)
     failures, refused, cases = [], 0, 25_000 if whole else 600
     for case in range(cases):
         path = list(before)[case % len(before)]
@@ -112,7 +117,7 @@ def test_the_library_notices_or_answers_the_same(
             try:
                 if small.answers(root) != answer:
                     failures.append(f"{case} {kind.__name__} {path.name}: another answer")
-                if set(bad) & needed & {root / "HEAD", root / "FORMAT"}:
+                if set(bad) & always_read:
                     failures.append(f"{case} {kind.__name__} {path.name}: not noticed")
             except ClmoeError as error:
                 refused += 1
@@ -120,12 +125,37 @@ def test_the_library_notices_or_answers_the_same(
                     failures.append(f"{case} {kind.__name__} {path.name}: {error!r}")
         except Exception as error:
             failures.append(f"{case} {kind.__name__} {path.name}: {error!r}")
+        if case % 10 == 0:
+            own = Path(shutil.copytree(root, tmp_path / "repaired"))
+            failures += [f"{case} {kind.__name__} {path.name}: {w}" for w in wrongly_repaired(own, told)]
+            shutil.rmtree(own)
         mended(before, bad)
     record_property("cases", cases)
+    record_property("repairs", (cases + 9) // 10)
     record_property("failures", len(failures))
-    assert failures == [], failures[:20]
+    assert not failures, "\n".join(failures[:20])
     assert refused > cases // 4
     assert named(root) == ""
+
+
+def wrongly_repaired(root: Path, told: dict[str, list[bytes]]) -> list[str]:
+    """What ``inspect --repair`` did wrong with a damaged store; ``told``: what each task answered before."""
+    damaged = contents(root)
+    try:
+        found = repair(root)
+    except StoreDamaged:
+        return [] if contents(root) == damaged else ["a repair that failed has changed something"]
+    wrong = []
+    if [f for f in verify(root) if f.damage]:
+        wrong.append("damage after a repair")
+    tasks = Store.open(root).manifest.tasks
+    if found.generation not in (2, 3) or len(tasks) != found.generation:
+        wrong.append(f"repaired to generation {found.generation} with {len(tasks)} tasks")
+    if (len(tasks) < len(told)) != bool(found.lost):
+        wrong.append(f"lost {found.lost}, left {len(tasks)} tasks")
+    if any(small.answers(root, t.name) != told[t.name] for t in tasks):
+        wrong.append("other answers after a repair")
+    return wrong
 
 
 def test_the_command_line_notices_or_answers_the_same(

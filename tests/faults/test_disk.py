@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_store as small
+from store_samples import contents
+from tracing import CALLS, Strace
 
 from clmoe_cli.app import app
 from clmoe_cli.commands import resuming
@@ -22,10 +25,6 @@ from store_schema import Store, files, verify
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES, errno.EDQUOT)
 OVERRULED = {"unlink", "rmdir"}
 """Sweeping may fail: it is made up for by the next run."""
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +53,14 @@ def failing_at(n: int, number: int, *, on: bool, short: bool) -> list[str]:
     for name in small.OPERATIONS:
         real = getattr(files, name)
 
-        def call(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
+        def call(*args: Any, name: str = name, real: Callable[..., object] = real) -> object:
             done.append(name)
             if len(done) - 1 == n or (on and len(done) - 1 > n):
                 if name == "write":
-                    real(args[0], args[1][: len(args[1]) // 3])  # type: ignore[index, arg-type]
+                    real(args[0], args[1][: len(args[1]) // 3])
                 raise OSError(number, os.strerror(number))
             if short and name == "write":
-                return real(args[0], args[1][: max(7, len(args[1]) // 5)])  # type: ignore[index, arg-type]
+                return real(args[0], args[1][: max(7, len(args[1]) // 5)])
             return real(*args)
 
         setattr(files, name, call)
@@ -114,6 +113,53 @@ def test_any_operation_may_fail(
     record_property("cases", cases)
     record_property("failures", len(failures))
     assert failures == [], failures[:20]
+
+
+@pytest.mark.parametrize("verb", ["learn", "prune", "predict", "inspect"])
+def test_system_calls_that_fail(
+    verb: str, good: Path, data: str, tmp_path: Path, whole: bool, record_property: pytest.RecordProperty,
+    strace: Strace,
+) -> None:  # fmt: skip
+    """Real processes, reads as well; what fails is whatever the command asks of the store's files."""
+    root = tmp_path / "store"
+    other = {"predict": ["predict", "--json", "--batch", data], "inspect": ["inspect", "--verify", "--json"]}
+    command = [sys.executable, "-m", "clmoe_cli", *(verbs(data) | other)[verb], "--store", str(root)]
+    shutil.copytree(good, root)
+    points = strace.points(command, root, (*CALLS, "read"))
+    rng = np.random.default_rng(0)
+    points = [points[i] for i in rng.permutation(len(points))[: 40 if whole else 1]]
+    before, old = Store.open(good).manifest.content_hash(), contents(good)
+    failures, refused = [], 0
+    for i, point in enumerate(points):
+        shutil.rmtree(root)
+        shutil.copytree(good, root)
+        name = ("EIO", "ENOSPC", "EROFS", "EMFILE")[i % 4]
+        done = strace.injected(command, point, f"error={name}")
+        refused += done.returncode in (4, 6)
+        wrong = []
+        if done.returncode not in (0, 4, 6):
+            wrong.append("exit code")
+        if done.returncode and (done.stderr.count("\n") != 1 or done.stdout):
+            wrong.append("not one line")
+        if (
+            done.returncode
+            and "in place" not in done.stderr
+            and (Store.open(root).manifest.content_hash() != before or not old.items() <= contents(root).items())
+        ):
+            wrong.append("the old state is gone")
+        if [f for f in verify(root) if f.damage]:
+            wrong.append("damage")
+        following = [*verbs(data)["learn"], "--name", "next", "--if-known", "new"]
+        if strace.run([*command[:3], *following, *command[-2:]]).returncode:
+            wrong.append("the next run fails")
+        if list((root / "tmp").iterdir()):
+            wrong.append("left in tmp")
+        failures += [f"{verb} {point} {name}: {w}: {done.returncode} {done.stderr[-300:]}" for w in wrong]
+    record_property("cases", len(points))
+    record_property("refused", refused)
+    record_property("failures", len(failures))
+    assert not failures, "\n".join(failures)
+    assert refused > len(points) // 4 or not whole
 
 
 @pytest.fixture

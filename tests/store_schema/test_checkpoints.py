@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_samples import Make
 
 from store_schema import Checkpoint, StoreDamaged, checkpoints, verify
 
-Make = Callable[..., Path]
 KEY, OTHER = "a" * 64, "b" * 64
 
 

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from store_samples import SHAPES, make_task
+from store_samples import SHAPES, Make, make_task
 
 from store_schema import (
     ClmoeError,
@@ -26,9 +24,6 @@ from store_schema import (
     remove_tasks,
     subnetwork_digest,
 )
-
-Make = Callable[..., Path]
-
 
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
 

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task
 
 from store_schema import (
     ClmoeError,
@@ -18,12 +17,6 @@ from store_schema import (
     verify,
     writer,
 )
-
-Make = Callable[..., Path]
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def named_as_damaged(root: Path) -> str:

@@ -7,27 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task, contents, names, snapshot
 
 from store_schema import (
     DiskProblem,
-    Store,
     StoreMissing,
     files,
     verify,
     writer,
 )
-
-Make = Callable[..., Path]
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def names(root: Path) -> list[str]:
-    return [t.name for t in Store.open(root).manifest.tasks]
-
 
 OPERATIONS = ("create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "sync_folder", "touch", "overwrite")
 
@@ -172,12 +160,12 @@ def test_a_writer_goes_on_from_a_head_whose_last_fsync_failed(
 
 def test_too_little_space_is_said_before_anything_is_written(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_store("a")
-    before = snapshot(root)
+    before = contents(root)
     usage = shutil.disk_usage(root)._replace(free=1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with writer(root) as locked, pytest.raises(DiskProblem, match="free some space"):
         commit_task(locked, "b", 1)
-    assert {k: v for k, v in snapshot(root).items() if k != "lock"} == {k: v for k, v in before.items() if k != "lock"}
+    assert contents(root) == before
 
 
 def test_what_could_not_be_swept_is_told(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:

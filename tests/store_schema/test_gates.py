@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from store_samples import Make
 
 from clmoe_cli.commands.prune import PruneOptions, prune
 from store_schema import ClmoeError, SolvedGate, Store, StoreDamaged, coarse_form, encode_gate, rows_of, verify, writer
 from store_schema.gates import decode_gate
-
-Make = Callable[..., Path]
 
 
 def gate_of(classes: int, d: int, k: int, seed: int = 0) -> SolvedGate:

@@ -24,9 +24,6 @@ from store_schema import (
     encode_subnetwork,
 )
 
-Make = Callable[..., Path]
-
-
 RECORD = ExpertRecord(
     id="e1", arch="mlp:5,3", input_shape=(7,), input_scale=1.0, seed=1,
     layers=tuple(LayerRecord(name=n, shape=s) for n, s in SHAPES.items()), weights=None,

@@ -5,27 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task, names
 
 from store_schema import (
-    Store,
     StoreLocked,
     StoreMissing,
     read_consistently,
     verify,
     writer,
 )
-
-Make = Callable[..., Path]
-
-
-def names(root: Path) -> list[str]:
-    return [t.name for t in Store.open(root).manifest.tasks]
-
 
 HOLD = """
 import sys, time

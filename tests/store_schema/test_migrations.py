@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task, contents, names
 
 from store_schema import (
     Manifest,
@@ -21,16 +20,6 @@ from store_schema import (
     verify,
     writer,
 )
-
-Make = Callable[..., Path]
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def names(root: Path) -> list[str]:
-    return [t.name for t in Store.open(root).manifest.tasks]
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,15 +37,13 @@ def test_an_older_store_is_read_as_it_is_and_upgraded_by_the_next_commit(
     make_store: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_store("a", "b")
-    before = snapshot(root)
+    before = contents(root)
     with monkeypatch.context() as patch:
         next_version(patch)
         assert verify(root) == []
         assert Store.open(root).manifest.task("a").config["made"] == "before"
         assert repair(root).lost == ()
-        assert {k: v for k, v in snapshot(root).items() if k != "lock"} == {
-            k: v for k, v in before.items() if k != "lock"
-        }
+        assert contents(root) == before
         with writer(root) as locked:
             commit_task(locked, "c", 3)
         assert (root / "FORMAT").read_text() == "2\n"

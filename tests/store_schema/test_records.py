@@ -32,9 +32,6 @@ from store_schema import (
 )
 from store_schema.errors import disk_errors
 
-Make = Callable[..., Path]
-
-
 EMPTY = Manifest(generation=0, parent=None, created_at="", seed=5)
 EXPERT = ExpertRecord(
     id="e1", arch="mlp:5,3", input_shape=(7,), input_scale=1.0, seed=1,

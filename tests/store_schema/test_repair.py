@@ -6,23 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task, contents, names
 
 from store_schema import ObjectRef, Store, StoreDamaged, layout, repair, verify, writer
-
-Make = Callable[..., Path]
-
-
-def names(root: Path) -> list[str]:
-    return [t.name for t in Store.open(root).manifest.tasks]
 
 
 def layout_path(root: Path, ref: ObjectRef) -> Path:
     return layout.object_path(root, ref.sha256, ref.suffix)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 def own_objects(root: Path) -> list[Path]:

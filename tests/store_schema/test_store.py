@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_samples import commit_task
+from store_samples import Make, commit_task, snapshot
 
 from store_schema import (
     Store,
@@ -15,16 +14,6 @@ from store_schema import (
     verify,
     writer,
 )
-
-Make = Callable[..., Path]
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def names(root: Path) -> list[str]:
-    return [t.name for t in Store.open(root).manifest.tasks]
 
 
 def test_what_was_committed_is_read_back(make_store: Make) -> None:
