@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
-from clmoe_cli.continual.experts import MLP, Params, parse_arch
+from clmoe_cli.continual.experts import Network, Params, parse_arch
 from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
 from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.importance import restored
@@ -33,13 +32,13 @@ def tensor(array: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(array, copy=True))
 
 
-def network(record: ExpertRecord) -> MLP:
+def network(record: ExpertRecord) -> Network:
     """The architecture that a record names. Raises StoreDamaged for an unknown one, or one with other layers."""
     try:
-        net = parse_arch(record.arch, math.prod(record.input_shape))
+        net = parse_arch(record.arch, record.input_shape)
     except ValueError as error:
         raise StoreDamaged(
-            "unknown architecture of an expert", key=record.id, found=record.arch, expected="mlp:WIDTH,…"
+            "unknown architecture of an expert", key=record.id, found=record.arch, expected=str(error)
         ) from error
     layers = {layer.name: tuple(layer.shape) for layer in record.layers}
     if {name: tuple(shape) for name, shape in net.shared_shapes().items()} != layers:
@@ -54,10 +53,12 @@ class Loader:
     """Reads experts and tasks of one snapshot of a store, each object at most once."""
 
     store: Store
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         self._weights: dict[str, ExpertWeights] = {}
         self._records: dict[str, SubnetworkRecord] = {}
+        self._networks: dict[str, Network] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Params]] = {}
 
@@ -78,6 +79,12 @@ class Loader:
             self._records[task] = self.store.read_subnetwork(task)
         return self._records[task]
 
+    def network(self, expert: str) -> Network:
+        """The architecture of an expert."""
+        if expert not in self._networks:
+            self._networks[expert] = network(self.manifest.expert(expert))
+        return self._networks[expert]
+
     def shared(self, expert: str) -> Params:
         """An expert's shared weights; what no task owns is zero."""
         return {name: tensor(value) for name, value in self.weights(expert).shared.items()}
@@ -87,7 +94,7 @@ class Loader:
         if name not in self._tasks:
             record = self.record(name)
             expert = self.manifest.expert(record.expert)
-            self._tasks[name] = subnetwork(record, self.weights(record.expert), network(expert))
+            self._tasks[name] = subnetwork(record, self.weights(record.expert), self.network(expert.id), self.device)
         return self._tasks[name]
 
     def tasks(self, names: Sequence[str]) -> list[Subnetwork]:
@@ -110,7 +117,7 @@ class Loader:
             arrays = {key: tensor(value) for key, value in record.gate.items()}
             self._answering[name] = (
                 _subspaces(name, arrays, len(task.classes)),
-                parameters(record, self.weights(task.expert), network(self.manifest.expert(task.expert))),
+                parameters(record, self.weights(task.expert), self.network(task.expert), self.device),
             )
         return self._answering[name]
 
@@ -120,23 +127,24 @@ class Loader:
         return masks.union(self.shared(expert), [self.task(name).mask for name in names])
 
 
-def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Params:
+def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: Network, device: str) -> Params:
     """A task's parameters, layer by layer: its expert's weights where its masks say so, and its own."""
     values = {name: tensor(value) for name, value in weights.shared.items()}
     values |= {name: tensor(value) for name, value in weights.owned[record.task].items()}
-    ordered = {f"{layer}.{kind}": values[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
-    return masks.applied(ordered, {name: tensor(value) for name, value in record.masks.items()})
+    found = masks.applied(net.ordered(values), {name: tensor(value) for name, value in record.masks.items()})
+    return {name: value.to(device) for name, value in found.items()}
 
 
-def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: MLP) -> Subnetwork:
+def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: Network, device: str = "cpu") -> Subnetwork:
     """Puts a task together from its own object and its expert's weights."""
     half = {name: tensor(value) for name, value in record.scores.items()}
     statistics = {name: tensor(value) for name, value in record.statistics.items()}
     return Subnetwork(
         record.task,
         record.expert,
-        parameters(record, weights, net),
-        {name: tensor(value) for name, value in record.masks.items()},
+        net,
+        parameters(record, weights, net, device),
+        {name: tensor(value).to(device) for name, value in record.masks.items()},
         restored(half, dict(record.score_scale)),
         Whitening(
             {name: _gaussian(statistics, name) for name in RANKS},
@@ -201,7 +209,7 @@ def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
     )
 
 
-def merged(weights: ExpertWeights | None, net: MLP, learned: Learned, used: masks.Masks) -> ExpertWeights:
+def merged(weights: ExpertWeights | None, net: Network, learned: Learned, used: masks.Masks) -> ExpertWeights:
     """The expert's weights with a task's own put in; entries of other tasks stay bit for bit.
 
     ``used``: what any task uses; the rest is zero, also where a refined task has given a weight up.

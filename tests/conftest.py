@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from clmoe_cli.continual.experts import MLP, Params
+from clmoe_cli.continual.experts import Network, Params
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_schema")]
 torch.set_num_threads(1)
@@ -24,7 +24,12 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def random_params(net: MLP, classes: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
+def random_params(net: Network, classes: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
     both = net.initial_shared(rng) | net.initial_owned(classes, rng)
-    ordered = {f"{layer}.{kind}": both[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
-    return {name: (value + 0.1 * torch.randn(value.shape, generator=rng)).to(dtype) for name, value in ordered.items()}
+    return {
+        # Variances stay positive.
+        name: (value + 0.1 * torch.randn(value.shape, generator=rng).abs()).to(dtype)
+        if name.endswith("running_var")
+        else (value + 0.1 * torch.randn(value.shape, generator=rng)).to(dtype)
+        for name, value in net.ordered(both).items()
+    }

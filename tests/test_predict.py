@@ -98,7 +98,7 @@ def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypa
     assert not np.array_equal(fused.confidence, gate.confidence)
     asked: list[int] = []
 
-    def silent(params: Any, x: torch.Tensor) -> torch.Tensor:
+    def silent(net: Any, params: Any, x: torch.Tensor) -> torch.Tensor:
         asked.append(len(x))
         return torch.zeros(len(x), 2)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from clmoe_cli.continual.calibration import MINIMUM
+from clmoe_cli.continual.images import Rows
 from clmoe_cli.continual.learning import FEW
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -16,13 +17,15 @@ from store_schema import BadInput, TaskRecord
 LARGEST = 1e4
 """Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
 
+CHUNK = 1024
+
 BALANCE = 8
 """Refining needs of each class at least this fraction of an even share."""
 
 
-def check_range(x: Tensor, scale: float, source: str) -> None:
+def check_range(x: Rows, scale: float, source: str) -> None:
     """Refuses images [N, D], in units of the expert's input scale, of which one is far beyond the others (BadInput)."""
-    largest = x.abs().amax(dim=1)
+    largest = torch.cat([part.abs().amax(dim=1) for part in x.split(CHUNK)])
     if bool((largest > LARGEST).any()):
         worst = int(largest.argmax())
         raise BadInput(

@@ -10,7 +10,7 @@ from typing import Literal
 from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
 from clmoe_cli.continual import masks
-from clmoe_cli.continual.experts import MLP
+from clmoe_cli.continual.experts import Network
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.onset import Verdict
 from clmoe_cli.continual.placement import Candidate, Placement
@@ -48,7 +48,7 @@ def commit_learned(
     locked: Writer,
     loader: Loader,
     record: ExpertRecord,
-    net: MLP,
+    net: Network,
     learned: Learned,
     others: Sequence[str],
     action: Literal["learn", "refine"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.shortlist import shortlist
@@ -19,6 +21,10 @@ from clmoe_cli.state import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
 
 ONSET_IMAGES = 256
+IN_MEMORY = 256 << 20
+"""Bytes up to which images are kept as float32."""
+CHUNK = 1 << 24
+"""Numbers looked at at a time, where all images are looked at once."""
 
 
 def flat(batch: Batch, scale: float) -> Tensor:
@@ -27,10 +33,21 @@ def flat(batch: Batch, scale: float) -> Tensor:
     return x if scale == 1.0 else x * scale
 
 
+def rows(batch: Batch, scale: float) -> Rows:
+    """The same, read when they are looked at where they would take much memory."""
+    if batch.images.size * 4 <= IN_MEMORY:
+        return flat(batch, scale)
+
+    def read(index: Tensor) -> Tensor:
+        return flat(part(batch, index), scale)
+
+    return Images(read, torch.arange(len(batch.images)))
+
+
 def part(batch: Batch, index: Tensor) -> Batch:
     """The images (and labels) at these positions."""
     chosen = index.numpy()
-    return Batch(batch.images[chosen], None if batch.labels is None else batch.labels[chosen], batch.source)
+    return replace(batch, images=batch.images[chosen], labels=None if batch.labels is None else batch.labels[chosen])
 
 
 def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
@@ -59,8 +76,10 @@ def input_scale(batch: Batch) -> float:
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
     The median image decides: a few broken ones must not shrink all others to nothing.
     """
-    flat = batch.scaled().reshape(len(batch.images), -1)
-    rms = float(np.median(np.sqrt(np.mean(np.square(flat, dtype=np.float64), axis=1))))
+    n = len(batch.images)
+    step = max(1, CHUNK // (batch.images.size // n))
+    parts = [part(batch, index).scaled().reshape(len(index), -1) for index in torch.arange(n).split(step)]
+    rms = float(np.median(np.concatenate([np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1)) for x in parts])))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
 
 
@@ -74,7 +93,7 @@ def shortlisted(manifest: Manifest, names: Sequence[str], batch: Batch) -> list[
     records = [manifest.task(name) for name in names]
     # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
     sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
-    return [names[i] for i in shortlist(sketches, flat(batch, 1.0))]
+    return [names[i] for i in shortlist(sketches, rows(batch, 1.0))]
 
 
 def onset_evidence(
@@ -90,7 +109,7 @@ def onset_evidence(
         x = flat(few, loader.manifest.expert(record.expert).input_scale)
         raw[name] = deviations(task, x, [kind])[kind]
         codes = torch.tensor(book.codes(record.classes))
-        predicted = codes[logits(task.params, x).argmax(dim=1)]
+        predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
         calibration = task.calibration[kind]
         found[name] = Evidence(
             calibration.p_values(raw[name]), predicted, frozenset(codes.tolist()), len(calibration.values)

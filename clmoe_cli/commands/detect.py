@@ -7,12 +7,12 @@ import torch
 from clmoe_cli.commands import common
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
-from clmoe_cli.continual.training import Labelled
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader, derived_seed, generator, network
+from clmoe_cli.state import Loader, derived_seed, generator
 from store_schema import BadInput, Store, read_consistently
 
 EVIDENCE = ("fisher", "gradient")
@@ -56,9 +56,9 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
         record = manifest.expert(manifest.task(name).expert)
         x = common.flat(few, record.input_scale)
         # Without labels the pseudo-labels of the task's own subnetwork stand in.
-        known = KnownTask(task.name, task.expert, task.params, task.mask, task.scores)
+        known = KnownTask(task.name, task.expert, task.net, task.params, task.mask, task.scores)
         pseudo = _pseudo(found[name].predicted)
-        draws = [network(record).initial_shared(rng) for _ in range(DRAWS)]
+        draws = [task.net.initial_shared(rng) for _ in range(DRAWS)]
         agreed = agreement(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1)
         rows.append(
             {

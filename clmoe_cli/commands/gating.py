@@ -89,7 +89,8 @@ def decide(
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
         expert = manifest.expert(manifest.task(names[task]).expert)
         x = common.flat(common.part(batch, rows), expert.input_scale)
-        return logits(loader.answering(names[task])[1], x).double().log_softmax(dim=1)
+        net = loader.network(expert.id)
+        return logits(net, loader.answering(names[task])[1], x).double().log_softmax(dim=1)
 
     sources = Sources(
         solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None

@@ -18,10 +18,11 @@ from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
 from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.continual import learning, masks
-from clmoe_cli.continual.experts import MLP, parse_arch
+from clmoe_cli.continual.experts import Network, parse_arch
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, Candidate, KnownTask, Placement, compare, place
-from clmoe_cli.continual.training import Labelled, OnEpoch
+from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader, derived_seed, generator, network
@@ -190,7 +191,7 @@ class _Learning:
             draws = [net.initial_shared(self.generator) for _ in range(DRAWS)]
             for name in near:
                 t = self.loader.task(name)
-                known = KnownTask(t.name, t.expert, t.params, t.mask, t.scores)
+                known = KnownTask(t.name, t.expert, t.net, t.params, t.mask, t.scores)
                 candidates.append(
                     compare(known, draws, few, len(self.classes), self.options.thresholds, self.generator)
                 )
@@ -208,7 +209,7 @@ class _Learning:
 
     def _new_expert(self) -> ExpertRecord:
         number = self.manifest.next_expert
-        net = parse_arch(self.options.arch, int(torch.tensor(self.batch.input_shape).prod()))
+        net = parse_arch(self.options.arch, self.batch.input_shape)
         return ExpertRecord(
             id=f"e{number}",
             arch=self.options.arch,
@@ -254,7 +255,7 @@ class _Learning:
     def _commit(
         self,
         record: ExpertRecord,
-        net: MLP,
+        net: Network,
         learned: learning.Learned,
         others: list[str],
         action: Literal["learn", "refine"],
@@ -277,7 +278,7 @@ class _Learning:
         """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""
         assert batch.labels is not None
         y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
-        x = common.flat(batch, scale)
+        x = common.rows(batch, scale)
         check_range(x, scale, batch.source)
         return Labelled(x, y)
 

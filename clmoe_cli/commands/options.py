@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from clmoe_cli.commands.names import one_of
@@ -60,6 +59,6 @@ def check(batch: Batch, options: LearnOptions) -> None:
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     try:
-        parse_arch(options.arch, math.prod(batch.input_shape))
+        parse_arch(options.arch, batch.input_shape)
     except ValueError as error:
         raise UsageProblem(str(error)) from error

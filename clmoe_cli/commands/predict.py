@@ -16,6 +16,7 @@ from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import routing
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.fusion import Decision
+from clmoe_cli.continual.images import taken
 from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -168,7 +169,7 @@ def _routed(
     """Decides by evidence of whole subnetworks; without ``router`` the only task answers."""
     tasks = loader.tasks(names)
     scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
-    scaled = {scale: common.flat(batch, scale) for scale in set(scales)}
+    scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
     n = len(batch.images)
     chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
@@ -179,8 +180,8 @@ def _routed(
     p_value = torch.zeros(n, dtype=torch.float64)
     for i in chosen.unique().tolist():
         task, where = tasks[i], (chosen == i).nonzero()[:, 0]
-        x = inputs[i][where]
-        best = logits(task.params, x).double().softmax(dim=1).max(dim=1)
+        x = taken(inputs[i], where)
+        best = logits(task.net, task.params, x).double().softmax(dim=1).max(dim=1)
         own = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
         codes[where] = own[best.indices]
         confidence[where] = best.values * posterior[where, i]

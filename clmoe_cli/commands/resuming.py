@@ -50,7 +50,7 @@ class Resuming:
         started = time.monotonic()
         if started < self.next:
             return
-        arrays = {name: value.numpy() for name, value in state.items()}
+        arrays = {name: value.cpu().numpy() for name, value in state.items()}
         checkpoints.save(self.root, self.key, Checkpoint(self.number + 1, self.parent, self.task, reached, arrays))
         self.number, self.reached = self.number + 1, reached
         ended = time.monotonic()

@@ -1,15 +1,17 @@
-"""Experts: networks whose weight matrices are shared by tasks and whose other parameters a task owns.
+"""Experts: networks whose weight matrices and kernels are shared by tasks and whose other parameters a task owns.
 
-Layout of the parameters (``P`` stands for a ``dict[str, Tensor]``):
+Layout of the parameters (``Params``: name → tensor, in the order of computation):
 
-====================  ============  ======================================================
-name                  shape         who has it
-====================  ============  ======================================================
-``hidden{i}.weight``  [out, in]     shared: masks say which entries a task uses
-``hidden{i}.bias``    [out]         owned by the task
-``output.weight``     [C, in]       owned: one row per class of the task, appended per task
-``output.bias``       [C]           owned
-====================  ============  ======================================================
+==========================================  =================  ==========================================
+name                                        shape              who has it
+==========================================  =================  ==========================================
+``{layer}.weight`` of a dense layer         [out, in]          shared: masks say which entries a task uses
+``{layer}.weight`` of a convolution         [out, in, kh, kw]  shared
+``{layer}.bias``                            [out]              owned by the task
+``{layer}.weight`` of a normalisation       [channels]         owned
+``{layer}.running_mean``, ``.running_var``  [channels]         owned: statistics, moved by no gradient
+``output.weight``, ``output.bias``          [C, in], [C]       owned: a row per class, appended per task
+==========================================  =================  ==========================================
 
 Inputs are flattened images times the expert's ``input_scale``, shape [N, D].
 """
@@ -17,57 +19,58 @@ Inputs are flattened images times the expert's ``input_scale``, shape [N, D].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clmoe_cli.continual.images import Rows
+
 Params = dict[str, Tensor]
+Drop = Callable[[str, Tensor], Tensor]
+"""What a layer of that name reads instead of ``a``, as dropout does while training."""
 
 MAX_WIDTH = 65_536
 MAX_WEIGHTS = 100_000_000
+STATISTICS = ("running_mean", "running_var")
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class MLP:
-    """A multilayer perceptron with ReLU: ``input_size`` inputs and hidden layers of the widths ``hidden``."""
+class Dense:
+    """A layer ``W a + b``."""
 
-    input_size: int
-    hidden: tuple[int, ...]
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers, input side first; the last one is ``output``."""
-        return (*(f"hidden{i + 1}" for i in range(len(self.hidden))), "output")
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution and its geometry, as in :func:`torch.nn.functional.unfold`."""
 
-    def shared_shapes(self) -> dict[str, tuple[int, int]]:
-        """Name → shape [out, in] of every shared weight."""
-        sizes = (self.input_size, *self.hidden)
-        return {f"hidden{i + 1}.weight": (sizes[i + 1], sizes[i]) for i in range(len(self.hidden))}
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
 
-    def initial_shared(self, generator: torch.Generator) -> Params:
-        """Fresh shared weights (He et al. 2015, uniform)."""
-        return {
-            name: _uniform(shape, math.sqrt(6.0 / shape[1]), generator) for name, shape in self.shared_shapes().items()
-        }
 
-    def initial_owned(self, classes: int, generator: torch.Generator) -> Params:
-        """Fresh owned parameters of a task with that many classes; biases start at zero."""
-        owned = {f"hidden{i + 1}.bias": torch.zeros(width) for i, width in enumerate(self.hidden)}
-        shape = (classes, self.hidden[-1])
-        owned["output.weight"] = _uniform(shape, math.sqrt(1.0 / shape[1]), generator)
-        owned["output.bias"] = torch.zeros(classes)
-        return owned
+@dataclass(frozen=True)
+class Normalisation:
+    """A normalisation by running statistics, which the task owns; ``eps`` is added to the variance."""
+
+    eps: float
+
+
+Kind = Dense | Convolution | Normalisation
 
 
 @dataclass(frozen=True)
 class Pass:
     """What one forward pass leaves behind.
 
-    ``inputs[layer]`` is what the layer reads, [N, in]; ``outputs[layer]`` what it computes before the
-    ReLU, [N, out]; the outputs of ``output`` are the logits, [N, C].
+    ``inputs[layer]`` is what the layer reads, [N, in] or [N, channels, h, w]; ``outputs[layer]`` what it computes
+    before the ReLU; the outputs of ``output`` are the logits, [N, C].
     """
 
     inputs: dict[str, Tensor]
@@ -78,53 +81,182 @@ class Pass:
         """Logits, [N, C]."""
         return self.outputs["output"]
 
+    def hidden(self, layers: Sequence[str]) -> Tensor:
+        """What these layers read, side by side, [N, d]; of maps the mean over their positions, each map once."""
+        once = {id(self.inputs[layer]): self.inputs[layer] for layer in layers}
+        return torch.cat([a.mean(dim=(2, 3)) if a.ndim == 4 else a for a in once.values()], dim=1)
+
+
+class Network(ABC):
+    """An architecture without parameters; it computes with those that it is given."""
+
+    input_size: int
+    """Numbers of one image, D."""
+
     @property
-    def hidden(self) -> Tensor:
-        """All hidden activations side by side, [N, sum of the hidden widths]."""
-        after_first = list(self.inputs.values())[1:]
-        return torch.cat(after_first, dim=1)
+    def chunk(self) -> int:
+        """Images of one pass without gradients, so that memory stays bounded."""
+        return CHUNK
+
+    @property
+    @abstractmethod
+    def kinds(self) -> Mapping[str, Kind]:
+        """Layers with parameters in the order of computation, the last one is ``output``."""
+
+    @abstractmethod
+    def shared_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every shared weight."""
+
+    @abstractmethod
+    def initial_owned(self, classes: int, generator: torch.Generator) -> Params:
+        """Fresh owned parameters of a task with that many classes."""
+
+    @abstractmethod
+    def logits(
+        self, params: Mapping[str, Tensor], x: Tensor, drop: Drop | None = None, training: bool = False
+    ) -> Tensor:
+        """Logits [N, C] of images [N, D]. ``training``: by the batch's statistics, noted in ``params``."""
+
+    @abstractmethod
+    def trace(self, params: Mapping[str, Tensor], x: Tensor) -> Pass:
+        """One forward pass on images [N, D] with all that it leaves behind; a gradient can be asked of the outputs."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers with parameters, in the order of computation."""
+        return tuple(self.kinds)
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """The layers that read hidden activations: all dense ones and convolutions after the first."""
+        return tuple(name for name, kind in self.kinds.items() if not isinstance(kind, Normalisation))[1:]
+
+    @property
+    def normalised(self) -> bool:
+        """Whether there are statistics that have to fit the weights."""
+        return any(isinstance(kind, Normalisation) for kind in self.kinds.values())
+
+    def initial_shared(self, generator: torch.Generator) -> Params:
+        """Fresh shared weights (He et al. 2015, uniform)."""
+        return {
+            name: uniform(shape, math.sqrt(6.0 / math.prod(shape[1:])), generator)
+            for name, shape in self.shared_shapes().items()
+        }
+
+    def ordered(self, values: Mapping[str, Tensor]) -> Params:
+        """The same parameters in the order of computation."""
+        kinds = ("weight", "bias", *STATISTICS)
+        names = [f"{layer}.{kind}" for layer in self.layers for kind in kinds]
+        return {name: values[name] for name in names if name in values}
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Images [N, D] as statistics of inputs see them."""
+        return x
+
+    def adapted(self, params: Mapping[str, Tensor], x: Tensor) -> Params:
+        """The parameters with the statistics of normalisations replaced by those of images [N, D]."""
+        return dict(params)
 
 
-def parse_arch(text: str, input_size: int) -> MLP:
-    """``mlp:500,500`` → :class:`MLP`.
+@dataclass(frozen=True)
+class MLP(Network):
+    """A multilayer perceptron with ReLU: ``input_size`` inputs and hidden layers of the widths ``hidden``."""
+
+    input_size: int
+    hidden: tuple[int, ...]
+
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """``hidden1``, ``hidden2``, … and ``output``."""
+        return {name: Dense() for name in (*(f"hidden{i + 1}" for i in range(len(self.hidden))), "output")}
+
+    def shared_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape [out, in] of every shared weight."""
+        sizes = (self.input_size, *self.hidden)
+        return {f"hidden{i + 1}.weight": (sizes[i + 1], sizes[i]) for i in range(len(self.hidden))}
+
+    def initial_owned(self, classes: int, generator: torch.Generator) -> Params:
+        """Fresh owned parameters of a task with that many classes; biases start at zero."""
+        owned = {f"hidden{i + 1}.bias": torch.zeros(width) for i, width in enumerate(self.hidden)}
+        shape = (classes, self.hidden[-1])
+        owned["output.weight"] = uniform(shape, math.sqrt(1.0 / shape[1]), generator)
+        owned["output.bias"] = torch.zeros(classes)
+        return owned
+
+    def logits(
+        self, params: Mapping[str, Tensor], x: Tensor, drop: Drop | None = None, training: bool = False
+    ) -> Tensor:
+        """Logits [N, C]; there is nothing that differs while training but ``drop``."""
+        for layer in self.layers:
+            x = x if layer == "hidden1" else F.relu(x)
+            x = x if drop is None else drop(layer, x)
+            x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+        return x
+
+    def trace(self, params: Mapping[str, Tensor], x: Tensor) -> Pass:
+        """One forward pass on images [N, D]."""
+        # The outputs need a gradient although no parameter does: the first bias carries it there.
+        tracked = {**params, "hidden1.bias": params["hidden1.bias"].detach().requires_grad_(True)}
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        for layer in self.layers:
+            inputs[layer] = x
+            outputs[layer] = F.linear(x, tracked[f"{layer}.weight"], tracked[f"{layer}.bias"])
+            x = F.relu(outputs[layer])
+        return Pass(inputs, outputs)
+
+
+def parse_arch(text: str, input_shape: Sequence[int]) -> Network:
+    """``mlp:500,500`` → :class:`MLP`; ``cnn:32,64`` or a network of torchvision → a convolutional one.
 
     Raises ValueError with one line that says what was expected.
     """
+    shape = tuple(input_shape)
     kind, _, sizes = text.partition(":")
+    if kind != "mlp":
+        from clmoe_cli.continual.convolutions import ConvNet
+
+        return ConvNet(text, shape)
     try:
         hidden = tuple(int(size) for size in sizes.split(","))
     except ValueError:
         hidden = ()
-    if kind != "mlp" or not hidden or any(not 1 <= size <= MAX_WIDTH for size in hidden):
+    if not hidden or any(not 1 <= size <= MAX_WIDTH for size in hidden):
         raise ValueError(f"unknown architecture {text!r}; expected mlp:WIDTH[,WIDTH…], as mlp:500,500")
-    net = MLP(input_size, hidden)
-    weights = sum(out * size for out, size in net.shared_shapes().values())
+    return bounded(text, MLP(math.prod(shape), hidden))
+
+
+def bounded(text: str, net: Network) -> Network:
+    """The same network; ValueError where it has more weights than a store can keep."""
+    weights = sum(math.prod(shape) for shape in net.shared_shapes().values())
     if weights > MAX_WEIGHTS:
-        raise ValueError(f"architecture {text!r} has {weights} weights; expected mlp:… with at most {MAX_WEIGHTS}")
+        raise ValueError(f"architecture {text!r} has {weights} weights; expected one with at most {MAX_WEIGHTS}")
     return net
 
 
-def forward(params: Mapping[str, Tensor], x: Tensor, drop: Callable[[str, Tensor], Tensor] | None = None) -> Pass:
-    """One forward pass; ``params`` holds shared and owned parameters, ``x`` is [N, D].
-
-    ``drop(layer, a)``: what the layer reads instead of ``a``, as dropout does while training.
-    """
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-    names = [name.removesuffix(".weight") for name in params if name.endswith(".weight")]
-    for layer in names:
-        x = x if drop is None else drop(layer, x)
-        inputs[layer] = x
-        outputs[layer] = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
-        x = F.relu(outputs[layer])
-    return Pass(inputs, outputs)
-
-
-def logits(params: Mapping[str, Tensor], x: Tensor, chunk: int = 4096) -> Tensor:
-    """Logits [N, C] without gradients, in chunks of images so that memory stays bounded."""
+def logits(net: Network, params: Mapping[str, Tensor], x: Rows) -> Tensor:
+    """Logits [N, C] on the CPU without gradients, in chunks of images so that memory stays bounded."""
+    device = device_of(params)
     with torch.inference_mode():
-        return torch.cat([forward(params, part).logits for part in x.split(chunk)])
+        return torch.cat([net.logits(params, part.to(device)).cpu() for part in x.split(net.chunk)])
 
 
-def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+def traced(
+    net: Network, params: Mapping[str, Tensor], x: Rows, chunk: int | None = None
+) -> Iterator[tuple[Tensor, Pass]]:
+    """Images [n, D] and what a pass without gradients leaves behind, a chunk of images at a time."""
+    device = device_of(params)
+    for part in x.split(min(chunk or net.chunk, net.chunk)):
+        here = part.to(device)
+        with torch.no_grad():
+            yield here, net.trace(params, here)
+
+
+def device_of(params: Mapping[str, Tensor]) -> torch.device:
+    """Where the parameters are."""
+    return next(iter(params.values())).device
+
+
+def uniform(shape: Sequence[int], bound: float, generator: torch.Generator) -> Tensor:
+    """A tensor of that shape, uniform between ``-bound`` and ``bound``."""
+    return torch.empty(tuple(shape)).uniform_(-bound, bound, generator=generator)

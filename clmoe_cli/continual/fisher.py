@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clmoe_cli.continual.experts import forward
-from clmoe_cli.continual.training import Labelled
+from clmoe_cli.continual.experts import Network, traced
+from clmoe_cli.continual.images import Labelled
 
 RANKS = {"inputs": 32, "hidden": 128}
 """Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
+
+MOST = 1 << 25
+"""Numbers of a block that the statistics rest on: of more images, so many are taken evenly."""
 
 EXACT = 2048
 """Up to so many dimensions the covariance is decomposed exactly."""
@@ -71,7 +74,7 @@ class Whitening:
     def deviation(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Deviation of each image [N], float64, 1 for a typical one: the larger block's, in units of its spread.
 
-        ``inputs`` [N, D] as the first layer reads them, ``hidden`` [N, d] all hidden activations side by side.
+        ``inputs`` [N, D'] and ``hidden`` [N, d] as :func:`blocks` has them.
         """
         values = {"inputs": inputs, "hidden": hidden}
         units = [
@@ -81,16 +84,17 @@ class Whitening:
         return torch.stack(units).max(dim=0).values.exp()
 
 
-def fit(params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:
+def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:
     """Fits the Gaussians to a task's training images, and their standard to its held-out ones (at least one)."""
-    values = {"inputs": training.x, "hidden": hidden_activations(params, training.x)}
-    held = {"inputs": held_out.x, "hidden": hidden_activations(params, held_out.x)}
-    blocks = {name: fit_gaussian(values[name], training.y, classes, rank) for name, rank in RANKS.items()}
+    widest = max(value.shape[1] for value in blocks(net, params, held_out.read(1)).values())
+    training = training.read(max(1, MOST // widest))
+    values, held = blocks(net, params, training), blocks(net, params, held_out)
+    gaussians = {name: fit_gaussian(values[name], training.y, classes, rank) for name, rank in RANKS.items()}
     standard = {}
-    for name, gaussian in blocks.items():
+    for name, gaussian in gaussians.items():
         logs = _logs(gaussian, held[name])
         standard[name] = torch.stack([logs.mean(), logs.std(correction=0).clamp_min(1e-3)])
-    return Whitening(blocks, standard)
+    return Whitening(gaussians, standard)
 
 
 def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian:
@@ -126,10 +130,14 @@ def leading(centred: Tensor, k: int, exact: int = EXACT, passes: int = 4) -> tup
     return F.pad(singular[:k].square(), (0, missing)), F.pad(vectors[:, :k], (0, missing))
 
 
-def hidden_activations(params: Mapping[str, Tensor], x: Tensor, chunk: int = 4096) -> Tensor:
-    """Hidden activations [N, d] of all layers side by side."""
-    with torch.inference_mode():
-        return torch.cat([forward(params, part).hidden for part in x.split(chunk)])
+def blocks(net: Network, params: Mapping[str, Tensor], data: Labelled) -> dict[str, Tensor]:
+    """What is whitened: ``inputs`` [N, D'] and ``hidden`` [N, d], what the layers after the first read.
+
+    Of convolutions the mean over the positions of each channel.
+    """
+    parts = [(net.inputs(x).cpu(), done.hidden(net.reading).cpu()) for x, done in traced(net, params, data.x)]
+    inputs, hidden = (torch.cat(part) for part in zip(*parts, strict=True))
+    return {"inputs": inputs, "hidden": hidden}
 
 
 def _logs(gaussian: Gaussian, values: Tensor) -> Tensor:

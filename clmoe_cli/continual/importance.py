@@ -1,65 +1,117 @@
-"""Gradient scores and deviations in closed form (paper, "Score"; method section 3).
+"""Gradient scores and deviations without a loop over images (paper, "Score"; method section 3).
 
-Δ [N, out] is the gradient of the *summed* loss with respect to a layer's outputs, Ā [N, in + 1] the
-layer's input with a trailing 1, so that the bias is one more column of the weight. The gradient of
-image n is the outer product ``δₙ āₙᵀ``; what follows needs no loop over images.
+Δ is the gradient of the *summed* loss with respect to a layer's outputs. For a dense layer Δ is [N, out] and Ā [N, in
++ 1] the layer's input with a trailing 1, so that the bias is one more column of the weight: the gradient of image n is
+the outer product ``δₙ āₙᵀ``, and closed forms follow. For a convolution the sum over positions stands inside the
+absolute value: the input is unfolded and the images' gradients are made in one batched product, so many images at a
+time that memory stays bounded. A normalisation's gradients are sums over the positions of each channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clmoe_cli.continual.experts import Params, forward
+from clmoe_cli.continual.experts import Convolution, Dense, Network, Normalisation, Params, device_of
+from clmoe_cli.continual.images import Rows
+
+BUDGET = 1 << 22
+"""Numbers of the images' gradients that are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Per layer: ``delta`` Δ [N, out] and ``inputs`` Ā [N, in + 1]; plus ``logits`` [N, C]."""
+    """Per layer: ``delta`` Δ and ``inputs`` Ā [N, in + 1] of dense layers, the input itself of others; ``logits``."""
 
     delta: dict[str, Tensor]
     inputs: dict[str, Tensor]
     logits: Tensor
 
 
-def factors(params: Mapping[str, Tensor], x: Tensor, targets: Tensor | None = None) -> Factors:
+def factors(net: Network, params: Mapping[str, Tensor], x: Tensor, targets: Tensor | None = None) -> Factors:
     """One forward and one backward pass.
 
     ``x`` [N, D]; ``targets`` [N] are class indices; without them each image's pseudo-label is the class
     of its largest logit, as when nobody knows the label.
     """
+    device = device_of(params)
     with torch.enable_grad():
-        # The outputs need a gradient although no parameter does: the first bias carries it there.
-        first = next(name for name in params if name.endswith(".bias"))
-        tracked = {**params, first: params[first].detach().requires_grad_(True)}
-        done = forward(tracked, x)
-        labels = done.logits.detach().argmax(dim=1) if targets is None else targets
+        done = net.trace(params, x.to(device))
+        labels = done.logits.detach().argmax(dim=1) if targets is None else targets.to(device)
         loss = F.cross_entropy(done.logits, labels, reduction="sum")
         deltas = torch.autograd.grad(loss, list(done.outputs.values()))
-    inputs = {layer: F.pad(a.detach(), (0, 1), value=1.0) for layer, a in done.inputs.items()}
+    inputs = {
+        layer: F.pad(a.detach(), (0, 1), value=1.0) if isinstance(net.kinds[layer], Dense) else a.detach()
+        for layer, a in done.inputs.items()
+    }
     return Factors(dict(zip(done.outputs, deltas, strict=True)), inputs, done.logits.detach())
 
 
-def gradient_scores(params: Mapping[str, Tensor], x: Tensor, targets: Tensor, chunk: int = 2048) -> Params:
-    """Mean absolute gradient of single images, ``mean_n |∂ℓₙ/∂W̄| = |Δ|ᵀ|Ā| / N``.
+def gradient_scores(net: Network, params: Mapping[str, Tensor], x: Rows, targets: Tensor, chunk: int = 2048) -> Params:
+    """Mean absolute gradient of single images, ``mean_n |∂ℓₙ/∂W̄|``; of dense layers ``|Δ|ᵀ|Ā| / N``.
 
-    Returns for every parameter of ``params`` a tensor of its shape. One matrix product per layer.
+    Returns for every parameter that has a gradient a tensor of its shape. One matrix product per dense layer.
     """
-    sums: dict[str, Tensor] = {}
-    for part, labels in zip(x.split(chunk), targets.split(chunk), strict=True):
-        found = factors(params, part, labels)
+    sums: Params = {}
+    size = min(chunk, net.chunk)
+    for part, labels in zip(x.split(size), targets.split(size), strict=True):
+        found = factors(net, params, part, labels)
         for layer, delta in found.delta.items():
-            product = delta.abs().T @ found.inputs[layer].abs()
-            sums[layer] = sums[layer] + product if layer in sums else product
-    result: Params = {}
-    for layer, total in sums.items():
-        result[f"{layer}.weight"] = total[:, :-1] / len(x)
-        result[f"{layer}.bias"] = total[:, -1] / len(x)
-    return {name: result[name] for name in params}
+            for name, value in _summed(net, params, layer, delta, found.inputs[layer]).items():
+                sums[name] = sums[name] + value if name in sums else value
+    return {name: sums[name] / len(x) for name in params if name in sums}
+
+
+def _summed(net: Network, params: Mapping[str, Tensor], layer: str, delta: Tensor, inputs: Tensor) -> Params:
+    """Sums over images of the absolute gradients of a layer's parameters."""
+    if isinstance(net.kinds[layer], Dense):
+        product = delta.abs().T @ inputs.abs()
+        return {f"{layer}.weight": product[:, :-1], f"{layer}.bias": product[:, -1]}
+    sums: Params = {}
+    for _, gradients in image_gradients(net, params, layer, delta, inputs):
+        for name, value in gradients.items():
+            total = value.abs_().sum(dim=0)
+            sums[name] = sums[name] + total if name in sums else total
+    return sums
+
+
+def image_gradients(
+    net: Network, params: Mapping[str, Tensor], layer: str, delta: Tensor, inputs: Tensor
+) -> Iterator[tuple[slice, Params]]:
+    """The gradients of single images of a convolution or normalisation, [n, *shape of the parameter] each.
+
+    A few images at a time, with the slice that they are: what is in memory is bounded by ``BUDGET``.
+    """
+    kind = net.kinds[layer]
+    weight = params[f"{layer}.weight"]
+    bias = f"{layer}.bias"
+    positions = math.prod(delta.shape[2:])
+    width = weight.numel() // len(weight) * positions * getattr(kind, "groups", 1)
+    step = max(1, BUDGET // (weight.numel() + width))
+    for start in range(0, len(delta), step):
+        here = slice(start, start + step)
+        d, a = delta[here], inputs[here]
+        if isinstance(kind, Normalisation):
+            mean, variance = (params[f"{layer}.{name}"][:, None, None] for name in ("running_mean", "running_var"))
+            yield (
+                here,
+                {
+                    f"{layer}.weight": (d * (a - mean) * (variance + kind.eps).rsqrt()).sum(dim=(2, 3)),
+                    bias: d.sum(dim=(2, 3)),
+                },
+            )
+            continue
+        assert isinstance(kind, Convolution)
+        columns = F.unfold(a, weight.shape[2:], kind.dilation, kind.padding, kind.stride)
+        grouped = columns.reshape(len(d), kind.groups, -1, positions)
+        by_group = d.reshape(len(d), kind.groups, -1, positions)
+        found = {f"{layer}.weight": (by_group @ grouped.transpose(2, 3)).reshape(-1, *weight.shape)}
+        yield here, found | ({bias: d.sum(dim=(2, 3))} if bias in params else {})
 
 
 def normalised(scores: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Params:
@@ -83,48 +135,74 @@ def restored(half: Mapping[str, Tensor], scale: Mapping[str, float]) -> Params:
 
 @dataclass(frozen=True)
 class Reference:
-    """A task's stored scores, ready to be compared with: per layer ``mask`` M and ``scores`` M∘S, [out, in + 1]."""
+    """A task's stored scores, ready to be compared with, float64.
 
-    mask: dict[str, Tensor]
-    scores: dict[str, Tensor]
+    ``mask`` M and ``scores`` M∘S: of dense layers by layer, [out, in + 1] with the bias in the last column; of other
+    layers by parameter, of its shape. Owned parameters count as selected.
+    """
+
+    mask: Params
+    scores: Params
 
     @staticmethod
-    def of(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Reference:
-        """From masks of the shared weights and scores of all parameters; owned ones count as selected."""
-        full: dict[str, Tensor] = {}
-        selected: dict[str, Tensor] = {}
-        for name in scores:
+    def of(net: Network, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Reference:
+        """From masks of the shared weights and scores of all parameters."""
+        full: Params = {}
+        selected: Params = {}
+        for name, value in scores.items():
             layer, _, kind = name.rpartition(".")
-            if kind != "weight":
-                continue
-            s = torch.cat([scores[name], scores[f"{layer}.bias"][:, None]], dim=1).double()
-            weight_mask = masks[name] if name in masks else torch.ones_like(scores[name], dtype=torch.bool)
-            full[layer] = F.pad(weight_mask.double(), (0, 1), value=1.0)
-            selected[layer] = full[layer] * s
+            mask = masks[name].double() if name in masks else torch.ones_like(value, dtype=torch.float64)
+            if not isinstance(net.kinds[layer], Dense):
+                full[name], selected[name] = mask, mask * value.double()
+            elif kind == "weight":
+                s = torch.cat([value, scores[f"{layer}.bias"][:, None]], dim=1).double()
+                full[layer] = F.pad(mask, (0, 1), value=1.0)
+                selected[layer] = full[layer] * s
         return Reference(full, selected)
 
+    def size(self, layer: str) -> float:
+        """``‖M∘S‖²`` over a layer's parameters."""
+        own = [value for name, value in self.scores.items() if layer in (name, name.rpartition(".")[0])]
+        return float(sum(value.square().sum() for value in own))
 
-def deviation(found: Factors, reference: Reference) -> dict[str, Tensor]:
-    """Squared deviation of each image's gradient from a task's scores, on the task's mask, per layer [N].
 
-    ``‖M∘(|δₙ||āₙ|ᵀ − S)‖² = (δₙ²)ᵀ M (āₙ²) − 2 |δₙ|ᵀ (M∘S) |āₙ| + ‖M∘S‖²``: two products for all images.
-    Accumulated in float64 because the terms cancel where a gradient is close to S; never negative.
+def deviation(net: Network, params: Mapping[str, Tensor], found: Factors, reference: Reference) -> dict[str, Tensor]:
+    """Squared deviation of each image's gradient from a task's scores, on the task's mask, per layer [N] float64.
+
+    Dense: ``‖M∘(|δₙ||āₙ|ᵀ − S)‖² = (δₙ²)ᵀ M (āₙ²) − 2 |δₙ|ᵀ (M∘S) |āₙ| + ‖M∘S‖²``: two products for all images.
+    Accumulated in float64 because the terms cancel where a gradient is close to S; never negative. Other layers: the
+    difference itself, for a few images at a time.
     """
     result = {}
-    for layer, mask in reference.mask.items():
-        delta = found.delta[layer].double().abs()
-        inputs = found.inputs[layer].double().abs()
-        scores = reference.scores[layer]
-        square = ((delta.square() @ mask) * inputs.square()).sum(dim=1)
-        cross = ((delta @ scores) * inputs).sum(dim=1)
+    for layer, delta in found.delta.items():
+        if not isinstance(net.kinds[layer], Dense):
+            result[layer] = _differences(net, params, layer, found, reference)
+            continue
+        mask, scores = reference.mask[layer], reference.scores[layer]
+        d, inputs = delta.cpu().double().abs(), found.inputs[layer].cpu().double().abs()
+        square = ((d.square() @ mask) * inputs.square()).sum(dim=1)
+        cross = ((d @ scores) * inputs).sum(dim=1)
         result[layer] = (square - 2 * cross + scores.square().sum()).clamp_min(0.0)
     return result
 
 
-def relative_deviation(found: Factors, reference: Reference) -> Tensor:
+def _differences(
+    net: Network, params: Mapping[str, Tensor], layer: str, found: Factors, reference: Reference
+) -> Tensor:
+    """``‖M∘(|gₙ| − S)‖²`` over a layer's parameters, [N] float64."""
+    total = torch.zeros(len(found.logits), dtype=torch.float64)
+    for here, gradients in image_gradients(net, params, layer, found.delta[layer], found.inputs[layer]):
+        for name, value in gradients.items():
+            # M∘|g| − M∘S is zero outside the mask; single images leave nothing to cancel.
+            kept = value.abs_() * reference.mask[name].to(value) - reference.scores[name].to(value)
+            total[here] += kept.flatten(1).square().sum(dim=1).cpu().double()
+    return total
+
+
+def relative_deviation(net: Network, params: Mapping[str, Tensor], found: Factors, reference: Reference) -> Tensor:
     """One number per image [N]: the layers' deviations, each in units of ``‖M∘S‖²``, averaged."""
+    tiny = torch.finfo(torch.float64).tiny
     parts = [
-        value / reference.scores[layer].square().sum().clamp_min(torch.finfo(torch.float64).tiny)
-        for layer, value in deviation(found, reference).items()
+        value / max(reference.size(layer), tiny) for layer, value in deviation(net, params, found, reference).items()
     ]
     return torch.stack(parts).mean(dim=0)

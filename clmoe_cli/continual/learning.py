@@ -13,13 +13,14 @@ from torch import Tensor
 
 from clmoe_cli.continual import fisher, masks
 from clmoe_cli.continual.calibration import Calibration
-from clmoe_cli.continual.experts import MLP, Params, logits
+from clmoe_cli.continual.experts import Network, Params, logits
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, halved, restored
 from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
 from clmoe_cli.continual.shortlist import sketch
-from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, quality, train
+from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, quality, train
 
 KINDS = ("gradient", "fisher", "loss")
 HELD_OUT = 50
@@ -30,11 +31,12 @@ FEW = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is learned; the defaults need no touch."""
+    """How a task is learned, and on which device; the defaults need no touch."""
 
     schedule: Schedule = field(default_factory=Schedule)
     tolerance: Tolerance = field(default_factory=Tolerance)
     score: str = "gradient-weight"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def split(data: Labelled, generator: torch.Generator) -> Split:
 def learn_task(
     name: str,
     expert: str,
-    net: MLP,
+    net: Network,
     base: Mapping[str, Tensor],
     frozen: masks.Masks,
     readable: masks.Masks,
@@ -111,12 +113,13 @@ def learn_task(
     start = shared | net.initial_owned(classes, generator)
     dense, chosen = _search(net, start, free, readable, parts, options, generator, on_epoch, journal)
     held = parts.calibration if len(parts.calibration) else None
-    return finish(name, expert, chosen.params, chosen.mask, parts, classes, quality(dense, held) if held else None)
+    reference = quality(net, dense, held) if held else None
+    return finish(name, expert, net, chosen.params, chosen.mask, parts, classes, reference)
 
 
 def refine_task(
     task: Subnetwork,
-    net: MLP,
+    net: Network,
     taken: masks.Masks,
     data: Labelled,
     grow: bool,
@@ -133,6 +136,8 @@ def refine_task(
     """
     parts = split(data, generator)
     dense = None
+    params, mask = _on(options.device, task.params), _on(options.device, task.mask)
+    before = params, mask
     if grow:
         free, fresh = masks.inverse(taken), net.initial_shared(generator)
         start = task.params | {
@@ -144,8 +149,9 @@ def refine_task(
         params, mask = chosen.params, chosen.mask
     else:
         params, _ = anneal(
-            task.params,
-            masks.both(task.mask, masks.inverse(taken)),
+            net,
+            params,
+            masks.both(mask, _on(options.device, masks.inverse(taken))),
             parts.training,
             parts.tuning,
             options.schedule,
@@ -156,16 +162,15 @@ def refine_task(
             on_epoch=on_epoch,
             journal=journal,
         )
-        mask = task.mask
-    if quality(params, parts.tuning).loss >= quality(task.params, parts.tuning).loss:
-        params, mask = task.params, task.mask
+    if quality(net, params, parts.tuning).loss >= quality(net, before[0], parts.tuning).loss:
+        params, mask = before
     held = parts.calibration if len(parts.calibration) else None
-    reference = quality(dense, held) if held and dense else None
-    return finish(task.name, task.expert, params, mask, parts, task.classes, reference)
+    reference = quality(net, dense, held) if held and dense else None
+    return finish(task.name, task.expert, net, params, mask, parts, task.classes, reference)
 
 
 def _search(
-    net: MLP,
+    net: Network,
     start: Mapping[str, Tensor],
     free: masks.Masks,
     readable: masks.Masks,
@@ -176,11 +181,15 @@ def _search(
     journal: Journal | None,
 ) -> tuple[Params, Selection]:
     """Trains the free weights from ``start``, then finds the mask; the dense parameters and the selection."""
-    ordered = {f"{layer}.{kind}": start[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    begin, free, readable = (
+        net.ordered(_on(options.device, start)),
+        _on(options.device, free),
+        _on(options.device, readable),
+    )
     schedule, training, tuning = options.schedule, parts.training, parts.tuning
-    dense, _ = train(ordered, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal)
+    dense, _ = train(net, begin, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal)
     chosen = select(
-        dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch, journal
+        net, dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch, journal
     )
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
@@ -190,30 +199,34 @@ def _search(
 def finish(
     name: str,
     expert: str,
+    net: Network,
     params: Params,
     mask: masks.Masks,
     parts: Split,
     classes: int,
     dense: Quality | None,
 ) -> Learned:
-    """Scores and calibrates a trained subnetwork; nothing here depends on any other task."""
-    raw = gradient_scores(params, parts.training.x, parts.training.y)
-    half, scale = halved(masks.applied(raw, mask))
+    """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
+    raw = gradient_scores(net, params, parts.training.x, parts.training.y)
+    half, scale = halved(_on("cpu", masks.applied(raw, mask)))
     held = parts.calibration
-    own = held if len(held) else Labelled(parts.training.x[:CALIBRATION_LIMIT], parts.training.y[:CALIBRATION_LIMIT])
-    whitening = fisher.fit(params, parts.training, own, classes)
+    own = held if len(held) else parts.training.read(CALIBRATION_LIMIT)
+    whitening = fisher.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.
-    task = Subnetwork(name, expert, params, mask, restored(half, scale), whitening, {})
+    task = Subnetwork(name, expert, net, params, mask, restored(half, scale), whitening, {})
     calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
-    accuracy = quality(params, held) if len(held) else None
-    sketched = sketch(parts.training, classes)
-    return Learned(
-        replace(task, calibration=calibration), half, scale, dense, accuracy, len(held), probe(params), sketched
-    )
+    accuracy = quality(net, params, held) if len(held) else None
+    params, mask = _on("cpu", params), _on("cpu", mask)
+    task = replace(task, params=params, mask=mask, calibration=calibration)
+    sketched, outputs = sketch(parts.training, classes), probe(net, params)
+    return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched)
 
 
-def probe(params: Mapping[str, Tensor]) -> Tensor:
+def probe(net: Network, params: Mapping[str, Tensor]) -> Tensor:
     """Outputs [P, C] of a subnetwork on fixed inputs that hold no data: the certificate of ``inspect --verify``."""
-    size = next(iter(params.values())).shape[1]
-    inputs = torch.rand((PROBES, size), generator=torch.Generator().manual_seed(0))
-    return logits(params, inputs)
+    inputs = torch.rand((PROBES, net.input_size), generator=torch.Generator().manual_seed(0))
+    return logits(net, params, inputs)
+
+
+def _on(device: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in values.items()}

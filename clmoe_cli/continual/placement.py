@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clmoe_cli.continual import masks
-from clmoe_cli.continual.experts import Params, forward
+from clmoe_cli.continual.experts import Network, Params, device_of, traced
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.selection import threshold_at
-from clmoe_cli.continual.training import Labelled
 
 IMAGES = 512
 """How many of the new task's images are compared: enough for a mean, few enough to be quick."""
@@ -54,6 +54,7 @@ class KnownTask:
 
     name: str
     expert: str
+    net: Network
     params: Params
     mask: masks.Masks
     scores: Params
@@ -130,9 +131,10 @@ def compare(
 ) -> Candidate:
     """Compares a new task's images with one known task and with chance: their inputs shuffled, anew for each draw."""
     found = agreement(known, draws, data, classes)
-    size = data.x.shape[1]
+    x = data.x[:]
+    size = x.shape[1]
     shuffled = [
-        _compared(known, fresh, Labelled(data.x[:, torch.randperm(size, generator=generator)], data.y), classes)
+        _compared(known, fresh, Labelled(x[:, torch.randperm(size, generator=generator)], data.y), classes)
         for fresh in draws
     ]
     chance = _mean(shuffled)
@@ -169,15 +171,18 @@ def _compared(
         name: torch.where(known.mask[name], value, fresh[name]) if name in known.mask else value
         for name, value in known.params.items()
     }
-    with torch.no_grad():
-        features = forward(params, data.x).inputs["output"]
+    # Statistics of the known task's sparse network fit no other weights.
+    few = data.read()
+    assert isinstance(few.x, Tensor)
+    params = known.net.adapted(params, few.x.to(device_of(params)))
+    features = torch.cat([done.inputs["output"].cpu() for _, done in traced(known.net, params, few.x)])
     half = max(1, len(data) // 2)
     rows, bias = ridge_rows(features[:half], data.y[:half], classes)
     answers = (features[half:] @ rows.T + bias).argmax(dim=1)
     transfer = float((answers == data.y[half:]).double().mean())
     rows, bias = ridge_rows(features, data.y, classes)
-    params |= {"output.weight": rows, "output.bias": bias}
-    gradients = gradient_scores(params, data.x, data.y)
+    params |= {"output.weight": rows.to(device_of(params)), "output.bias": bias.to(device_of(params))}
+    gradients = gradient_scores(known.net, params, data.x, data.y)
     important = normalised({n: gradients[n] * params[n].abs() for n in known.mask}, known.mask)
     # The same number of weights as the known task has, so that density is no part of the comparison.
     size = sum(mask.numel() for mask in known.mask.values())

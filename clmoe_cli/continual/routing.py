@@ -28,8 +28,9 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
-from clmoe_cli.continual.experts import Params, forward
+from clmoe_cli.continual.experts import Network, Params, logits, traced
 from clmoe_cli.continual.fisher import Whitening
+from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
 
@@ -44,6 +45,7 @@ class Subnetwork:
 
     name: str
     expert: str
+    net: Network
     params: Params
     mask: masks.Masks
     scores: Params
@@ -57,41 +59,41 @@ class Subnetwork:
 
     def reference(self) -> Reference:
         """The stored scores in the form that deviations are taken from."""
-        return Reference.of(self.mask, self.scores)
+        return Reference.of(self.net, self.mask, self.scores)
 
 
-def deviations(task: Subnetwork, x: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+def deviations(task: Subnetwork, x: Rows, kinds: Sequence[str]) -> dict[str, Tensor]:
     """Raw deviations [N] of the named kinds: ``loss`` (pseudo-label, nats), ``gradient``, ``fisher``."""
     parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     reference = task.reference() if "gradient" in kinds else None
-    for part in x.split(CHUNK):
-        with torch.no_grad():
-            done = forward(task.params, part)
+    for part, done in traced(task.net, task.params, x, CHUNK):
         if "loss" in parts:
-            parts["loss"].append(-done.logits.double().log_softmax(dim=1).max(dim=1).values)
+            parts["loss"].append(-done.logits.cpu().double().log_softmax(dim=1).max(dim=1).values)
         if "fisher" in parts:
-            parts["fisher"].append(task.whitening.deviation(part, done.hidden))
+            inputs, hidden = task.net.inputs(part).cpu(), done.hidden(task.net.reading).cpu()
+            parts["fisher"].append(task.whitening.deviation(inputs, hidden))
         if reference is not None:
-            parts["gradient"].append(relative_deviation(factors(task.params, part), reference))
+            found = factors(task.net, task.params, part)
+            parts["gradient"].append(relative_deviation(task.net, task.params, found, reference))
     return {kind: torch.cat(found) for kind, found in parts.items()}
 
 
-def by_loss(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
+def by_loss(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
     """Minus the least pseudo-label loss, [N, T]."""
     return torch.stack([-deviations(task, x, ["loss"])["loss"] for task, x in zip(tasks, inputs, strict=True)], dim=1)
 
 
-def by_gradient(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
+def by_gradient(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
     """Minus the gradient-score deviation in units of the task's own spread, [N, T]."""
     return _standardised(tasks, inputs, "gradient")
 
 
-def by_fisher(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
+def by_fisher(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
     """Minus the whitened deviation of the hidden activations in units of the task's own spread, [N, T]."""
     return _standardised(tasks, inputs, "fisher")
 
 
-def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool) -> Tensor:
+def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
     """The paper's two stages, [N, T]; tasks outside the chosen expert get minus infinity.
 
     For a batch the mask of its own scores is compared with each task's mask. A single image decides by score
@@ -114,10 +116,10 @@ def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batch: bool)
     return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
 
 
-def _fit(task: Subnetwork, x: Tensor) -> Tensor:
+def _fit(task: Subnetwork, x: Rows) -> Tensor:
     """Mask overlap minus score divergence of a batch with one task, a scalar."""
-    pseudo = torch.cat([forward(task.params, part).logits.argmax(dim=1) for part in x.split(CHUNK)])
-    scores = gradient_scores(task.params, x, pseudo)
+    pseudo = logits(task.net, task.params, x).argmax(dim=1)
+    scores = gradient_scores(task.net, task.params, x, pseudo)
     shared = {name: scores[name] / scores[name].mean().clamp_min(1e-30) for name in task.mask}
     size = sum(mask.numel() for mask in task.mask.values())
     threshold = threshold_at(shared, max(1, masks.count(task.mask)) / size)
@@ -127,7 +129,7 @@ def _fit(task: Subnetwork, x: Tensor) -> Tensor:
     return torch.tensor(overlap - apart)
 
 
-def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], kind: str) -> Tensor:
+def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], kind: str) -> Tensor:
     columns = [
         -task.calibration[kind].standardised(deviations(task, x, [kind])[kind])
         for task, x in zip(tasks, inputs, strict=True)
@@ -135,7 +137,7 @@ def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], kind: s
     return torch.stack(columns, dim=1)
 
 
-Router = Callable[[Sequence[Subnetwork], Sequence[Tensor], bool], Tensor]
+Router = Callable[[Sequence[Subnetwork], Sequence[Rows], bool], Tensor]
 
 ROUTERS: dict[str, Router] = {
     "loss": by_loss,
@@ -146,7 +148,7 @@ ROUTERS: dict[str, Router] = {
 
 
 def route(
-    router: str, tasks: Sequence[Subnetwork], inputs: Sequence[Tensor], batches: int | None
+    router: str, tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batches: int | None
 ) -> tuple[Tensor, Tensor]:
     """The chosen task [N] and the posterior over tasks [N, T] by one of :data:`ROUTERS`.
 
@@ -154,8 +156,8 @@ def route(
     by itself.
     """
     found = []
-    for part in zip(*(x.split(batches or len(x)) for x in inputs), strict=True):
-        evidence = ROUTERS[router](tasks, part, batches is not None)
+    for rows in torch.arange(len(inputs[0])).split(batches or CHUNK):
+        evidence = ROUTERS[router](tasks, [taken(x, rows) for x in inputs], batches is not None)
         if batches is not None:
             evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
         found.append(evidence)

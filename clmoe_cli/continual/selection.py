@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import masks
-from clmoe_cli.continual.experts import Params, logits
+from clmoe_cli.continual.experts import Network, Params, logits
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.journal import Journal
-from clmoe_cli.continual.training import Labelled, OnEpoch, Quality, Schedule, anneal, losses, quality
+from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, losses, quality
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
@@ -96,7 +97,7 @@ class Selection:
     rounds: tuple[Level, ...]
 
 
-def importance(params: Params, shared: Mapping[str, Tensor], data: Labelled, score: str) -> Params:
+def importance(net: Network, params: Params, shared: Mapping[str, Tensor], data: Labelled, score: str) -> Params:
     """Normalised importance of every shared weight, over the whole data.
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
@@ -107,8 +108,8 @@ def importance(params: Params, shared: Mapping[str, Tensor], data: Labelled, sco
     """
     if score == "last-batch":
         rest = len(data) % LAST_BATCH or LAST_BATCH
-        data = Labelled(data.x[-rest:], data.y[-rest:])
-    scores = gradient_scores({**params}, data.x, data.y)
+        data = Labelled(data.x[torch.arange(len(data) - rest, len(data))], data.y[-rest:])
+    scores = gradient_scores(net, params, data.x, data.y)
     if score == "gradient-weight":
         scores = {name: value * params[name].abs() for name, value in scores.items()}
     elif score not in SCORES:
@@ -129,6 +130,7 @@ def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Mask
 
 
 def select(
+    net: Network,
     params: Params,
     free: masks.Masks,
     data: Labelled,
@@ -147,11 +149,12 @@ def select(
     one round's loss is noisy, and takes the sparsest round within the tolerance; where the consolidated subnetwork
     does not keep the accuracy, the next denser round is taken.
     """
-    dense = quality(params, held_out)
+    dense = quality(net, params, held_out)
     rounds: list[tuple[Level, Params, masks.Masks]] = []
 
     def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
         return anneal(
+            net,
             current,
             masks.both(mask, free),
             data,
@@ -166,7 +169,7 @@ def select(
         )
 
     def prune(current: Params, mask: masks.Masks, density: float) -> None:
-        scores = importance(current, free, data, score)
+        scores = importance(net, current, free, data, score)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.
@@ -183,17 +186,17 @@ def select(
     while (density := rounds[-1][0].density * tolerance.step) >= tolerance.floor:
         prune(rounds[-1][1], rounds[-1][2], density)
     levels = tuple(level for level, _, _ in rounds)
-    chosen = tolerance.choose(losses(params, held_out), [losses(found, held_out) for _, found, _ in rounds])
-    right = answers(params, held_out)
+    chosen = tolerance.choose(losses(net, params, held_out), [losses(net, found, held_out) for _, found, _ in rounds])
+    right = answers(net, params, held_out)
     while True:
         _, current, mask = rounds[chosen]
         final, reached = trained_on(current, mask, tolerance.final_epochs, "consolidate")
         # The losses of short rounds promise what only the final weights can keep.
-        if chosen == 0 or tolerance.kept(right, answers(final, held_out)):
+        if chosen == 0 or tolerance.kept(right, answers(net, final, held_out)):
             return Selection(final, mask, dense, reached, levels)
         chosen -= 1
 
 
-def answers(params: Params, data: Labelled) -> Tensor:
+def answers(net: Network, params: Params, data: Labelled) -> Tensor:
     """Which images are right, [N] bool."""
-    return logits(params, data.x).argmax(dim=1) == data.y
+    return logits(net, params, data.x).argmax(dim=1) == data.y

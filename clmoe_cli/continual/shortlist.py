@@ -13,17 +13,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual.training import Labelled
+from clmoe_cli.continual.images import Labelled, Rows
 
 WIDTH = 64
 LIMIT = 10
 """Tasks compared at most."""
 
 
-def project(x: Tensor) -> Tensor:
+CHUNK = 4096
+
+
+def project(x: Rows) -> Tensor:
     """Images [N, D] under the projection that all stores share, [N, WIDTH]."""
-    directions = torch.randn((x.shape[1], WIDTH), generator=torch.Generator().manual_seed(0))
-    return x @ directions / math.sqrt(WIDTH)
+    size = x[:1].shape[1]
+    directions = torch.randn((size, WIDTH), generator=torch.Generator().manual_seed(0))
+    return torch.cat([part @ directions / math.sqrt(WIDTH) for part in x.split(CHUNK)])
 
 
 def sketch(data: Labelled, classes: int) -> Tensor:
@@ -32,7 +36,7 @@ def sketch(data: Labelled, classes: int) -> Tensor:
     return sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
 
 
-def shortlist(sketches: Sequence[Tensor], x: Tensor, limit: int = LIMIT) -> list[int]:
+def shortlist(sketches: Sequence[Tensor], x: Rows, limit: int = LIMIT) -> list[int]:
     """Positions of at most ``limit`` tasks, in their given order.
 
     ``sketches``: each task's [C, WIDTH]; ``x`` [N, D]. Tasks to which most images are nearest come first (a batch

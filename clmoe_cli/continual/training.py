@@ -15,28 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clmoe_cli.continual.experts import Params, forward, logits
+from clmoe_cli.continual.experts import STATISTICS, Drop, Network, Params, device_of, logits
+from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_state, restore_optimizer, under
 
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
-Drop = Callable[[str, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images ``x`` [N, D] float32 and class indices ``y`` [N] int64."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, index: Tensor) -> Labelled:
-        """The images at these positions."""
-        return Labelled(self.x[index], self.y[index])
 
 
 @dataclass(frozen=True)
@@ -83,15 +68,15 @@ class Schedule:
     annealing_dropout: tuple[float, float] = (0.05, 0.05)
 
 
-def quality(params: Mapping[str, Tensor], data: Labelled) -> Quality:
+def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quality:
     """Loss and accuracy of a network on labelled images."""
-    out = logits(params, data.x)
+    out = logits(net, params, data.x)
     return Quality(float(F.cross_entropy(out, data.y)), float((out.argmax(dim=1) == data.y).double().mean()))
 
 
-def losses(params: Mapping[str, Tensor], data: Labelled) -> Tensor:
+def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor:
     """Cross-entropy of each image in nats, [N] float64."""
-    return F.cross_entropy(logits(params, data.x).double(), data.y, reduction="none")
+    return F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none")
 
 
 def freeze_guard(params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -121,12 +106,13 @@ def dropout(first: str, shares: tuple[float, float], generator: torch.Generator)
         share = shares[layer != first]
         if share == 0.0:
             return a
-        return a * (torch.rand(a.shape, generator=generator) >= share) / (1.0 - share)
+        return a * (torch.rand(a.shape, generator=generator) >= share).to(a.device) / (1.0 - share)
 
     return drop
 
 
 def run_epoch(
+    net: Network,
     params: Params,
     data: Labelled,
     optimizer: Optimizer,
@@ -144,19 +130,27 @@ def run_epoch(
     batch_size = min(batch_size, len(data))
     passes = _passes(len(data), batch_size)
     order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(passes)])
-    total = torch.zeros(())
+    device = device_of(params)
+    total, seen = torch.zeros((), device=device), 0
     for index in order.split(batch_size):
-        loss = F.cross_entropy(forward(params, data.x[index], drop).logits, data.y[index])
+        if net.normalised and len(index) == 1 < len(order):
+            continue  # a single image has no statistics of its own
+        x, y = data.x[index].to(device), data.y[index].to(device)
+        # Half of the bits of a float32, in its range: what graphics processors are fast with.
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = F.cross_entropy(net.logits(params, x, drop, training=True), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         restore()
         after_step()
         total += loss.detach() * len(index)
-    return float(total) / len(order)
+        seen += len(index)
+    return float(total) / seen
 
 
 def train(
+    net: Network,
     params: Mapping[str, Tensor],
     trainable: Mapping[str, Tensor],
     data: Labelled,
@@ -178,8 +172,8 @@ def train(
     if (result := noted.result()) is not None:
         return _ended(result, params)
     best = {name: value.detach().clone() for name, value in params.items()}
-    reached = quality(best, held_out)
-    drop = dropout(next(iter(params)).removesuffix(".weight"), schedule.dropout, generator)
+    reached = quality(net, best, held_out)
+    drop = dropout(net.layers[0], schedule.dropout, generator)
     mark, lr, bad, falls, before = reached.loss, schedule.lr, 0, 0, 0
     anchor = best
     working, step, restore = _start(best, trainable, optimizer(lr))
@@ -192,8 +186,8 @@ def train(
         working, step, restore = _start(anchor, trainable, optimizer(lr))
         restore_optimizer(step, below("optimizer", state))
     for epoch in range(before + 1, schedule.epochs + 1):
-        loss = run_epoch(working, data, step, restore, schedule.batch_size, generator, drop=drop)
-        now = quality(working, held_out)
+        loss = run_epoch(net, working, data, step, restore, schedule.batch_size, generator, drop=drop)
+        now = quality(net, working, held_out)
         on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
         if now.loss < reached.loss:
             reached = now
@@ -216,6 +210,7 @@ def train(
 
 
 def anneal(
+    net: Network,
     params: Mapping[str, Tensor],
     trainable: Mapping[str, Tensor],
     data: Labelled,
@@ -245,7 +240,7 @@ def anneal(
     size = min(schedule.batch_size, len(data))
     steps = epochs * math.ceil(_passes(len(data), size) * len(data) / size)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
-    reached, before = quality(working, held_out), 0
+    reached, before = quality(net, working, held_out), 0
     if state is not None:
         restore_optimizer(step, below("optimizer", state))
         before, done = (int(n) for n in state["counts"])
@@ -253,10 +248,10 @@ def anneal(
         rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
     # Images that are seen several times an epoch are soon known by heart.
     shares = schedule.dropout if _passes(len(data), size) > 1 else schedule.annealing_dropout
-    drop = dropout(next(iter(params)).removesuffix(".weight"), shares, generator)
+    drop = dropout(net.layers[0], shares, generator)
     for epoch in range(before + 1, epochs + 1):
-        loss = run_epoch(working, data, step, restore, size, generator, rate.step, drop)
-        reached = quality(working, held_out)
+        loss = run_epoch(net, working, data, step, restore, size, generator, rate.step, drop)
+        reached = quality(net, working, held_out)
         on_epoch(Epoch(phase, epoch, epochs, loss, reached))
         counts = torch.tensor([epoch, rate.last_epoch])
         now = torch.tensor(step.param_groups[0]["lr"], dtype=torch.float64)
@@ -278,7 +273,7 @@ def _ended(result: State, params: Mapping[str, Tensor]) -> tuple[Params, Quality
 
 def _like(params: Mapping[str, Tensor], found: State) -> Params:
     """In the order of the layers, which is that in which they are computed."""
-    return {name: found[name] for name in params}
+    return {name: found[name].to(params[name].device) for name in params}
 
 
 def _passes(images: int, batch_size: int) -> int:
@@ -288,5 +283,7 @@ def _passes(images: int, batch_size: int) -> int:
 def _start(
     values: Params, trainable: Mapping[str, Tensor], make: MakeOptimizer
 ) -> tuple[Params, Optimizer, Callable[[], None]]:
-    working = {name: value.clone().requires_grad_(True) for name, value in values.items()}
-    return working, make(list(working.values())), freeze_guard(working, trainable)
+    # Running statistics are no matter of gradients: the forward pass moves them.
+    working = {name: value.clone().requires_grad_(not name.endswith(STATISTICS)) for name, value in values.items()}
+    moved = [value for value in working.values() if value.requires_grad]
+    return working, make(moved), freeze_guard(working, trainable)

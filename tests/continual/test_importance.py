@@ -27,8 +27,8 @@ def setup(seed: int, n: int = 17, classes: int = 3, dtype: torch.dtype = torch.f
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 40))
 def test_scores_equal_the_loop_over_single_images(seed: int, n: int) -> None:
     params, x, y, _ = setup(seed, n)
-    slow = single_images.scores(params, x, y)
-    for name, fast in gradient_scores(params, x, y, chunk=7).items():
+    slow = single_images.scores(NET, params, x, y)
+    for name, fast in gradient_scores(NET, params, x, y, chunk=7).items():
         torch.testing.assert_close(fast, slow[name], rtol=1e-9, atol=1e-15)
 
 
@@ -36,8 +36,8 @@ def test_scores_equal_the_loop_over_single_images(seed: int, n: int) -> None:
 def test_deviation_equals_the_loop_over_single_images(seed: int) -> None:
     params, x, y, mask = setup(seed)
     scores = {name: torch.rand(value.shape).double() for name, value in params.items()}
-    fast = deviation(factors(params, x, y), Reference.of(mask, scores))
-    slow = single_images.deviation(params, x, y, mask, scores)
+    fast = deviation(NET, params, factors(NET, params, x, y), Reference.of(NET, mask, scores))
+    slow = single_images.deviation(NET, params, x, y, mask, scores)
     assert set(fast) == set(slow) == set(NET.layers)
     for layer, value in fast.items():
         torch.testing.assert_close(value, slow[layer], rtol=1e-9, atol=1e-12)
@@ -46,8 +46,8 @@ def test_deviation_equals_the_loop_over_single_images(seed: int) -> None:
 @given(seed=st.integers(0, 10_000))
 def test_deviation_of_float32_inputs_from_their_own_gradient_is_never_negative(seed: int) -> None:
     params, x, y, mask = setup(seed, n=1, dtype=torch.float32)
-    own = gradient_scores(params, x, y)
-    found = deviation(factors(params, x, y), Reference.of(mask, own))
+    own = gradient_scores(NET, params, x, y)
+    found = deviation(NET, params, factors(NET, params, x, y), Reference.of(NET, mask, own))
     size = max(float(value.square().sum()) for value in own.values())
     for value in found.values():
         assert float(value.min()) >= 0.0
@@ -56,15 +56,15 @@ def test_deviation_of_float32_inputs_from_their_own_gradient_is_never_negative(s
 
 def test_pseudo_labels_stand_in_for_labels() -> None:
     params, x, _, _ = setup(0)
-    free = factors(params, x)
-    given_labels = factors(params, x, free.logits.argmax(dim=1))
+    free = factors(NET, params, x)
+    given_labels = factors(NET, params, x, free.logits.argmax(dim=1))
     for layer, delta in free.delta.items():
         assert torch.equal(delta, given_labels.delta[layer])
 
 
 def test_half_precision_round_trip_is_within_its_rounding() -> None:
     params, x, y, _ = setup(0)
-    scores = gradient_scores(params, x, y)
+    scores = gradient_scores(NET, params, x, y)
     back = restored(*halved(scores))
     for name, value in scores.items():
         assert float((back[name] - value).abs().max()) <= 2**-11 * float(value.max()) + 1e-12
@@ -80,14 +80,14 @@ def test_normalised_layers_have_mean_one_and_zero_layers_stay_zero() -> None:
 def test_importance_multiplies_by_the_weight_and_refuses_other_names() -> None:
     params, x, y, mask = setup(1, dtype=torch.float32)
     data = Labelled(x, y)
-    plain = importance(params, mask, data, "gradient")
-    weighted = importance(params, mask, data, "gradient-weight")
+    plain = importance(NET, params, mask, data, "gradient")
+    weighted = importance(NET, params, mask, data, "gradient-weight")
     name = "hidden1.weight"
     ratio = weighted[name] / (plain[name] * params[name].abs())
     used = plain[name] > 0
     torch.testing.assert_close(ratio[used], ratio[used][:1].expand(int(used.sum())), rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="gradient-weight"):
-        importance(params, mask, data, "magnitude")
+        importance(NET, params, mask, data, "magnitude")
 
 
 @given(density=st.floats(0.01, 1.0), seed=st.integers(0, 100))

@@ -21,7 +21,7 @@ def training(kind: str) -> tuple[Trained, Params, Mapping[str, Tensor]]:
     rng = torch.Generator().manual_seed(0)
     net = MLP(20, (8, 8))
     both = net.initial_shared(rng) | net.initial_owned(2, rng)
-    params = {f"{layer}.{part}": both[f"{layer}.{part}"] for layer in net.layers for part in ("weight", "bias")}
+    params = net.ordered(both)
     x = torch.randn(300, 20, generator=rng)
     data = Labelled(x, (x[:, 0] + 0.3 * torch.randn(300, generator=rng) > 0).long())
     free = {name: torch.rand(value.shape, generator=rng) < 0.5 for name, value in net.initial_shared(rng).items()}
@@ -31,6 +31,7 @@ def training(kind: str) -> tuple[Trained, Params, Mapping[str, Tensor]]:
     def run(journal: Journal | None) -> tuple[Params, Quality, Tensor]:
         own = torch.Generator().manual_seed(1)
         found, reached = function(
+            net,
             params,
             free,
             data,

@@ -36,7 +36,7 @@ def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, rng: to
     extra = {"epochs": 3, "lr": 0.01, "phase": "test"} if run is anneal else {}
     data = two_blobs(64, rng)
     schedule = Schedule(epochs=3, batch_size=16)
-    found, _ = run(params, trainable, data, data, schedule, rng, optimizer=lambda lr: make, **extra)
+    found, _ = run(NET, params, trainable, data, data, schedule, rng, optimizer=lambda lr: make, **extra)
     for name, mask in trainable.items():
         assert torch.equal(found[name][~mask].view(torch.int32), params[name][~mask].view(torch.int32))
         assert not torch.equal(found[name][mask], params[name][mask])
@@ -61,10 +61,10 @@ def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Gen
     data, held_out = two_blobs(200, rng), two_blobs(60, rng)
     everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
     epochs = []
-    found, reached = train(params, everything, data, held_out, Schedule(), rng, on_epoch=epochs.append)
-    assert quality(found, held_out) == reached
+    found, reached = train(NET, params, everything, data, held_out, Schedule(), rng, on_epoch=epochs.append)
+    assert quality(NET, found, held_out) == reached
     assert reached.accuracy > 0.95
-    assert reached.loss < quality(params, held_out).loss
+    assert reached.loss < quality(NET, params, held_out).loss
     assert 0 < len(epochs) <= Schedule().epochs
     assert all(torch.equal(before[name], params[name]) for name in params)
 
@@ -74,7 +74,8 @@ def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
     data = two_blobs(100, rng)
     everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
     twice = [
-        train(params, everything, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7))[0] for _ in range(2)
+        train(NET, params, everything, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7))[0]
+        for _ in range(2)
     ]
     assert all(torch.equal(twice[0][name], twice[1][name]) for name in params)
 
@@ -92,7 +93,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
 def test_losses_are_those_of_single_images(rng: torch.Generator) -> None:
     params = random_params(NET, 2, rng, torch.float32)
     data = two_blobs(30, rng)
-    found = losses(params, data)
+    found = losses(NET, params, data)
     assert found.dtype == torch.float64
-    assert float(found.mean()) == pytest.approx(quality(params, data).loss, rel=1e-5)
-    assert float(found[3]) == pytest.approx(quality(params, data.take(torch.tensor([3]))).loss, rel=1e-5)
+    assert float(found.mean()) == pytest.approx(quality(NET, params, data).loss, rel=1e-5)
+    assert float(found[3]) == pytest.approx(quality(NET, params, data.take(torch.tensor([3]))).loss, rel=1e-5)

@@ -1,0 +1,65 @@
+"""Images that become tensors only when they are looked at, so that a file larger than memory can be learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images in a place of their own: ``read`` turns rows [n] of that place into float32 [n, D].
+
+    Stands wherever a tensor [N, D] does that is only indexed, split and measured.
+    """
+
+    read: Callable[[Tensor], Tensor]
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return self.read(self.rows[index])
+
+    def take(self, index: Tensor) -> Images:
+        """The images at these positions, still unread."""
+        return Images(self.read, self.rows[index])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images in their order, ``size`` at a time."""
+        return (self.read(rows) for rows in self.rows.split(size))
+
+
+Rows = Tensor | Images
+"""Images [N, D], in memory or not."""
+
+
+def taken(x: Rows, index: Tensor) -> Rows:
+    """The images at these positions, unread if they were."""
+    return x.take(index) if isinstance(x, Images) else x[index]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images ``x`` [N, D] float32 and class indices ``y`` [N] int64."""
+
+    x: Rows
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor) -> Labelled:
+        """The images at these positions."""
+        return Labelled(taken(self.x, index), self.y[index])
+
+    def read(self, limit: int | None = None) -> Labelled:
+        """Those images in memory; of more than ``limit`` so many, evenly spaced."""
+        if limit is not None and len(self) > limit:
+            index = torch.linspace(0, len(self) - 1, limit).round().long()
+            return Labelled(self.x[index], self.y[index])
+        return Labelled(self.x[:], self.y) if isinstance(self.x, Images) else self
