@@ -8,8 +8,8 @@ hook captures stays as it was: nothing downstream writes into it.
 ===============  ==========================================================================================
 architecture     network
 ===============  ==========================================================================================
-``cnn:32,64``    for each width: convolution 3×3 without bias, batch norm, ReLU, and max pooling by 2 while
-                 both sides are at least 4; then the mean over a 2×2 grid (1×1 for smaller maps) and ``output``
+``cnn:32,64``    for each width: convolution 3×3 without bias, max pooling by 2 while both sides are at least 4,
+                 batch norm, ReLU; then the mean over a 2×2 grid (1×1 for smaller maps) and ``output``
 ``resnet18`` …   torchvision's network of that name, with the stem made for photographs however small the
                  pictures are: a 32×32 picture reaches the last block as a single pixel
 ===============  ==========================================================================================
@@ -159,11 +159,12 @@ def _cnn(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modul
     with EmptyOnMeta():
         for number, width in enumerate(widths, 1):
             parts[f"conv{number}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            parts[f"norm{number}"] = nn.BatchNorm2d(width)
-            parts[f"relu{number}"] = nn.ReLU()
+            # Pooled first: a quarter of the positions is left to normalise.
             if min(sides) >= 4:
                 parts[f"pool{number}"] = nn.MaxPool2d(2)
                 sides = [side // 2 for side in sides]
+            parts[f"norm{number}"] = nn.BatchNorm2d(width)
+            parts[f"relu{number}"] = nn.ReLU()
             channels = width
         grid = 2 if min(sides) >= 2 else 1
         parts["mean"] = nn.AdaptiveAvgPool2d(grid)
