@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from clmoe_cli.continual import skeletons
+from clmoe_cli.continual import parallel, skeletons
 from clmoe_cli.continual.experts import (
     CHUNK,
     STATISTICS,
@@ -51,8 +51,9 @@ class ConvNet(Network):
         self.arch, self.input_shape, self.input_size = arch, input_shape, math.prod(input_shape)
         self.module = skeletons.build(arch, input_shape, 2)
         for module in self.module.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0  # what torchvision drops out is drawn from no generator of ours
+            if "p" in vars(module):
+                vars(module)["p"] = 0.0  # what torchvision drops out is drawn from no generator of ours
+        parallel.normalise_together(self.module)
         head = skeletons.head_of(self.module)
         self.modules = {"output" if name == head else name: m for name, m in skeletons.layers_of(self.module).items()}
         self.names = {"output" if name == head else name: name for name in skeletons.layers_of(self.module)}

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clmoe_cli.continual.experts import Convolution, Dense, Network, Normalisation, Params, device_of
+from clmoe_cli.continual import parallel
+from clmoe_cli.continual.experts import STATISTICS, Convolution, Dense, Network, Normalisation, Params, device_of
 from clmoe_cli.continual.images import Rows
 
 BUDGET = 1 << 22
@@ -57,14 +58,16 @@ def gradient_scores(net: Network, params: Mapping[str, Tensor], x: Rows, targets
 
     Returns for every parameter that has a gradient a tensor of its shape. One matrix product per dense layer.
     """
-    sums: Params = {}
-    size = min(chunk, net.chunk)
-    for part, labels in zip(x.split(size), targets.split(size), strict=True):
-        found = factors(net, params, part, labels)
+    sums = {name: torch.zeros_like(value) for name, value in params.items() if not name.endswith(STATISTICS)}
+    size = min(chunk, net.chunk, -(-len(x) // parallel.world()))
+    for start in range(0, len(x), size)[parallel.rank() :: parallel.world()]:
+        here = slice(start, start + size)
+        found = factors(net, params, x[here], targets[here])
         for layer, delta in found.delta.items():
             for name, value in _summed(net, params, layer, delta, found.inputs[layer]).items():
-                sums[name] = sums[name] + value if name in sums else value
-    return {name: sums[name] / len(x) for name in params if name in sums}
+                sums[name] += value
+    parallel.summed(sums.values())
+    return {name: total / len(x) for name, total in sums.items()}
 
 
 def _summed(net: Network, params: Mapping[str, Tensor], layer: str, delta: Tensor, inputs: Tensor) -> Params:

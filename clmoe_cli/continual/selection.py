@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import masks
+from clmoe_cli.continual import masks, parallel
 from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
@@ -199,4 +199,4 @@ def select(
 
 def answers(net: Network, params: Params, data: Labelled) -> Tensor:
     """Which images are right, [N] bool."""
-    return logits(net, params, data.x).argmax(dim=1) == data.y
+    return parallel.agreed(logits(net, params, data.x).argmax(dim=1) == data.y)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clmoe_cli.continual import parallel
 from clmoe_cli.continual.experts import STATISTICS, Drop, Network, Params, device_of, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_state, restore_optimizer, under
@@ -22,6 +23,7 @@ from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+MakeDrop = Callable[[parallel.Share], Drop]
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Schedule:
 def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quality:
     """Loss and accuracy of a network on labelled images."""
     out = logits(net, params, data.x)
-    return Quality(float(F.cross_entropy(out, data.y)), float((out.argmax(dim=1) == data.y).double().mean()))
+    right = (out.argmax(dim=1) == data.y).double().mean()
+    loss, accuracy = parallel.agreed(torch.stack([F.cross_entropy(out, data.y).double(), right])).tolist()
+    return Quality(loss, accuracy)
 
 
 def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor:
     """Cross-entropy of each image in nats, [N] float64."""
-    return F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none")
+    return parallel.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none"))
 
 
 def freeze_guard(params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -99,16 +103,19 @@ def adam(lr: float) -> MakeOptimizer:
     return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
 
 
-def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> Drop:
-    """Dropout of the inputs (what layer ``first`` reads) and of hidden units, drawn from the generator."""
+def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> MakeDrop:
+    """Dropout of the inputs (what layer ``first`` reads) and of hidden units of a batch, drawn from the generator."""
 
-    def drop(layer: str, a: Tensor) -> Tensor:
-        share = shares[layer != first]
-        if share == 0.0:
-            return a
-        return a * (torch.rand(a.shape, generator=generator) >= share).to(a.device) / (1.0 - share)
+    def of_batch(own: parallel.Share) -> Drop:
+        def drop(layer: str, a: Tensor) -> Tensor:
+            share = shares[layer != first]
+            if share == 0.0:
+                return a
+            return a * (own.random(a.shape, generator) >= share).to(a.device) / (1.0 - share)
 
-    return drop
+        return drop
+
+    return of_batch
 
 
 def run_epoch(
@@ -120,9 +127,11 @@ def run_epoch(
     batch_size: int,
     generator: torch.Generator,
     after_step: Callable[[], None] = lambda: None,
-    drop: Drop | None = None,
+    drop: MakeDrop | None = None,
 ) -> float:
     """One pass over the data in random order; returns the mean loss. ``params`` are changed in place.
+
+    Of several processes (:mod:`clmoe_cli.continual.parallel`) each computes its share of every batch.
 
     Few images are passed over several times, so that an epoch always has at least ``BATCHES`` steps and means
     the same to patience, rounds and learning rates at every size of the data.
@@ -135,17 +144,21 @@ def run_epoch(
     for index in order.split(batch_size):
         if net.normalised and len(index) == 1 < len(order):
             continue  # a single image has no statistics of its own
-        x, y = data.x[index].to(device), data.y[index].to(device)
+        own = parallel.Share.of(len(index))
+        x, y = data.x[index[own.rows]].to(device), data.y[index[own.rows]].to(device)
         # Half of the bits of a float32, in its range: what graphics processors are fast with.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = F.cross_entropy(net.logits(params, x, drop, training=True), y)
+            out = net.logits(params, x, drop and drop(own), training=True)
+            loss = F.cross_entropy(out, y, reduction="sum") / len(index)
         optimizer.zero_grad()
         loss.backward()
+        parallel.summed(value.grad for value in params.values())
         optimizer.step()
         restore()
         after_step()
         total += loss.detach() * len(index)
         seen += len(index)
+    parallel.summed([total])
     return float(total) / seen
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP
+from clmoe_cli.continual.parallel import Share
 from clmoe_cli.continual.training import Labelled, Schedule, anneal, dropout, freeze_guard, losses, quality, train
 
 NET = MLP(12, (16, 10))
@@ -81,13 +82,13 @@ def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
 
 
 def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
-    drop = dropout("hidden1", (0.2, 0.5), torch.Generator().manual_seed(0))
     a = torch.ones(200, 300)
+    drop = dropout("hidden1", (0.2, 0.5), torch.Generator().manual_seed(0))(Share.of(200))
     for layer, share in (("hidden1", 0.2), ("hidden2", 0.5), ("output", 0.5)):
         found = drop(layer, a)
         assert float((found == 0).double().mean()) == pytest.approx(share, abs=0.01)
         assert float(found.double().mean()) == pytest.approx(1.0, abs=0.02)
-    assert dropout("hidden1", (0.0, 0.0), torch.Generator())("hidden2", a) is a
+    assert dropout("hidden1", (0.0, 0.0), torch.Generator())(Share.of(200))("hidden2", a) is a
 
 
 def test_losses_are_those_of_single_images(rng: torch.Generator) -> None:
