@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clmoe_cli import npz
+from clmoe_cli import npz, sources
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.npz import write_npz
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
@@ -351,7 +351,7 @@ def test_stdin_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (b"", b"hello", to_npz(x=X)[:100]):
         with pytest.raises(BadInput, match="stdin"):
             from_stdin(data)
-    monkeypatch.setattr(npz, "MAX_STREAM_BYTES", 100)
+    monkeypatch.setattr(sources, "MAX_STREAM_BYTES", 100)
     with pytest.raises(BadInput, match="too much"):
         from_stdin(to_npz(x=X))
 
@@ -452,7 +452,7 @@ def test_bad_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("half", "class folder has no pictures")
     picture(tmp_path / "sizes" / "a" / "1.png")
     picture(tmp_path / "sizes" / "a" / "2.png", size=(4, 3))
-    refused("sizes", "2.png.*4x3.*5x3.*later version")
+    refused("sizes", "2.png.*4x3.*5x3.*--image-size")
     picture(tmp_path / "broken" / "a" / "1.png")
     (tmp_path / "broken" / "a" / "2.png").write_bytes(b"hello")
     refused("broken", "2.png")
