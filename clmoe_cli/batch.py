@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from clmoe_cli.spool import taken
 from store_schema.records import InputRecord
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -68,4 +69,5 @@ class Batch:
     def taken(self, chosen: Array | slice) -> Batch:
         """The images (and labels) at these positions ``[n]``; ``files`` and ``skipped`` stay with the whole."""
         labels = None if self.labels is None else self.labels[chosen]
-        return Batch(self.images[chosen], labels, self.source, self.input)
+        images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
+        return Batch(images, labels, self.source, self.input)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from clmoe_cli.batch import MAX_BYTES, Array
-from clmoe_cli.spool import Spool, blocks, rows_of
+from clmoe_cli.spool import Spool, rows_of, transposed_blocks
 from store_schema.errors import BadInput, ClmoeError, DiskProblem
 
 MAX_RATIO = 1100
@@ -147,9 +147,8 @@ class NpzReader:
         with Spool(flat, header.dtype, self.where) as spool:
             for part in self._rows(name, header, flat):
                 spool.append(part)
-            whole = spool.finish().reshape(header.shape[::-1]).T
-        for _, block in blocks(whole, rows_of(header.shape[1:], header.dtype.itemsize)):
-            yield block
+            whole = spool.finish()
+        yield from transposed_blocks(whole, header.shape, rows_of(header.shape[1:], header.dtype.itemsize))
 
     def read(self, name: str) -> Array:
         """The whole array, in the file's byte order; it has an axis and is not empty."""

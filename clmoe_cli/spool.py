@@ -27,7 +27,10 @@ THRESHOLD = 128 << 20
 """The most bytes of an array that are held in memory."""
 BLOCK = 16 << 20
 """Bytes that are handled at a time."""
-_PIECE = 1 << 20
+_PIECE = 1 << 16
+"""Bytes written at a time. The system keeps them together, and a map then has all of them in memory for one image."""
+_GATHERED = 256
+"""Rows of a spooled array that are copied before their pages are given back."""
 _DISK = "/var/tmp"
 _HINT = "free some space there, or set TMPDIR to a folder with more"
 
@@ -38,9 +41,9 @@ def folder() -> str:
     return os.environ.get("TMPDIR") or fallback
 
 
-def rows_of(shape: tuple[int, ...], itemsize: int, size: int = BLOCK) -> int:
-    """How many rows of so many items make at most ``size`` bytes; at least one. ``shape``: of one row."""
-    return max(1, size // max(1, math.prod(shape) * itemsize))
+def rows_of(shape: tuple[int, ...], itemsize: int) -> int:
+    """How many rows make at most ``BLOCK`` bytes; at least one. ``shape``: of one row, in items."""
+    return max(1, BLOCK // max(1, math.prod(shape) * itemsize))
 
 
 class Spool:
@@ -80,7 +83,7 @@ class Spool:
             data = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
             with _disk_errors():
                 while data:
-                    data = data[self._file.write(data) :]
+                    data = data[self._file.write(data[:_PIECE]) :]
 
     def finish(self) -> Array:
         """The rows appended so far, C-contiguous and writable."""
@@ -95,7 +98,7 @@ class Spool:
 
 @contextlib.contextmanager
 def pipe(stream: IO[bytes], limit: int, where: str) -> Iterator[IO[bytes]]:
-    """Everything from a pipe, to be read from any place: in memory, beyond ``THRESHOLD`` on disk.
+    """Everything from a pipe as a file at its start: in memory, beyond ``THRESHOLD`` on disk.
 
     Raises BadInput for more than ``limit`` bytes, DiskProblem.
     """
@@ -111,7 +114,35 @@ def pipe(stream: IO[bytes], limit: int, where: str) -> Iterator[IO[bytes]]:
                 held.write(piece)
         with _disk_errors():
             held.flush()
+        held.seek(0)
         yield held
+
+
+def taken(array: Array, index: Array) -> Array:
+    """A copy of the rows ``[n]`` at these positions, or where this mask is true; pages of the others stay on disk."""
+    index = np.flatnonzero(index) if index.dtype == bool else index
+    if _map_of(array) is None:
+        return array[index]
+    out = np.empty((len(index), *array.shape[1:]), array.dtype)
+    for start in range(0, len(index), _GATHERED):
+        part = slice(start, start + _GATHERED)
+        out[part] = array[index[part]]
+        release(array)
+    return out
+
+
+def transposed_blocks(flat: Array, shape: tuple[int, ...], rows: int) -> Iterator[Array]:
+    """Copies of so many consecutive rows of an array of that shape that lies in ``flat`` in Fortran order."""
+    columns = flat.reshape(-1, shape[0])
+    # Neighbours in a row are far apart: without this, one block has the whole array's pages in memory.
+    step = rows_of((shape[0],), flat.itemsize)
+    for start in range(0, shape[0], rows):
+        block = np.empty((len(columns), min(rows, shape[0] - start)), flat.dtype)
+        for first in range(0, len(columns), step):
+            part = slice(first, first + step)
+            block[part] = columns[part, start : start + rows]
+            release(flat)
+        yield block.reshape(*shape[:0:-1], -1).T
 
 
 def blocks(array: Array, rows: int) -> Iterator[tuple[int, Array]]:
@@ -126,11 +157,16 @@ def release(array: Array) -> None:
 
     Nothing happens to other arrays. Any view of the array will do.
     """
+    held = _map_of(array)
+    if held is not None and hasattr(held, "madvise"):
+        held.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(array: Array) -> mmap.mmap | None:
     base: Any = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _unnamed(size: int) -> IO[bytes]:

@@ -18,7 +18,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 MOST = 1 << 26
 """Values of one channel that resizing may make of one image before the centre is cut out."""
-_AT_ONCE = 1 << 23
+_AT_ONCE = 1 << 21
 
 
 def resolved(record: InputRecord, channels: int) -> InputRecord:
