@@ -10,6 +10,18 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import render
+from clmoe_cli.flags import (
+    BoundariesOption,
+    ImageSizeOption,
+    JsonOption,
+    NameOption,
+    QuietOption,
+    SegmentOption,
+    SkipBrokenOption,
+    StoreOption,
+    TimeoutOption,
+    VerboseOption,
+)
 from clmoe_cli.progress import note, progress
 
 app = typer.Typer(
@@ -22,21 +34,6 @@ app = typer.Typer(
 )
 
 
-def _folder(value: str) -> str:
-    if not value.strip():
-        raise typer.BadParameter("a folder is expected, not nothing")
-    return value
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="CLMOE_STORE", callback=_folder, help="Folder of the store.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", envvar="CLMOE_QUIET", help="No progress, no hints.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", envvar="CLMOE_VERBOSE", help="Say more on stderr.")]
-TimeoutOption = Annotated[
-    float | None, typer.Option(min=0.0, envvar="CLMOE_LOCK_TIMEOUT", help="Seconds to wait for another writer.")
-]
 DEFAULT_STORE = "./clmoe-store"
 
 
@@ -63,17 +60,11 @@ def learn(
         str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
     ],
     store: StoreOption = DEFAULT_STORE,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Name of the task [default: task1, task2, …]; with --segment NAME.1, NAME.2, …"),
-    ] = None,
-    segment: Annotated[
-        bool, typer.Option("--segment", help="The file is a stream: find where one task ends and the next begins.")
-    ] = False,
-    boundaries: Annotated[
-        str | None,
-        typer.Option(help="With --segment: find them by labels (and images), or by images alone [default: labels]."),
-    ] = None,
+    image_size: ImageSizeOption = None,
+    skip_broken: SkipBrokenOption = False,
+    name: NameOption = None,
+    segment: SegmentOption = False,
+    boundaries: BoundariesOption = None,
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
     epochs: Annotated[
         int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
@@ -102,7 +93,7 @@ def learn(
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
-    from clmoe_cli.data import read_batch
+    from clmoe_cli.reading import read
     from store_schema import UsageProblem
 
     _on_cpu(device)
@@ -121,7 +112,7 @@ def learn(
         method=method,
         lock_timeout=lock_timeout,
     )
-    batch = read_batch(data, labels="required")
+    batch = read(data, "required", store, image_size, skip_broken, quiet)
     with progress(quiet) as shown:
         if segment:
             by_label = boundaries != "images"
@@ -138,6 +129,8 @@ def learn(
 def detect(
     data: Annotated[str, typer.Option("--data", "--batch", help="Images: an .npz, a folder, or - (npz on stdin).")],
     store: StoreOption = DEFAULT_STORE,
+    image_size: ImageSizeOption = None,
+    skip_broken: SkipBrokenOption = False,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
     evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
@@ -148,9 +141,9 @@ def detect(
 ) -> None:
     """Say whether a batch belongs to a known task."""
     from clmoe_cli.commands.detect import detect as call
-    from clmoe_cli.data import read_batch
+    from clmoe_cli.reading import read
 
-    batch = read_batch(data, labels="optional" if use_labels else "ignored")
+    batch = read(data, "optional" if use_labels else "ignored", store, image_size, skip_broken, quiet)
     report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence)
     if verbose and not quiet:
         note(report.reason)
@@ -163,6 +156,8 @@ def detect(
 def predict(
     batch: Annotated[str, typer.Option("--batch", "--data", help="Images: an .npz, a folder, or - (npz on stdin).")],
     store: StoreOption = DEFAULT_STORE,
+    image_size: ImageSizeOption = None,
+    skip_broken: SkipBrokenOption = False,
     output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
     route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
     batch_size: Annotated[
@@ -179,11 +174,11 @@ def predict(
 ) -> None:
     """Predict labels without a task id."""
     from clmoe_cli.commands.predict import predict as call
-    from clmoe_cli.data import read_batch
+    from clmoe_cli.reading import read
 
     if output is not None:
         render.check_output(output)
-    images = read_batch(batch, labels="optional")
+    images = read(batch, "optional", store, image_size, skip_broken, quiet, task)
     report = call(store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject)
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")

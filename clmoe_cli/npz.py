@@ -2,7 +2,8 @@
 
 The rule enforced here: nothing is unpickled, nothing is extracted, and no array is allocated before the
 zip directory, the array's own header and the real length of the file agree on its size. ``numpy.load``
-checks none of these. Writing is atomic, and the same arrays give the same bytes.
+checks none of these. Arrays are read in parts; one that is larger than memory lies on disk
+(:mod:`clmoe_cli.spool`). Writing is atomic, and the same arrays give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import io
 import math
 import os
 import secrets
-import stat
-import sys
 import warnings
 import zipfile
 import zlib
@@ -26,13 +25,10 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.lib import format as npy
 
-from store_schema.errors import BadInput, ClmoeError, DiskProblem, UsageProblem
+from clmoe_cli.batch import MAX_BYTES, Array
+from clmoe_cli.spool import Spool, rows_of, transposed_blocks
+from store_schema.errors import BadInput, ClmoeError, DiskProblem
 
-GIB = 1 << 30
-MAX_BYTES = 16 * GIB
-"""The most bytes of arrays that are read from one file."""
-MAX_STREAM_BYTES = 4 * GIB
-"""The most bytes taken from a pipe, which is held in memory whole."""
 MAX_RATIO = 1100
 """Deflate cannot expand by more than about 1032."""
 
@@ -131,8 +127,12 @@ class NpzReader:
             )
         return header
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """The array (in the file's byte order and memory order), read in pieces into one allocation."""
+    def blocks(self, name: str) -> Iterator[Array]:
+        """The array in consecutive parts ``[n, …]`` along its first axis, in the file's byte order; read as they come.
+
+        What is wrong with the data may be found out only at the end, where their checksum is. The array has an axis
+        and is not empty.
+        """
         header = self.header(name)
         if header.dtype.hasobject:
             self._fail("object arrays are never unpickled", name, found="object", expected="plain numbers or text")
@@ -140,17 +140,33 @@ class NpzReader:
         if self._left < 0:
             what, found, expected = self._too_big(header.nbytes)
             self._fail(what, name, found=found, expected=expected, hint=_HINT_SPLIT)
-        try:
-            flat = np.empty(math.prod(header.shape), header.dtype)
-        except (MemoryError, ValueError):
-            found = f"{header.nbytes} bytes"
-            self._fail("the array does not fit in memory", name, found=found, hint=_HINT_SPLIT)
+        if len(header.shape) == 1 or not header.fortran:
+            yield from self._rows(name, header, header.shape)
+            return
+        flat = (math.prod(header.shape),)
+        with Spool(flat, header.dtype, self.where) as spool:
+            for part in self._rows(name, header, flat):
+                spool.append(part)
+            whole = spool.finish()
+        yield from transposed_blocks(whole, header.shape, rows_of(header.shape[1:], header.dtype.itemsize))
+
+    def read(self, name: str) -> Array:
+        """The whole array, in the file's byte order; it has an axis and is not empty."""
+        header = self.header(name)
+        with Spool(header.shape, header.dtype, self.where) as spool:
+            for block in self.blocks(name):
+                spool.append(block)
+            return spool.finish()
+
+    def _rows(self, name: str, header: Header, shape: tuple[int, ...]) -> Iterator[Array]:
+        step = rows_of(shape[1:], header.dtype.itemsize)
         with self._guard(name), self._zip.open(self._member(name)) as member:
             member.read(header.offset)
-            if flat.size:
-                self._fill(flat.view(np.uint8).data, member)
+            for start in range(0, shape[0], step):
+                block = np.empty((min(step, shape[0] - start), *shape[1:]), header.dtype)
+                self._fill(block.reshape(-1).view(np.uint8).data, member)
+                yield block
             member.read(1)  # at the end of the member zipfile compares the checksum
-        return flat.reshape(header.shape[::-1]).T if header.fortran else flat.reshape(header.shape)
 
     @staticmethod
     def _too_big(size: int) -> tuple[str, str, str]:
@@ -221,41 +237,6 @@ class NpzReader:
 
     def _fail(self, what: str, key: str | None = None, **details: str) -> NoReturn:
         raise BadInput(what, where=self.where, key=key, **details)
-
-
-@contextlib.contextmanager
-def open_npz(source: str) -> Iterator[NpzReader]:
-    """Open an npz by path, or ``-`` for stdin; a pipe is read into memory up to MAX_STREAM_BYTES."""
-    where = "stdin" if source == "-" else one_line(source)
-    try:
-        if source == "-":
-            if sys.stdin.isatty():
-                raise UsageProblem(
-                    "nothing is piped in",
-                    where=where,
-                    hint="name a file, or feed one: clmoe predict --batch - < file.npz",
-                )
-            yield NpzReader(_drain(sys.stdin.buffer, where), where)
-            return
-        mode = Path(source).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise BadInput("not a regular file", where=where, expected="an npz file or a folder of pictures")
-        with Path(source).open("rb") as file:
-            yield NpzReader(file if stat.S_ISREG(mode) else _drain(file, where), where)
-    except OSError as error:
-        raise read_problem(error, where) from error
-
-
-def _drain(stream: IO[bytes], where: str) -> io.BytesIO:
-    held = io.BytesIO()
-    while piece := stream.read(_CHUNK):
-        held.write(piece)
-        if held.tell() > MAX_STREAM_BYTES:
-            limit = f"at most {MAX_STREAM_BYTES} bytes"
-            raise BadInput(
-                "too much data in the pipe", where=where, expected=limit, hint="give the file's path instead"
-            )
-    return held
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
-from clmoe_cli.npz import replacing, write_npz
+from clmoe_cli.npz import name_list, replacing, write_npz
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, score_tables, tables
 from store_schema.errors import UsageProblem
@@ -42,6 +42,12 @@ def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
             note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
         if verbose:
             note(f"onset: {report.onset.reason}; placement: {report.reason}")
+
+
+def skip_note(skipped: Sequence[str]) -> None:
+    """Which broken pictures were left out, on stderr."""
+    if skipped:
+        note(f"skipped {len(skipped)} broken pictures: {name_list(list(skipped))}")
 
 
 class _Report(Protocol):
@@ -159,13 +165,13 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
         _print_json(report.to_json())
     else:
         screen = console()
-        table = columns("image", "label", "task", "expert", "confidence", "known", "p-value")
+        first = "image" if report.file is None else "file"
+        table = columns(first, "label", "task", "expert", "confidence", "known", "p-value")
         for row in report.rows()[:ROWS_SHOWN]:
             p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
             known = "yes" if row["known"] else "no"
-            table.add_row(
-                str(row["index"]), str(row["label"]), row["task"], row["expert"], f"{row['confidence']:.3f}", known, p
-            )
+            about = str(row.get("file", row["index"])), str(row["label"]), row["task"], row["expert"]
+            table.add_row(*about, f"{row['confidence']:.3f}", known, p)
         screen.print(table)
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
@@ -191,7 +197,7 @@ def _write(report: PredictReport, path: Path) -> None:
         text = "".join(to_text(row) + "\n" for row in rows)
     else:
         out = io.StringIO()
-        writer = csv.DictWriter(out, ["index", "label", "task", "expert", "confidence", "known", "p_value"])
+        writer = csv.DictWriter(out, ["index", *report.arrays()])
         writer.writeheader()
         writer.writerows(rows)
         text = out.getvalue()

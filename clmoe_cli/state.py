@@ -21,7 +21,7 @@ from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
-from store_schema import ExpertRecord, ExpertWeights, Manifest, Store, StoreDamaged, SubnetworkRecord
+from store_schema import ExpertRecord, ExpertWeights, InputRecord, Manifest, Store, StoreDamaged, SubnetworkRecord
 
 GATE = ("means", "directions", "quantiles", "counts")
 """What is stored of :class:`Subspaces`."""
@@ -101,12 +101,12 @@ class Loader:
         """Several tasks, in that order."""
         return [self.task(name) for name in names]
 
-    def gate(self, input_shape: tuple[int, ...]) -> Gate:
-        """The solved gate of an input shape (KeyError when there is none)."""
-        solved = self.store.read_gate(input_shape)
+    def gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> Gate:
+        """The solved gate of a kind of input (KeyError when there is none)."""
+        solved = self.store.read_gate(input_shape, input)
         if solved is None:
             raise KeyError(input_shape)
-        classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape)]
+        classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input)]
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 
     def answering(self, name: str) -> tuple[Subspaces, Params]:

@@ -150,8 +150,7 @@ def _inspect_tables(report: InspectReport) -> list[Any]:
         frozen = [f"{layer['frozen_percent']:.2f} %" for layer in expert["layers"]]
         table.add_section()
         table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
-        shape = "×".join(map(str, expert["input_shape"]))
-        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {shape}"), table]
+        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {expert['kind']}"), table]
     names = [task["name"] for task in report.tasks]
     if 1 < len(names) <= OVERLAP_SHOWN:
         table = columns("overlap (kappa)", *names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUBNETWORK_SCHEMA = 1
 WEIGHTS_SCHEMA = 1
 GATE_SCHEMA = 1

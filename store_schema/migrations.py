@@ -13,7 +13,15 @@ from typing import Any
 from store_schema import layout
 
 Fields = dict[str, Any]
-UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {}
+
+
+def _inputs(fields: Fields) -> Fields:
+    """Format 2: experts and gates say what images go through, and experts what their weights start from."""
+    experts = [{**expert, "input": None, "pretrained": None} for expert in fields.get("experts", ())]
+    return {**fields, "experts": experts, "gates": [{**gate, "input": None} for gate in fields.get("gates", ())]}
+
+
+UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _inputs}
 """Format → what makes the next format's fields of its fields. Format 1 is the first."""
 
 
@@ -22,8 +30,6 @@ def upgraded(data: bytes) -> bytes:
 
     Raises ValueError or RecursionError for what is no JSON, and ValueError for fields that are not the older format's.
     """
-    if not UPGRADES:
-        return data
     fields = json.loads(data)
     number = fields.get("format") if isinstance(fields, dict) else None
     if type(number) is not int or number >= layout.FORMAT_VERSION:

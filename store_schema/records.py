@@ -23,6 +23,8 @@ Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_l
 Sketch = Annotated[tuple[float, ...], Field(max_length=1024)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
+_SINCE_FORMAT_2 = ("input", "pretrained")
+
 
 class Record(BaseModel):
     """Base: immutable, strict about types, unknown fields refused."""
@@ -56,8 +58,38 @@ class LayerRecord(Record):
         return self
 
 
+class FeaturesRecord(Record):
+    """A frozen network in front of experts and gate: its architecture and the sha256 of its weights."""
+
+    arch: Name
+    sha256: Sha256
+
+
+class InputRecord(Record):
+    """How a picture becomes what an expert reads, the same in ``learn``, ``detect`` and ``predict``.
+
+    ``image_size``: the shorter side is resized to so many pixels and the centre cut out, square. ``channels``: 1 grey,
+    3 colour. ``features``: what reads the picture before the experts do. None leaves that step out.
+    """
+
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    channels: Literal[1, 3] | None = None
+    features: FeaturesRecord | None = None
+
+    @model_validator(mode="after")
+    def _does_something(self) -> InputRecord:
+        # Images that are read as they are have no record: one spelling only, since records are compared.
+        if self.image_size is None and self.channels is None and self.features is None:
+            raise ValueError("an input that changes nothing")
+        return self
+
+
 class ExpertRecord(Record):
-    """An expert; ``weights`` is None only before its first commit."""
+    """An expert; ``weights`` is None only before its first commit.
+
+    ``input``: what its images go through, None for nothing. ``pretrained``: sha256 of the weights that its free
+    entries start from, None where they are drawn.
+    """
 
     id: Annotated[str, StringConstraints(pattern=r"^e[1-9][0-9]{0,8}$")]
     arch: Name
@@ -66,6 +98,8 @@ class ExpertRecord(Record):
     seed: Count
     layers: Annotated[tuple[LayerRecord, ...], Field(min_length=1)]
     weights: ObjectRef | None
+    input: InputRecord | None = None
+    pretrained: Sha256 | None = None
 
 
 class TaskLayer(Record):
@@ -124,12 +158,17 @@ class TaskRecord(Record):
 
 
 class GateRecord(Record):
-    """The solved gate of one input shape: what its inputs are multiplied by, the features, the object."""
+    """The solved gate of one kind of input: what its inputs are multiplied by, the features, the object.
+
+    A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
+    another kind.
+    """
 
     input_shape: Shape
     input_scale: Annotated[float, Field(gt=0)]
     features: Name
     solved: ObjectRef
+    input: InputRecord | None = None
 
 
 class HistoryEntry(Record):
@@ -166,7 +205,7 @@ class Manifest(Record):
         _unique("task", [t.name for t in self.tasks])
         _unique("task number", [t.number for t in self.tasks])
         _unique("expert", [e.id for e in self.experts])
-        _unique("gate", [g.input_shape for g in self.gates])
+        _unique("gate", [(g.input_shape, g.input) for g in self.gates])
         sizes = {}
         for expert in self.experts:
             _unique(f"layer of expert {expert.id}", [layer.name for layer in expert.layers])
@@ -219,21 +258,27 @@ class Manifest(Record):
         """An expert's tasks in the order of learning."""
         return [t for t in self.tasks if t.expert == expert_id]
 
-    def tasks_of_shape(self, input_shape: tuple[int, ...]) -> list[TaskRecord]:
-        """The tasks whose experts read images of that shape, in the order of learning."""
-        fitting = {e.id for e in self.experts if e.input_shape == input_shape}
+    def tasks_of_shape(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> list[TaskRecord]:
+        """The tasks whose experts read images of that shape that went through ``input``, in the order of learning."""
+        fitting = {e.id for e in self.experts if (e.input_shape, e.input) == (input_shape, input)}
         return [t for t in self.tasks if t.expert in fitting]
 
-    def gate(self, input_shape: tuple[int, ...]) -> GateRecord | None:
-        """The gate of that input shape, if there is one."""
-        return next((g for g in self.gates if g.input_shape == input_shape), None)
+    def gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> GateRecord | None:
+        """The gate of that kind of input, if there is one."""
+        return next((g for g in self.gates if (g.input_shape, g.input) == (input_shape, input)), None)
 
     def content_hash(self) -> str:
-        """What was learned, as one sha256: no clock time, no generation number, no environment in it."""
+        """What was learned, as one sha256: no clock time, no generation number, no environment in it.
+
+        Fields of later formats count only where they are set, so that an upgrade changes no hash.
+        """
         drop = {"learned_at", "probe"}
         content: dict[str, Any] = {
             "objects": sorted(ref.sha256 for ref in self.objects()),
-            "experts": [e.model_dump(mode="json") for e in self.experts],
+            "experts": [
+                {k: v for k, v in e.model_dump(mode="json").items() if v is not None or k not in _SINCE_FORMAT_2}
+                for e in self.experts
+            ],
             "tasks": [t.model_dump(mode="json", exclude=drop) for t in self.tasks],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -143,10 +143,10 @@ def check_contents(store: Store, found: Report) -> None:
             where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
             found(StoreDamaged(f"the subnetwork of {' and that of '.join(changed)}", where=str(where)), where)
     for gate in store.manifest.gates:
-        tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape)]
+        tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape, gate.input)]
         where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)
         try:
-            solved = store.read_gate(gate.input_shape)
+            solved = store.read_gate(gate.input_shape, gate.input)
         except ClmoeError as error:
             found(error, store.root)
             continue

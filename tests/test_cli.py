@@ -27,7 +27,7 @@ from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import read_batch
 from clmoe_cli.process import run
-from store_schema import Store
+from store_schema import Store, layout
 
 ARCH, EPOCHS = "mlp:32,32", 5
 QUICK = ("--arch", ARCH, "--epochs", EPOCHS)
@@ -289,7 +289,7 @@ def test_errors_are_one_line_with_their_exit_code(
     assert not list((tmp_path / "folder.csv").iterdir())
 
 
-@pytest.mark.parametrize("written", ["2\n", "1.1\n", "", "one\n"])
+@pytest.mark.parametrize("written", [f"{layout.FORMAT_VERSION + 1}\n", "1.1\n", "", "one\n"])
 def test_another_format_is_refused_by_every_command(written: str, call: Call, own: Path, data: dict[str, Path]) -> None:
     (own / "FORMAT").write_text(written)
     before = contents(own)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
@@ -46,28 +46,27 @@ def rows(batch: Batch, scale: float) -> Rows:
 
 def part(batch: Batch, index: Tensor) -> Batch:
     """The images (and labels) at these positions."""
-    chosen = index.numpy()
-    return replace(batch, images=batch.images[chosen], labels=None if batch.labels is None else batch.labels[chosen])
+    return batch.taken(index.numpy())
 
 
 def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
-    """Experts whose input shape is the batch's; BadInput when there are none."""
-    found = [e for e in manifest.experts if e.input_shape == batch.input_shape and manifest.tasks_of(e.id)]
+    """Experts that read this kind of input: its shape, after the same transform. BadInput when there are none."""
+    found = [e for e in manifest.experts if reads(e, batch) and manifest.tasks_of(e.id)]
     if not found:
-        known = sorted({e.input_shape for e in manifest.experts})
+        known = sorted({kind_text(e.input_shape, e.input) for e in manifest.experts})
         raise BadInput(
             "no expert knows images of this shape",
             where=batch.source,
-            found=shape_text(batch.input_shape),
-            expected=" or ".join(map(shape_text, known)) or "none: the store has no task",
+            found=kind_text(batch.input_shape, batch.input),
+            expected=" or ".join(known) or "none: the store has no task",
             hint="reshape the images, or learn a task of this shape first",
         )
     return found
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """``1×28×28``."""
-    return "×".join(map(str, shape))
+def reads(record: ExpertRecord, batch: Batch) -> bool:
+    """Whether the batch is of the kind of input that the expert reads."""
+    return (record.input_shape, record.input) == (batch.input_shape, batch.input)
 
 
 def input_scale(batch: Batch) -> float:

@@ -79,6 +79,7 @@ def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: s
         reason=verdict.reason,
         images=len(batch.images),
         tasks=tuple(rows),
+        skipped=len(batch.skipped),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from clmoe_cli.commands import common
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.features import features, kind
@@ -21,13 +22,15 @@ CHUNK = 2000
 """Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
 
 
-def check(manifest: Manifest, shape: tuple[int, ...], hint: str) -> None:
-    """StoreIncompatible where tasks of this shape have no gate, or one of other features than this version's."""
-    record = manifest.gate(shape)
-    if (record is None and manifest.tasks_of_shape(shape)) or (record is not None and record.features != kind(shape)):
+def check(manifest: Manifest, batch: Batch, hint: str) -> None:
+    """StoreIncompatible where tasks of this kind of input have no gate, or one of other features than here."""
+    shape, through = batch.input_shape, batch.input
+    record = manifest.gate(shape, through)
+    missing = record is None and manifest.tasks_of_shape(shape, through)
+    if missing or (record is not None and record.features != kind(shape)):
         raise StoreIncompatible(
             "the store has no gate that this version can read",
-            key=common.shape_text(shape),
+            key=kind_text(shape, through),
             found=record.features if record else "none",
             expected=kind(shape),
             hint=hint,
@@ -51,12 +54,12 @@ def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> 
 
 def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tuple[GateRecord, ...]:
     """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
-    manifest, shape = locked.manifest, batch.input_shape
+    manifest, shape, through = locked.manifest, batch.input_shape, batch.input
     arrays = gate_arrays(found)
     own = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
-    old = locked.store.read_gate(shape) if manifest.generation else None
+    old = locked.store.read_gate(shape, through) if manifest.generation else None
     if old is not None:
-        tasks = manifest.tasks_of_shape(shape)
+        tasks = manifest.tasks_of_shape(shape, through)
         counts = [len(t.classes) for t in tasks]
         before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
         after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
@@ -67,8 +70,9 @@ def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tupl
         input_scale=_scale(manifest, batch),
         features=name,
         solved=locked.put(encode_gate(own, name), "safetensors"),
+        input=through,
     )
-    return (*(g for g in manifest.gates if g.input_shape != shape), record)
+    return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
 
 
 def decide(
@@ -76,14 +80,14 @@ def decide(
 ) -> Decision:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks.
 
-    ``names``: the tasks with images of this shape, in the order of learning. ``batches``: how many consecutive
+    ``names``: the tasks with images of this kind, in the order of learning. ``batches``: how many consecutive
     images belong to one task; None: each image is decided by itself. Raises StoreIncompatible for a store
     without a gate, or one of other features.
     """
     manifest = loader.manifest
-    check(manifest, batch.input_shape, "choose another --router, as fisher")
+    check(manifest, batch, "choose another --router, as fisher")
     scale = _scale(manifest, batch)
-    solved = loader.gate(batch.input_shape)
+    solved = loader.gate(batch.input_shape, batch.input)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
@@ -114,6 +118,6 @@ def decide(
 
 
 def _scale(manifest: Manifest, batch: Batch) -> float:
-    """What inputs of this shape are multiplied by: fixed by the first task of the shape."""
-    record = manifest.gate(batch.input_shape)
+    """What inputs of this kind are multiplied by: fixed by the first task of the kind."""
+    record = manifest.gate(batch.input_shape, batch.input)
     return record.input_scale if record else common.input_scale(batch)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.reports import Report
 from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify
 
@@ -109,6 +110,8 @@ def _expert(manifest: Manifest, expert: str, bits: AllBits) -> dict[str, Any]:
         "id": expert,
         "arch": record.arch,
         "input_shape": list(record.input_shape),
+        "kind": kind_text(record.input_shape, record.input),
+        "input": None if record.input is None else record.input.model_dump(),
         "tasks": [t.name for t in tasks],
         "layers": layers,
         "frozen_percent": _percent(sum(x["frozen"] for x in layers), sum(x["parameters"] for x in layers)),
@@ -163,7 +166,7 @@ def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...
 def _bytes(manifest: Manifest) -> dict[str, Any]:
     weights = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
     tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
-    gates = {"×".join(map(str, g.input_shape)): g.solved.size for g in manifest.gates}
+    gates = {kind_text(g.input_shape, g.input): g.solved.size for g in manifest.gates}
     parts = {"experts": weights, "tasks": tasks, "gates": gates}
     return {**parts, "total": sum(sum(sizes.values()) for sizes in parts.values())}
 

@@ -13,6 +13,7 @@ import torch
 from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.checks import check_range, check_refining
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
@@ -67,7 +68,7 @@ def learn(
         Resuming(locked, batch, options, on_resume) as resuming,
     ):
         report = _Learning(locked, batch, options, on_epoch, resuming).run()
-    return replace(report, seconds=round(time.monotonic() - started, 3))
+    return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
 
 def _check_expert(store: str, expert: str | None) -> None:
@@ -99,14 +100,12 @@ class _Learning:
             )
         if options.expert not in (None, "new"):
             one_of("expert", str(options.expert), [*(e.id for e in self.manifest.experts), "new"])
-        gating.check(self.manifest, batch.input_shape, "use a clmoe of the version that wrote it, or another --store")
+        gating.check(self.manifest, batch, "use a clmoe of the version that wrote it, or another --store")
         self.number = self.manifest.next_task
         self.seed = derived_seed(self.manifest.seed, self.number, "task")
         self.generator = generator(self.seed)
         self.classes = batch.classes()
-        self.experts = [
-            e for e in self.manifest.experts if e.input_shape == batch.input_shape and self.manifest.tasks_of(e.id)
-        ]
+        self.experts = [e for e in self.manifest.experts if common.reads(e, batch) and self.manifest.tasks_of(e.id)]
         self.names = [t.name for t in self.manifest.tasks if t.expert in {e.id for e in self.experts}]
         self.near: list[str] = []
 
@@ -175,8 +174,8 @@ class _Learning:
             raise UsageProblem(
                 "the task does not fit into that expert",
                 key=record.id,
-                found=f"{self.options.arch}, images {common.shape_text(self.batch.input_shape)}",
-                expected=f"{record.arch}, images {common.shape_text(record.input_shape)}",
+                found=f"{self.options.arch}, images {kind_text(self.batch.input_shape, self.batch.input)}",
+                expected=f"{record.arch}, images {kind_text(record.input_shape, record.input)}",
             )
         candidates: list[Candidate] = []
         frozen = self.manifest.history[-1].frozen if self.manifest.history else {}
@@ -218,6 +217,7 @@ class _Learning:
             seed=derived_seed(self.manifest.seed, number, "expert"),
             layers=tuple(LayerRecord(name=name, shape=shape) for name, shape in net.shared_shapes().items()),
             weights=None,
+            input=self.batch.input,
         )
 
     def _refine(self, verdict: Verdict) -> LearnReport:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.commands import common, gating
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
@@ -24,6 +25,7 @@ from clmoe_cli.state import Loader
 from store_schema import BadInput, Manifest, UsageProblem, read_consistently
 
 ROUTES = ("image", "batch")
+COLUMNS = ("label", "task", "expert", "confidence", "known", "p_value")
 EVERY = (*GATED, *ROUTERS)
 SCORED = tuple(field.name for field in fields(Scores))
 
@@ -34,6 +36,7 @@ class PredictReport(Report):
 
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
+    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -47,6 +50,8 @@ class PredictReport(Report):
     router: str | None
     route: str
     scores: Scores | None
+    file: NDArray[np.str_] | None = None
+    skipped: int = 0
 
     @property
     def accuracy(self) -> float | None:
@@ -55,11 +60,15 @@ class PredictReport(Report):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
-        return {k: getattr(self, k) for k in ("label", "task", "expert", "confidence", "known", "p_value")}
+        return {k: getattr(self, k) for k in self._keys()}
+
+    def _keys(self) -> tuple[str, ...]:
+        return (*(("file",) if self.file is not None else ()), *COLUMNS)
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain object per image."""
         columns = (
+            *(() if self.file is None else (self.file.tolist(),)),
             self.labels,
             self.task.tolist(),
             self.expert.tolist(),
@@ -67,7 +76,7 @@ class PredictReport(Report):
             self.known.tolist(),
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
         )
-        keys = ("label", "task", "expert", "confidence", "known", "p_value")
+        keys = self._keys()
         return [{"index": i, **dict(zip(keys, row, strict=True))} for i, row in enumerate(zip(*columns, strict=True))]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +87,7 @@ class PredictReport(Report):
             "route": self.route,
             "predictions": self.rows(),
             "rejected": int((~self.known).sum()),
+            "skipped": self.skipped,
             **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
         }
 
@@ -142,6 +152,8 @@ def _predict(
         router=None if only else router,
         route="task" if only else "image" if together is None else "batch",
         scores=scores,
+        file=None if batch.files is None else np.array(batch.files, dtype=np.str_),
+        skipped=len(batch.skipped),
     )
 
 
@@ -149,16 +161,16 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
     """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
     if only is None:
         common.experts_for(manifest, batch)
-        return [t.name for t in manifest.tasks_of_shape(batch.input_shape)]
+        return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]
     one_of("task", only, [t.name for t in manifest.tasks])
     record = manifest.expert(manifest.task(only).expert)
-    if record.input_shape != batch.input_shape:
+    if not common.reads(record, batch):
         raise BadInput(
             "the task's expert reads images of another shape",
             where=batch.source,
             key=only,
-            found=common.shape_text(batch.input_shape),
-            expected=common.shape_text(record.input_shape),
+            found=kind_text(batch.input_shape, batch.input),
+            expected=kind_text(record.input_shape, record.input),
         )
     return [only]
 

@@ -160,9 +160,9 @@ def _stored(locked: Writer, manifest: Manifest, bits: AllBits, names: list[str])
 
 def _gate_without(locked: Writer, gate: GateRecord, names: list[str]) -> GateRecord | None:
     """A gate without the classes of the named tasks: as if it had never seen them; None when none is left."""
-    tasks = locked.manifest.tasks_of_shape(gate.input_shape)
+    tasks = locked.manifest.tasks_of_shape(gate.input_shape, gate.input)
     kept = [t.name not in names for t in tasks]
-    solved = locked.store.read_gate(gate.input_shape)
+    solved = locked.store.read_gate(gate.input_shape, gate.input)
     if solved is None or all(kept):
         return gate
     if not any(kept):

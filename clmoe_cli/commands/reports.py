@@ -42,7 +42,7 @@ class Onset:
 
 @dataclass(frozen=True)
 class LearnReport(Report):
-    """What ``learn`` did."""
+    """What ``learn`` did; ``skipped``: broken pictures that were left out."""
 
     schema: ClassVar[str] = "clmoe.learn/1"
     task: str
@@ -59,6 +59,7 @@ class LearnReport(Report):
     reason: str
     seed: int
     seconds: float
+    skipped: int = 0
 
     @property
     def guessing(self) -> bool:
@@ -85,11 +86,12 @@ class StreamReport(Report):
 
     schema: ClassVar[str] = LearnReport.schema
     segments: tuple[Segment, ...]
+    skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """An ordinary ``learn`` object for each segment, with its ``start`` and ``stop``."""
         parts = [{**part.report.to_json(), "start": part.start, "stop": part.stop} for part in self.segments]
-        return {"schema": self.schema, "segments": parts}
+        return {"schema": self.schema, "segments": parts, "skipped": self.skipped}
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class DetectReport(Report):
     reason: str
     images: int
     tasks: tuple[dict[str, Any], ...]
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

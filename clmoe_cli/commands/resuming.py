@@ -14,6 +14,7 @@ from clmoe_cli import __version__
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual.journal import Journal, State
 from clmoe_cli.data import Batch
+from clmoe_cli.spool import blocks, rows_of
 from clmoe_cli.state import environment, tensor
 from store_schema import Checkpoint, Interrupted, Writer, checkpoints
 
@@ -82,9 +83,11 @@ def _key(batch: Batch, options: LearnOptions, parent: str, seed: int) -> str:
         "version": __version__,
         "environment": environment(),
         "images": [batch.images.dtype.str, batch.images.shape],
+        "input": batch.input.model_dump() if batch.input else None,
         "labels": [labels.dtype.str, labels.shape],
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for array in (batch.images, labels):
-        digest.update(np.ascontiguousarray(array).data)
+        for _, block in blocks(array, rows_of(array.shape[1:], array.itemsize)):
+            digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()

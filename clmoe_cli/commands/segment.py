@@ -64,7 +64,7 @@ def learn_stream(
                 error.hint = f"{error.hint}; {kept}" if error.hint else kept
             raise
         done.append(Segment(part.start, part.stop, report))
-    return StreamReport(tuple(done))
+    return StreamReport(tuple(done), len(batch.skipped))
 
 
 class _Part:
@@ -73,7 +73,7 @@ class _Part:
     def __init__(self, stream: Batch, options: LearnOptions, number: int, start: int, stop: int) -> None:
         assert stream.labels is not None
         self.start, self.stop = start, stop
-        self.batch = Batch(stream.images[start:stop], stream.labels[start:stop], stream.source)
+        self.batch = stream.taken(slice(start, stop))
         self.options = options if options.name is None else replace(options, name=f"{options.name}.{number}")
 
     def without_strays(self) -> _Part:
@@ -88,7 +88,7 @@ class _Part:
         inside = (position >= NEAR) & (position < len(codes) - NEAR)
         stray = (counts < RARE * counts.max()) & (np.bincount(codes[inside], minlength=len(counts)) == 0)
         keep = ~stray[codes]
-        self.batch = Batch(self.batch.images[keep], self.batch.labels[keep], self.batch.source)
+        self.batch = self.batch.taken(keep)
         return self
 
     def check(self) -> None:

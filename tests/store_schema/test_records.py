@@ -18,7 +18,9 @@ from store_schema import (
     ClmoeError,
     DiskProblem,
     ExpertRecord,
+    FeaturesRecord,
     GateRecord,
+    InputRecord,
     LayerRecord,
     Manifest,
     ObjectRef,
@@ -45,13 +47,15 @@ TASK = TaskRecord(
     owned_parameters=1, accuracy=Accuracy(dense=None, subnetwork=None, held_out=0), images=1, config={}, learned_at="",
 )  # fmt: skip
 GATE = GateRecord(input_shape=(7,), input_scale=1.0, features="relu-1", solved=OBJECT)
+SMALL = InputRecord(image_size=64, channels=3)
+PICTURES = GATE.model_copy(update={"input": SMALL})
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("generation", -1), ("generation", "1"), ("generation", True), ("seed", 1.5), ("parent", "xyz"),
-        ("format", 2), ("tasks", None), ("tasks", [1]), ("unknown", 1), ("experts", [{"id": "../x"}]),
+        ("format", 1 << 20), ("tasks", None), ("tasks", [1]), ("unknown", 1), ("experts", [{"id": "../x"}]),
     ],
 )  # fmt: skip
 def test_manifests_are_checked_field_by_field(make_store: Callable[..., Path], key: str, value: object) -> None:
@@ -112,12 +116,40 @@ def test_the_same_label_twice_is_refused_and_its_text_is_another() -> None:
         ({"repair_floor": 3}, "later generation"),
         ({"generation": 1}, "without weights"),
         ({"gates": (GATE, GATE)}, "gate occurs twice"),
+        ({"gates": (PICTURES, GATE, PICTURES)}, "gate occurs twice"),
     ],
 )
 def test_manifests_are_consistent(change: dict[str, object], said: str) -> None:
     data = EMPTY.model_copy(update={"experts": (EXPERT,), **change}).to_bytes()
     with pytest.raises(StoreDamaged, match=said):
         Manifest.from_bytes(data, "m.json")
+
+
+def test_kinds_of_input_are_told_apart_by_shape_and_transform() -> None:
+    second = EXPERT.model_copy(update={"id": "e2", "input": SMALL})
+    tasks = (TASK, TASK.model_copy(update={"name": "u", "number": 2, "expert": "e2"}))
+    update = {"experts": (EXPERT, second), "tasks": tasks, "next_task": 3, "gates": (GATE, PICTURES)}
+    manifest = Manifest.from_bytes(EMPTY.model_copy(update=update).to_bytes(), "m.json")
+    assert manifest.gate((7,)) == GATE
+    assert manifest.gate((7,), SMALL) == PICTURES
+    assert manifest.gate((7,), InputRecord(image_size=65, channels=3)) is None
+    assert manifest.gate((8,), SMALL) is None
+    assert [t.name for t in manifest.tasks_of_shape((7,))] == ["t"]
+    assert [t.name for t in manifest.tasks_of_shape((7,), SMALL)] == ["u"]
+    assert manifest.tasks_of_shape((8,), SMALL) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"image_size": 0}, {"image_size": 4097}, {"image_size": 8.0}, {"channels": 2}, {"channels": 4},
+        {"features": {"arch": "a", "sha256": "0"}}, {"features": {"arch": "", "sha256": "0" * 64}}, {"size": 5},
+    ],
+)  # fmt: skip
+def test_inputs_are_checked(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        InputRecord.model_validate(fields)
+    InputRecord(features=FeaturesRecord(arch="resnet18", sha256="0" * 64))
 
 
 def test_layers_have_bounds() -> None:

@@ -10,6 +10,7 @@ from store_schema import (
     StoreDamaged,
     StoreIncompatible,
     StoreMissing,
+    layout,
     read_consistently,
     verify,
     writer,
@@ -57,8 +58,9 @@ def test_a_folder_with_other_files_is_not_taken_over(tmp_path: Path) -> None:
 
 def test_newer_formats_are_refused_by_name(make_store: Make) -> None:
     root = make_store("a")
-    (root / "FORMAT").write_text("2\n")
-    with pytest.raises(StoreIncompatible, match=r"format 2.*format 1"):
+    known = layout.FORMAT_VERSION
+    (root / "FORMAT").write_text(f"{known + 1}\n")
+    with pytest.raises(StoreIncompatible, match=rf"format {known + 1}.*format {known}"):
         Store.open(root)
     with pytest.raises(StoreIncompatible), writer(root):
         pass

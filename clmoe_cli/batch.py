@@ -1,0 +1,73 @@
+"""What reading hands on: checked images and labels, and what the images went through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from clmoe_cli.spool import taken
+from store_schema.records import InputRecord
+
+Array: TypeAlias = np.ndarray[Any, Any]
+LabelUse: TypeAlias = Literal["required", "optional", "ignored"]
+
+MAX_BYTES = 64 << 30
+"""The most bytes of arrays that are read from one file or folder, compressed or not."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One image of a source as it is stored, before anything is done to it.
+
+    ``shape``: ``(D,)`` or ``(C, H, W)``; of a folder that of its first readable picture, whose size need not be the
+    others'. None where there is none.
+    """
+
+    folder: bool
+    shape: tuple[int, ...] | None
+
+
+Choice: TypeAlias = InputRecord | Callable[[Raw], InputRecord | None] | None
+"""What images are to go through, or what says so once it is known what they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Checked images and labels.
+
+    ``images``: C-contiguous uint8 (0 to 255) or float32 (as stored), ``[N, D]`` or ``[N, C, H, W]``, N ≥ 1; large ones
+    lie on disk (:mod:`clmoe_cli.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by the
+    user. ``input``: what the images went through, None for nothing; its ``features`` are not taken yet.
+    ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
+    """
+
+    images: Array
+    labels: Array | None
+    source: str
+    input: InputRecord | None = None
+    files: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image: ``(D,)`` or ``(C, H, W)``, with C = 1 for grey."""
+        return tuple(self.images.shape[1:])
+
+    def classes(self) -> tuple[int | str, ...]:
+        """The different labels, sorted, as Python values; empty without labels."""
+        return () if self.labels is None else tuple(np.unique(self.labels).tolist())
+
+    def scaled(self) -> Array:
+        """Images as float32 ``[N, *input_shape]``: uint8 divided by 255; float ones themselves, no copy."""
+        if self.images.dtype == np.uint8:
+            return self.images.astype(np.float32) / np.float32(255)
+        return self.images
+
+    def taken(self, chosen: Array | slice) -> Batch:
+        """The images (and labels) at these positions ``[n]``; ``files`` and ``skipped`` stay with the whole."""
+        labels = None if self.labels is None else self.labels[chosen]
+        images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
+        return Batch(images, labels, self.source, self.input)

@@ -1,0 +1,76 @@
+"""One picture at a time: opened, looked at, decoded; whatever a decoder raises on a broken file becomes BadInput."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from clmoe_cli.npz import one_line, read_problem
+from store_schema.errors import BadInput, ClmoeError
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_GREY = ("L", "1")
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""EXIF orientations in which rows are stored as columns."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture says of itself: height and width as it is seen, and whether it is grey."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def look(path: str) -> Look:
+    """Size and colour of a picture without keeping its pixels; BadInput where it cannot be used."""
+    with _opened(path) as picture:
+        width, height = picture.size
+        if picture.getexif().get(_ORIENTATION) in _LYING:
+            width, height = height, width
+        return Look(height, width, picture.mode in _GREY)
+
+
+def decode(path: str, grey: bool | None = None) -> Array:
+    """Pixels uint8 ``[1 or 3, H, W]``, upright by EXIF; grey, or RGB, or (None) grey if the picture is.
+
+    Palettes, CMYK and the like become RGB, opacity is dropped: as in torchvision's own loader of folders. BadInput
+    where the picture is broken, or has more than 8 bits a channel and no RGB.
+    """
+    from PIL import ImageOps
+
+    with _opened(path) as picture:
+        grey = picture.mode in _GREY if grey is None else grey
+        pixels = np.array(ImageOps.exif_transpose(picture).convert("L" if grey else "RGB"))
+    return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            most = Image.MAX_IMAGE_PIXELS
+            # PIL only warns of it, and warnings cannot be set for one thread.
+            if most is not None and picture.size[0] * picture.size[1] > most:
+                raise Image.DecompressionBombError(f"more than {most} pixels")
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+                hint = "save it with 8 bits a channel"
+                raise BadInput("not an 8-bit picture", where=one_line(path), found=picture.mode, hint=hint)
+            yield picture
+    except ClmoeError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise read_problem(error, one_line(path)) from error
+        kind, hint = type(error).__name__, "repair or remove the picture"
+        raise BadInput("broken picture", where=one_line(path), found=kind, hint=hint) from error

@@ -1,0 +1,195 @@
+"""A folder of pictures as a batch: listed, decoded by a few threads in order, transformed, and written as they come.
+
+However many there are, only some are in memory at a time. Broken ones are counted to the end before anything is said.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from clmoe_cli.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.decoding import Look, decode, look
+from clmoe_cli.npz import name_list, one_line, read_problem
+from clmoe_cli.spool import Spool
+from clmoe_cli.targets import check_names
+from clmoe_cli.transforms import shape_after, transformed
+from store_schema.errors import BadInput
+from store_schema.records import InputRecord
+
+T = TypeVar("T")
+THREADS = min(4, os.cpu_count() or 1)
+_AT_ONCE = 64 << 20
+_TRIED = 16
+"""Pictures that are tried for the first readable one."""
+
+
+@dataclass
+class _Broken:
+    """Pictures that cannot be used and why, by path, in order."""
+
+    found: dict[str, BadInput] = field(default_factory=dict)
+
+    def each(self, paths: Sequence[str], read: Callable[[str], T], at_once: int) -> Iterator[tuple[str, T]]:
+        """Path and what was read of each that is not broken, in order; several are read at the same time."""
+
+        def attempt(path: str) -> T | BadInput:
+            try:
+                return read(path)
+            except BadInput as error:  # a failing disk is no broken picture
+                return error
+
+        left = [path for path in paths if path not in self.found]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(left), at_once):
+                part = left[start : start + at_once]
+                for path, result in zip(part, pool.map(attempt, part), strict=True):
+                    if isinstance(result, BadInput):
+                        self.found[path] = result
+                    else:
+                        yield path, result
+
+    def refuse(self, folder: str, count: int) -> None:
+        """BadInput that names the first and counts them all, of ``count`` pictures."""
+        first, names = self.found[min(self.found)], [_relative(path, folder) for path in sorted(self.found)]
+        found = f"{first.found}; {len(names)} of {count} pictures are broken: {name_list(names)}"
+        hint = f"{first.hint}; --skip-broken leaves such pictures out"
+        raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
+
+
+def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool) -> Batch:
+    """Pictures of an ImageFolder tree, or of a flat folder without labels, as :func:`clmoe_cli.data.read_batch` does.
+
+    Without ``image_size`` they have one size. Without ``channels`` they are grey if all are, else RGB.
+    """
+    where = one_line(folder)
+    try:
+        paths, names = _list_pictures(folder, where)
+    except OSError as error:
+        raise read_problem(error, where) from error
+    if names is None and use == "required":
+        hint = "put the pictures of each class in a folder with its name"
+        found = "pictures without class folders"
+        raise BadInput("no labels", where=where, found=found, expected="class folders", hint=hint)
+    if names is not None:
+        check_names(sorted(set(names)), where, None)
+    with warnings.catch_warnings():  # decoders warn of what is of no matter here
+        warnings.simplefilter("ignore")
+        record = choice(Raw(True, _first_shape(paths))) if callable(choice) else choice
+        images, record, broken = _read(paths, record, folder, skip_broken)
+    kept = [i for i, path in enumerate(paths) if path not in broken]
+    labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
+    files = tuple(_relative(paths[i], folder) for i in kept)
+    return Batch(images, labels, folder, record, files, tuple(_relative(path, folder) for path in broken))
+
+
+def _read(
+    paths: list[str], record: InputRecord | None, folder: str, skip_broken: bool
+) -> tuple[Array, InputRecord | None, Sequence[str]]:
+    """Images ``[N, C, H, W]``, the record with its channels said, and the paths of broken pictures."""
+    where, broken = one_line(folder), _Broken()
+    size: tuple[int, int] | None = None
+    grey: bool | None = None
+    if record is None or record.image_size is None or record.channels is None:
+        size, grey = _survey(paths, broken, resizing=record is not None and record.image_size is not None)
+    if broken.found and (not skip_broken or len(broken.found) == len(paths)):
+        for _ in broken.each(paths, decode, 4 * THREADS):  # those whose pixels only are broken count as well
+            pass
+        broken.refuse(folder, len(paths))
+    if record is not None and record.channels is None:
+        record = record.model_copy(update={"channels": 1 if grey else 3})
+    fixed = size if record is None or record.image_size is None else (record.image_size, record.image_size)
+    assert fixed is not None
+    channels = (1 if grey else 3) if record is None or record.channels is None else record.channels
+    shape = (len(paths), channels, *fixed)
+    image = channels * fixed[0] * fixed[1]
+    if len(paths) * image > MAX_BYTES:
+        wanted = f"at most {MAX_BYTES} bytes"
+        raise BadInput("too many pixels", where=where, found=str(list(shape)), expected=wanted, hint="split it")
+
+    def read(path: str) -> Array:
+        pixels = decode(path, grey if record is None else None)
+        try:
+            after = shape_after(pixels.shape, record)
+        except ValueError as error:
+            found, hint = f"{pixels.shape[2]}x{pixels.shape[1]}", "crop the picture"
+            raise BadInput(str(error), where=one_line(path), found=found, hint=hint) from error
+        if after != shape[1:]:  # an orientation that only the pixels' end tells
+            raise _other_size(path, (pixels.shape[1], pixels.shape[2]), fixed, paths[0])
+        return next(transformed(pixels[None], record))
+
+    with Spool(shape, np.dtype(np.uint8), where) as spool:
+        for _, pixels in broken.each(paths, read, max(THREADS, min(16 * THREADS, _AT_ONCE // image))):
+            spool.append(pixels)
+        if broken.found and (not skip_broken or spool.rows == 0):
+            broken.refuse(folder, len(paths))
+        return spool.finish(), record, tuple(path for path in paths if path in broken.found)
+
+
+def _survey(paths: list[str], broken: _Broken, resizing: bool) -> tuple[tuple[int, int] | None, bool]:
+    """Height and width of the first readable picture, and whether all are grey; all are of one size, unless resized."""
+    first: tuple[str, Look] | None = None
+    grey = True
+    for path, seen in broken.each(paths, look, 64 * THREADS):
+        first = first or (path, seen)
+        grey &= seen.grey
+        size, wanted = (seen.height, seen.width), (first[1].height, first[1].width)
+        if size != wanted and not resizing:
+            raise _other_size(path, size, wanted, first[0])
+    return (first[1].height, first[1].width) if first else None, grey
+
+
+def _other_size(path: str, size: tuple[int, int], wanted: tuple[int, int], first: str) -> BadInput:
+    return BadInput(
+        "pictures differ in size",
+        where=one_line(path),
+        found=f"{size[1]}x{size[0]}",
+        expected=f"{wanted[1]}x{wanted[0]}, as in {one_line(first)}",
+        hint="--image-size N resizes them all",
+    )
+
+
+def _first_shape(paths: list[str]) -> tuple[int, ...] | None:
+    for path in paths[:_TRIED]:
+        try:
+            seen = look(path)
+        except BadInput:
+            continue
+        return 1 if seen.grey else 3, seen.height, seen.width
+    return None
+
+
+def _relative(path: str, folder: str) -> str:
+    return one_line(os.path.relpath(path, folder))
+
+
+def _list_pictures(folder: str, where: str) -> tuple[list[str], list[str] | None]:
+    """Sorted paths of the pictures and their classes (None for a flat folder); hidden folders are skipped."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
+
+    with os.scandir(folder) as scan:
+        entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
+    if any(is_dir for _, is_dir in entries):
+        tree = ImageFolder(folder, allow_empty=True)
+        named = [(path, tree.classes[index]) for path, index in tree.samples]
+        samples = [(path, name) for path, name in named if not name.startswith(".")]
+        filled = {name for _, name in samples}
+        empty = sorted(name for name, is_dir in entries if is_dir and name not in filled)
+        if samples and empty:
+            hint = "remove the folder or fill it"
+            raise BadInput("a class folder has no pictures", where=where, found=name_list(empty), hint=hint)
+        if samples:
+            return [path for path, _ in samples], [name for _, name in samples]
+    flat = sorted(name for name, is_dir in entries if not is_dir and name.lower().endswith(IMG_EXTENSIONS))
+    if not flat:
+        wanted = "folder/CLASS/picture with " + ", ".join(IMG_EXTENSIONS)
+        found = name_list([name for name, _ in entries])
+        raise BadInput("no pictures in the folder", where=where, found=found, expected=wanted)
+    return [str(Path(folder) / name) for name in flat], None
