@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.continual.training import BATCHES, Schedule
 
 Array = np.ndarray[Any, Any]
 
@@ -44,9 +46,14 @@ class Images:
 
 
 def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, float]) -> nn.Sequential:
-    """``cnn:32,64,128``, ``mlp:100,100`` or ``resnet18`` for images [C, H, W]; dropout of inputs and hidden units."""
+    """``cnn:32,64,128``, ``mlp:100,100`` or ``resnet18`` for images [C, H, W]; dropout of inputs and hidden units.
+
+    Of networks with batch normalisation only what the classifier reads: what is dropped before a normalisation
+    shifts its statistics between training and use (Li et al. 2019). Input dropout of 0.2 left ``cnn:32,64,128`` at a
+    held-out loss of 2 nats on the colour pictures.
+    """
     kind, _, text = arch.partition(":")
-    layers: list[nn.Module] = [nn.Dropout(drop[0])]
+    layers: list[nn.Module] = []
     if kind == "resnet18":
         from torchvision.models import resnet18
 
@@ -54,7 +61,7 @@ def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, fl
     widths = [int(width) for width in text.split(",")]
     if kind == "mlp":
         size = int(np.prod(shape))
-        layers.append(nn.Flatten())
+        layers += [nn.Dropout(drop[0]), nn.Flatten()]
         for width in widths:
             layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(drop[1])]
             size = width
@@ -79,7 +86,9 @@ def answers(net: nn.Module, data: Images) -> Tensor:
 
 def _epoch(net: nn.Module, data: Images, step: torch.optim.Optimizer, size: int, rng: torch.Generator) -> None:
     net.train()
-    for x, y in data.batches(torch.randperm(len(data.y), generator=rng), size):
+    passes = max(1, math.ceil(BATCHES * min(size, len(data.y)) / len(data.y)))
+    order = torch.cat([torch.randperm(len(data.y), generator=rng) for _ in range(passes)])
+    for x, y in data.batches(order, size):
         # A last batch of one image has no statistics.
         if len(y) > 1:
             loss = nn.functional.cross_entropy(net(x), y)
@@ -89,8 +98,9 @@ def _epoch(net: nn.Module, data: Images, step: torch.optim.Optimizer, size: int,
 
 
 def joint(train: Images, test: Images, arch: str, seed: int, schedule: Schedule | None = None) -> dict[str, Any]:
-    """Test accuracy: ``converged`` and ``annealed``, and the annealed network's ``predictions``."""
-    schedule, tolerance = schedule or Schedule(), Tolerance()
+    """Test accuracy: ``converged`` and ``annealed``; the annealed network's logits, ``outputs`` [N, C]; ``seconds``."""
+    schedule, tolerance, started = schedule or Schedule(), Tolerance(), time.monotonic()
+    # Fresh weights and dropout draw from the global generator.
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     net = network(arch, train.x.shape[1:], int(train.y.max()) + 1, schedule.dropout)
@@ -123,9 +133,26 @@ def joint(train: Images, test: Images, arch: str, seed: int, schedule: Schedule 
     for _ in range(epochs):
         _epoch(net, training, step, schedule.batch_size, rng)
         rate.step()
-    found = answers(net, test).argmax(1)
-    annealed = float((found == test.y).double().mean())
-    return {"converged": converged, "annealed": annealed, "predictions": found}
+    outputs = answers(net, test)
+    annealed = float((outputs.argmax(1) == test.y).double().mean())
+    seconds = time.monotonic() - started
+    return {"converged": converged, "annealed": annealed, "outputs": outputs, "seconds": seconds}
+
+
+def reference(
+    train: Images, test: Images, tasks: Sequence[Sequence[int]], arch: str, seed: int, epochs: int
+) -> dict[str, Any]:
+    """Joint training: accuracy over all classes after annealing, the same by task, and among a task's classes."""
+    found = joint(train, test, arch, seed, Schedule(epochs=epochs))
+    outputs = found.pop("outputs")
+    right = outputs.argmax(1) == test.y
+    by_task, given = [], []
+    for classes in tasks:
+        own = torch.tensor(classes)
+        here = torch.isin(test.y, own)
+        by_task.append(float(right[here].double().mean()))
+        given.append(float((own[outputs[here][:, own].argmax(1)] == test.y[here]).double().mean()))
+    return {**found, "accuracy": found["annealed"], "by_task": by_task, "given": given}
 
 
 def load(folders: Sequence[Path], names: Sequence[str], side: int | None = None) -> Images:
@@ -156,7 +183,7 @@ def main() -> None:
     train, test = (load(folders, names, options.side) for folders in (options.train, options.test))
     found = joint(train, test, options.arch, options.seed, Schedule(epochs=options.epochs))
     table = torch.zeros(len(names), len(names), dtype=torch.long)
-    table.index_put_((test.y, found.pop("predictions")), torch.tensor(1), accumulate=True)
+    table.index_put_((test.y, found.pop("outputs").argmax(1)), torch.tensor(1), accumulate=True)
     print(json.dumps({**found, "classes": names, "confusion": table.tolist()}))
 
 
