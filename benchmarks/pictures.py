@@ -197,10 +197,9 @@ def pictures(name: str, part: str, n: int, side: int, seed: int) -> Array:
     return np.concatenate([draw(name, CHUNK, side, rng) for rng in rngs])[:n]
 
 
-def write_folder(folder: Path, images: Array) -> None:
-    """``00001.png``, ``00002.png``, …"""
-    folder.mkdir(parents=True)
-    for number, image in enumerate(images, 1):
+def write_pictures(folder: Path, images: Array, first: int = 1) -> None:
+    """``00001.png``, ``00002.png``, … in a folder that is there, counted from ``first``."""
+    for number, image in enumerate(images, first):
         Image.fromarray(image).save(folder / f"{number:05d}.png", compress_level=1)
 
 
@@ -209,7 +208,9 @@ def make_folders(out: Path, *, train: int, test: int, side: int, seed: int, task
     for number, classes in enumerate(TASKS[:tasks], 1):
         for name in classes:
             for part, n in (("train", train), ("test", test)):
-                write_folder(out / f"task{number}" / part / name, pictures(name, part, n, side, seed))
+                folder = out / f"task{number}" / part / name
+                folder.mkdir(parents=True)
+                write_pictures(folder, pictures(name, part, n, side, seed))
             shutil.copytree(out / f"task{number}" / "test" / name, out / "mixed" / name, copy_function=os.link)
 
 
