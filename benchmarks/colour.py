@@ -2,7 +2,7 @@
 
     python benchmarks/colour.py --out bench-out/colour
 
-The pictures are those of ``pictures.py``; twelve classes, 1,000 training and 200 test pictures each. ``--train``,
+The pictures are those of ``scenes.py``; twelve classes, 1,000 training and 200 test pictures each. ``--train``,
 ``--test``, ``--tasks`` and ``--epochs`` make it small.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sequence
 from joint import load, reference
-from pictures import TASKS, make_folders
+from scenes import TASKS, make_folders
 
 from clmoe_cli.continual.training import Schedule
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import CHUNK, draw, write_pictures
+from scenes import CHUNK, draw, write_pictures
 from sequence import table, write
 
 CLASSES = ("apple", "lime")

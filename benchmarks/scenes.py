@@ -1,6 +1,6 @@
 """Colour pictures made up from a seed: twelve kinds of objects before cloudy backgrounds, in six tasks of two classes.
 
-    python benchmarks/pictures.py --out bench-out/pictures --sheet bench-out/pictures.png
+    python benchmarks/scenes.py --out bench-out/scenes --sheet bench-out/scenes.png
 
 Writes ``task1/train/CLASS/00001.png``, ``task1/test/CLASS/…``, … and ``mixed/CLASS/…`` with the test pictures of all
 tasks. Apples and limes differ in colour alone, balls in texture alone, leaves of tasks 5 and 6 in colour alone; the
@@ -108,9 +108,9 @@ def _backgrounds(rng: Rng, n: int, side: int) -> Array:
     for centre, spread, value in ((0.2, 0.12, (0.2, 0.7)), (0.58, 0.06, (0.4, 0.9))):
         # Mostly earth, grass and sky; a fifth of any colour.
         hue = np.where(rng.random(n) < 0.2, rng.random(n), rng.normal(centre, spread, n))
-        base = _colours(hue, rng.uniform(0.05, 0.5, n), rng.uniform(*value, n))
-        slope = rng.uniform(0.9, 1.8, n)
-        light = _noise(rng, n, side, slope)[..., None] * rng.uniform(0.04, 0.16, (n, 1, 1, 1))
+        base = _colours(hue, rng.uniform(0.05, 0.4, n), rng.uniform(*value, n))
+        slope = rng.uniform(1.1, 1.9, n)
+        light = _noise(rng, n, side, slope)[..., None] * rng.uniform(0.03, 0.13, (n, 1, 1, 1))
         # Colours of neighbouring patches go together: one axis of colour for each picture.
         tint = _noise(rng, n, side, slope + 0.4)[..., None] * rng.normal(0, 0.04, (n, 1, 1, 3))
         layers.append(base + light + tint)
@@ -141,10 +141,10 @@ def draw(name: str, n: int, side: int, rng: Rng) -> Array:
     kind = KINDS[name]
     picture = _backgrounds(rng, n, side)
     at = np.arange(side) - (side - 1) / 2
-    radius = side * rng.uniform(0.2, 0.42, (n, 1, 1))
-    centre = (side / 2 - 0.75 * radius) * rng.uniform(-1, 1, (2, n, 1, 1))
+    radius = side * rng.uniform(0.26, 0.44, (n, 1, 1))
+    centre = (side / 2 - 0.85 * radius) * rng.uniform(-1, 1, (2, n, 1, 1))
     across, down = at[None, None, :] - centre[0], at[None, :, None] - centre[1]
-    angle = rng.normal(0, 0.5, (n, 1, 1)).clip(-1.2, 1.2)
+    angle = rng.normal(0, 0.35, (n, 1, 1)).clip(-1, 1)
     stretch = np.exp(rng.normal(0, 0.1, (2, n, 1, 1)))
     u = (np.cos(angle) * across + np.sin(angle) * down) / (radius * stretch[0])
     v = (np.cos(angle) * down - np.sin(angle) * across) / (radius * stretch[1])
@@ -152,7 +152,7 @@ def draw(name: str, n: int, side: int, rng: Rng) -> Array:
     cover = (0.5 + inside * radius).clip(0, 1)[..., None]
 
     hue = rng.random(n) if kind.hue is None else rng.normal(*kind.hue, n)
-    saturation, value = rng.uniform(0.45, 0.95, n), rng.uniform(0.45, 0.95, n)
+    saturation, value = rng.uniform(0.55, 1, n), rng.uniform(0.5, 1, n)
     other = hue + rng.uniform(0.25, 0.75, n) if kind.texture in ("stripes", "spots") else hue + 0.03
     paint = _colours(hue, saturation, value)
     second = _colours(other, saturation * rng.uniform(0.2, 1, n), (value + rng.choice([-0.35, 0.35], n)).clip(0.15, 1))
@@ -172,18 +172,18 @@ def draw(name: str, n: int, side: int, rng: Rng) -> Array:
 
     picture = _covered(rng, picture, centre, radius)
     exposure = np.exp(rng.normal(0, 0.15, (n, 1, 1, 1)) + rng.normal(0, 0.05, (n, 1, 1, 3)))
-    picture = picture * exposure + rng.uniform(0, 0.05, (n, 1, 1, 1)) * rng.standard_normal(picture.shape)
+    picture = picture * exposure + rng.uniform(0, 0.03, (n, 1, 1, 1)) * rng.standard_normal(picture.shape)
     return (255 * picture.clip(0, 1)).round().astype(np.uint8)
 
 
 def _covered(rng: Rng, picture: Array, centre: Array, radius: Array) -> Array:
-    """A third of the pictures with a stalk or a bough in front of the object."""
+    """A quarter of the pictures with a stalk or a bough in front of the object."""
     n, side = picture.shape[:2]
     at = np.arange(side) - (side - 1) / 2
     angle = rng.uniform(0, np.pi, (n, 1, 1))
     away = (at[None, None, :] - centre[0]) * np.cos(angle) + (at[None, :, None] - centre[1]) * np.sin(angle)
     away = away - radius * rng.uniform(-1, 1, (n, 1, 1)) + 0.03 * side * _noise(rng, n, side, np.full(n, 1.8))
-    half = radius * rng.uniform(0.12, 0.32, (n, 1, 1)) * (rng.random((n, 1, 1)) < 1 / 3)
+    half = radius * rng.uniform(0.1, 0.25, (n, 1, 1)) * (rng.random((n, 1, 1)) < 1 / 4)
     cover = ((half - np.abs(away)).clip(0, 1))[..., None]
     colour = _colours(rng.uniform(0.05, 0.4, n), rng.uniform(0.1, 0.6, n), rng.uniform(0.15, 0.6, n))
     bark = colour * (1 + 0.15 * _noise(rng, n, side, np.full(n, 1.0))[..., None])
@@ -223,7 +223,7 @@ def sheet(side: int, seed: int, columns: int = 16, zoom: int = 2) -> Image.Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench-out/pictures"))
+    parser.add_argument("--out", type=Path, default=Path("bench-out/scenes"))
     parser.add_argument("--train", type=int, default=1000, help="training pictures of a class")
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--side", type=int, default=32)
