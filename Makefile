@@ -6,7 +6,7 @@ MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
 .PHONY: help install demo test test-faults check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
-	bench-hundred bench-ablation bench-gate bench-defaults
+	bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -66,6 +66,18 @@ bench-gate: $(STAMP)  ## every image by itself, without a task id
 
 bench-defaults: $(STAMP)  ## the defaults on other data
 	$(BIN)/python benchmarks/defaults.py --root $(MNIST) --out bench-out/defaults
+
+bench-cnn: $(STAMP)  ## the paper's experiment with a convolutional expert, beside joint training
+	$(BIN)/python benchmarks/cnn.py --root $(MNIST) --out bench-out/cnn
+
+bench-colour: $(STAMP)  ## colour pictures in folders, every picture by itself, beside joint training
+	$(BIN)/python benchmarks/colour.py --out bench-out/colour
+
+bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
+	$(BIN)/python benchmarks/resnet.py --out bench-out/resnet
+
+bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
+	$(BIN)/python benchmarks/memory.py --out bench-out/memory
 
 clean:  ## remove what the targets made
 	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,32 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from clmoe_cli.app import app
+from clmoe_cli.data import read_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def scenes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("scenes")
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -35,3 +54,143 @@ def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     assert again.returncode != 0
     assert "store0 exists" in again.stderr
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_colour_pictures_follow_from_the_seed(scenes: ModuleType) -> None:
+    some = scenes.pictures("apple", "train", 120, 24, 0)
+    assert some.shape == (120, 24, 24, 3)
+    assert some.dtype == np.uint8
+    assert np.array_equal(some[:7], scenes.pictures("apple", "train", 7, 24, 0))
+    others = [("apple", "train", 7, 24, 1), ("apple", "test", 7, 24, 0), ("lime", "train", 7, 24, 0)]
+    assert all((some[:7] != scenes.pictures(*other)).mean() > 0.5 for other in others)
+    assert len(np.unique(some.reshape(120, -1), axis=0)) == 120
+
+
+def test_apples_and_limes_differ_in_colour_alone(scenes: ModuleType) -> None:
+    red, green = scenes.KINDS["apple"], scenes.KINDS["lime"]
+    assert (red.shape, red.texture) == (green.shape, green.texture)
+    share = {}
+    for name in ("apple", "lime", "heart"):
+        x = scenes.pictures(name, "test", 100, 24, 0).astype(float)
+        share[name] = float((x[..., 0] > x[..., 1]).mean(axis=(1, 2)).mean())
+    assert share["lime"] < share["heart"] < share["apple"]
+    assert share["apple"] - share["lime"] > 0.3
+
+
+def test_every_outline_is_inside_its_square_and_is_its_own(scenes: ModuleType) -> None:
+    at = np.linspace(-1.5, 1.5, 61)
+    covers = {name: shape(at[None, :], at[:, None]) > 0 for name, shape in scenes.SHAPES.items()}
+    edge = np.abs(at) > 1.2
+    for name, cover in covers.items():
+        assert 0.05 < cover.mean() < 0.35, name
+        assert not cover[edge].any(), name
+        assert not cover[:, edge].any(), name
+    for a, b in combinations(covers, 2):
+        both, either = (covers[a] & covers[b]).sum(), (covers[a] | covers[b]).sum()
+        assert both / either < 0.9, (a, b)
+
+
+def test_tasks_of_two_classes_are_written_as_folders(scenes: ModuleType, tmp_path: Path) -> None:
+    scenes.make_folders(tmp_path, train=3, test=2, side=16, seed=0)
+    assert len(scenes.TASKS) >= 5
+    assert len({name for classes in scenes.TASKS for name in classes}) == len(scenes.KINDS)
+    for number, classes in enumerate(scenes.TASKS, 1):
+        for part, n in (("train", 3), ("test", 2)):
+            batch = read_batch(str(tmp_path / f"task{number}" / part), labels="required")
+            assert batch.images.shape == (2 * n, 3, 16, 16)
+            assert sorted(batch.classes()) == sorted(classes)
+    mixed = read_batch(str(tmp_path / "mixed"), labels="required")
+    assert len(mixed.images) == 2 * len(scenes.KINDS)
+    first = Image.open(tmp_path / "task1" / "train" / "apple" / "00001.png")
+    assert np.array_equal(np.asarray(first), scenes.pictures("apple", "train", 1, 16, 0)[0])
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The benchmarks' commands run here, which spares the seconds that a process needs to start; those called."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    called: list[str] = []
+
+    def clmoe(*args: str, store: Path) -> Any:
+        called.append(args[0])
+        done = CliRunner().invoke(app, [*args, "--store", str(store), "--json", "-q"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    for name in ("sequence", "resnet"):
+        monkeypatch.setattr(importlib.import_module(name), "clmoe", clmoe)
+    return called
+
+
+def test_the_colour_benchmark_runs_small(
+    in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ("--tasks", "2", "--train", "40", "--test", "10", "--side", "16", "--epochs", "1")
+    monkeypatch.setattr(sys, "argv", ["colour.py", *size, "--arch", "mlp:20", "--out", str(tmp_path)])
+    importlib.import_module("colour").main()
+    found = json.loads((tmp_path / "colour.json").read_text())
+    assert found == json.loads(capsys.readouterr().out)
+    assert in_process.count("learn") == 2
+    assert found["answers_bit_identical_after_every_task"] is True
+    assert found["verified"] is True
+    assert [len(row) for row in found["accuracy_after_every_task"]] == [1, 2]
+    assert set(found["routers"]) == {"fused", "gate"}
+    assert sum(row["images"] for row in found["routers"]["fused"]["confusion"]) == 40
+    assert 0 <= found["joint"]["accuracy"] <= min(found["joint"]["given"] + [1.0])
+    assert "no id, `fused`" in (tmp_path / "colour.md").read_text()
+    with pytest.raises(SystemExit, match="store0 exists"):
+        importlib.import_module("colour").main()
+
+
+def test_a_changed_answer_is_told(in_process: list[str]) -> None:
+    digest = importlib.import_module("sequence").digest
+    columns = {"label": np.array([1, 2]), "confidence": np.array([0.5, 0.75]), "p_value": np.array([np.nan, 1.0])}
+    assert digest(columns) == digest({key: value.copy() for key, value in columns.items()})
+    moved = np.nextafter(columns["confidence"], 1)
+    assert digest(columns) != digest({**columns, "confidence": moved})
+
+
+def test_the_resnet_benchmark_runs_small(
+    in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    size = ("--train", "40", "--test", "5", "--side", "16", "--epochs", "1", "--image-size", "0", "--alone", "2")
+    monkeypatch.setattr(sys, "argv", ["resnet.py", *size, "--arch", "mlp:20", "--out", str(tmp_path)])
+    importlib.import_module("resnet").main()
+    found = json.loads((tmp_path / "resnet.json").read_text())
+    assert all(found["checks"].values())
+    assert len(found["checks"]) == 6
+    assert found["pictures_alone"] == 2
+
+
+def test_joint_networks_pool_as_the_experts_do(in_process: list[str]) -> None:
+    joint = importlib.import_module("joint")
+    net = joint.network("cnn:4,8,16", (1, 12, 28), 5, (0.2, 0.3))
+    assert net(torch.zeros(2, 1, 12, 28)).shape == (2, 5)
+    assert sum(isinstance(layer, torch.nn.MaxPool2d) for layer in net) == 2
+    assert [layer.p for layer in net if isinstance(layer, torch.nn.Dropout)] == [0.3]
+    assert all(layer.bias is None for layer in net if isinstance(layer, torch.nn.Conv2d))
+
+
+def test_peak_memory_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory = importlib.import_module("memory")
+    held = "import time; x = b'1' * {} * 2**20; time.sleep(0.4)"
+    few, many = (memory.measured([sys.executable, "-c", held.format(n)]) for n in (1, 101))
+    assert 95 < many["anonymous_mib"] - few["anonymous_mib"] < 110
+    assert many["resident_mib"] > many["anonymous_mib"]
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held.format(101)!r}])"
+    assert memory.measured([sys.executable, "-c", nested])["anonymous_mib"] > 100
+    with pytest.raises(SystemExit, match="exit 3: no"):
+        memory.measured([sys.executable, "-c", "import sys; print('no', file=sys.stderr); sys.exit(3)"])
+
+
+def test_the_streamed_npz_is_what_numpy_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory = importlib.import_module("memory")
+    path = tmp_path / "x.npz"
+    images = memory.write_npz(path, 25_000_000)
+    batch = read_batch(str(path), labels="ignored")
+    assert batch.images.shape == (images, 3, 64, 64)
+    assert 0 <= batch.images.min() < 0.1 < 0.9 < batch.images.max() <= 1
+    assert abs(path.stat().st_size - 25_000_000) < 60_000
+    assert np.array_equal(batch.images[400:500], batch.images[:100])

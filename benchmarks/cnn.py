@@ -1,0 +1,66 @@
+"""P6 of the paper with a convolutional expert, each ``learn`` a process of its own, beside joint training.
+
+    python benchmarks/cnn.py --root MNIST_ROOT --out bench-out/cnn
+    python benchmarks/cnn.py --images 200 --epochs 2 --arch mlp:100,100      (offline images: only to try it)
+
+Reported: accuracy with the task given and of every image by itself, what later tasks changed, frozen shares, seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sequence
+import torch
+from joint import Images, reference
+from paper import PAIRS
+
+from clmoe_cli.commands.tasks import make_tasks
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import read_batch
+
+
+def once(files: Sequence[str]) -> Images:
+    """All images of the files, those of a digit that is in several tasks from the first."""
+    seen: set[int | str] = set()
+    x, y = [], []
+    for file in files:
+        batch = read_batch(file, labels="required")
+        assert batch.labels is not None
+        new = ~np.isin(batch.labels, sorted(seen))
+        x.append(batch.images[new])
+        y.append(batch.labels[new])
+        seen |= set(batch.classes())
+    return Images(torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", help="torchvision's root of MNIST; without it the 5,000 offline images")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/cnn"))
+    parser.add_argument("--arch", default="cnn:32,64,128")
+    parser.add_argument("--images", type=int, help="at most so many training images a task")
+    parser.add_argument("--epochs", type=int, default=Schedule().epochs)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    store, data = options.out / f"store{options.seed}", options.out / "tasks"
+    if store.exists():
+        raise SystemExit(f"{store} exists: remove it first")
+    source = "mnist" if options.root else "mnist5k"
+    make_tasks(source, data, classes=PAIRS, root=options.root, per_class=options.images and options.images // 2)
+    trains, tests = ([str(data / f"task{i}{part}.npz") for i in range(1, 7)] for part in ("", ".test"))
+    flags = ("--arch", options.arch, "--seed", str(options.seed), "--epochs", str(options.epochs))
+    result = sequence.learn_all(store, trains, tests, flags)
+    result["routers"] = sequence.without_id(store, str(data / "mixed.test.npz"))
+    parts = once(trains), once([str(data / "mixed.test.npz")])
+    result["joint"] = reference(*parts, PAIRS, options.arch, options.seed, options.epochs)
+    result |= {"source": source, "arch": options.arch, "seed": options.seed, "images": options.images}
+    title = f"P6 with {options.arch} on {source}, seed {options.seed}"
+    sequence.write(options.out, "cnn", result, sequence.report(title, result, result["joint"]))
+
+
+if __name__ == "__main__":
+    main()
