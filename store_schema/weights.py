@@ -110,15 +110,17 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> dict[str, str]:
+def check_header(data: bytes, where: str, sizes: Mapping[str, int], total: int | None = None) -> dict[str, str]:
     """The header must tile the rest of the file exactly before any library reads it.
 
-    ``sizes``: the types allowed and their bytes. Returns its metadata (empty where there is none); raises StoreDamaged.
+    ``sizes``: the types allowed and their bytes. ``total``: the bytes of the file where ``data`` is only its beginning.
+    Returns its metadata (empty where there is none); raises StoreDamaged.
     """
+    length = len(data) if total is None else total
     try:
         (size,) = struct.unpack_from("<Q", data)
-        if size > min(MAX_HEADER, len(data) - 8):
-            raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
+        if size > min(MAX_HEADER, length - 8):
+            raise ValueError(f"a header of {size} bytes in a file of {length}")
         header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=_once)
         spans = []
         for key, entry in header.items():
@@ -127,7 +129,7 @@ def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> dict[str,
             start, end = entry["data_offsets"]
             shape = entry["shape"]
             numbers = [*shape, start, end]
-            if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= len(data) for n in numbers):
+            if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= length for n in numbers):
                 raise ValueError(f"{key!r} has a shape or offsets that do not fit the file")
             size_of = sizes.get(entry["dtype"])
             if size_of is None or 0 in shape or end - start != size_of * math.prod(shape):
@@ -138,7 +140,7 @@ def check_header(data: bytes, where: str, sizes: Mapping[str, int]) -> dict[str,
             if start != edge:
                 raise ValueError("offsets overlap or leave gaps")
             edge = end
-        if edge != len(data) - 8 - size:
+        if edge != length - 8 - size:
             raise ValueError("offsets do not end where the file does")
         metadata = header.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

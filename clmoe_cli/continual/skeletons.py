@@ -65,6 +65,11 @@ def torchvision_names() -> list[str]:
     return list(models.list_models(module=models))
 
 
+def closest(name: str) -> str | None:
+    """The name of torchvision's that is most like ``name``, if one is."""
+    return next(iter(difflib.get_close_matches(name, torchvision_names(), n=1)), None)
+
+
 def torchvision_net(name: str, **options: Any) -> nn.Module:
     """torchvision's network of that name in eval mode, its parameters on the meta device, without auxiliary outputs."""
     from torchvision import models
@@ -174,8 +179,8 @@ def _cnn(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modul
 
 
 def _unknown(arch: str) -> str:
-    close = difflib.get_close_matches(arch, torchvision_names(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(arch)
+    hint = f"; did you mean {close!r}?" if close else ""
     return (
         f"unknown architecture {arch!r}; expected cnn:WIDTH[,WIDTH…], as cnn:32,64, or a network of torchvision{hint}"
     )
