@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import masks, parallel
-from clmoe_cli.continual.experts import Network, Params, logits
+from clmoe_cli.continual.experts import Convolution, Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.journal import Journal
@@ -102,7 +102,8 @@ def importance(net: Network, params: Params, shared: Mapping[str, Tensor], data:
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
     weight, a first-order estimate of what removing the weight changes. ``last-batch``: as the paper's
-    code, the mean absolute gradient over what is left for the last batch of 128, for comparison only.
+    code, the mean absolute gradient over what is left for the last batch of 128, for comparison only. Layers of
+    convolutional networks are weighted as an Erdős-Rényi kernel has them, by sum over product of their sides.
 
     Raises ValueError for another name.
     """
@@ -114,7 +115,11 @@ def importance(net: Network, params: Params, shared: Mapping[str, Tensor], data:
         scores = {name: value * params[name].abs() for name, value in scores.items()}
     elif score not in SCORES:
         raise ValueError(f"unknown score {score!r}; expected one of {', '.join(SCORES)}")
-    return normalised(scores, shared)
+    units = normalised(scores, shared)
+    if not any(isinstance(kind, Convolution) for kind in net.kinds.values()):
+        return units
+    # Kernels near the pixels are few and do much: the smaller a layer, the denser (Evci et al. 2020, section 3).
+    return {name: value * (sum(value.shape) / value.numel()) for name, value in units.items()}
 
 
 def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Masks | None = None) -> float:
