@@ -47,7 +47,7 @@ def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
 def skip_note(skipped: Sequence[str]) -> None:
     """Which broken pictures were left out, on stderr."""
     if skipped:
-        note(f"skipped {len(skipped)} broken pictures: {name_list(list(skipped))}")
+        note(f"skipped {len(skipped)} broken picture{'s' if len(skipped) > 1 else ''}: {name_list(list(skipped))}")
 
 
 class _Report(Protocol):
