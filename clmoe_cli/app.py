@@ -10,12 +10,17 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import render
+from clmoe_cli.distributed import leading, together
 from clmoe_cli.flags import (
+    BatchSizeOption,
     BoundariesOption,
+    DeviceOption,
     ImageSizeOption,
     JsonOption,
     NameOption,
     QuietOption,
+    RejectOption,
+    RouteSizeOption,
     SegmentOption,
     SkipBrokenOption,
     StoreOption,
@@ -79,7 +84,8 @@ def learn(
     expert: Annotated[str | None, typer.Option(help="Put the task into this expert, or into a 'new' one.")] = None,
     if_known: Annotated[str, typer.Option(help="What to do with data of a known task: skip, refine, new.")] = "skip",
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu (others come later).")] = "cpu",
+    batch_size: BatchSizeOption = 128,
+    device: DeviceOption = "auto",
     lock_timeout: TimeoutOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -87,21 +93,17 @@ def learn(
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
     from clmoe_cli.commands.learn import learn as learn_one
-    from clmoe_cli.commands.names import one_of
     from clmoe_cli.commands.options import LearnOptions
-    from clmoe_cli.commands.segment import BOUNDARIES, learn_stream
+    from clmoe_cli.commands.segment import check_boundaries, learn_stream
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
+    from clmoe_cli.devices import resolved
     from clmoe_cli.reading import read
-    from store_schema import UsageProblem
 
-    _on_cpu(device)
-    if boundaries is not None:
-        one_of("value of --boundaries", boundaries, BOUNDARIES)
-    if boundaries is not None and not segment:
-        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
-    method = Options(Schedule(epochs=epochs), Tolerance(max_drop=max_drop / 100), score)
+    check_boundaries(boundaries, segment)
+    schedule = Schedule(epochs=epochs, batch_size=batch_size)
+    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
     options = LearnOptions(
         name=name,
         arch=arch,
@@ -112,8 +114,9 @@ def learn(
         method=method,
         lock_timeout=lock_timeout,
     )
+    quiet |= not leading()
     batch = read(data, "required", store, image_size, skip_broken, quiet)
-    with progress(quiet) as shown:
+    with together(device), progress(quiet) as shown:
         if segment:
             by_label = boundaries != "images"
             stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
@@ -122,7 +125,8 @@ def learn(
             reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:
         render.learn_notes(reports, verbose)
-    render.show(stream if segment else reports[0], json_)
+    if leading():
+        render.show(stream if segment else reports[0], json_)
 
 
 @app.command()
@@ -135,16 +139,18 @@ def detect(
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
     evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new.")] = False,
+    device: DeviceOption = "auto",
     json_: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Say whether a batch belongs to a known task."""
     from clmoe_cli.commands.detect import detect as call
+    from clmoe_cli.devices import resolved
     from clmoe_cli.reading import read
 
     batch = read(data, "optional" if use_labels else "ignored", store, image_size, skip_broken, quiet)
-    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence)
+    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=resolved(device))
     if verbose and not quiet:
         note(report.reason)
     render.show(report, json_)
@@ -160,29 +166,33 @@ def predict(
     skip_broken: SkipBrokenOption = False,
     output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
     route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="With --route batch: every so many consecutive images are one task's.")
-    ] = None,
+    batch_size: RouteSizeOption = None,
     router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
     task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
-    reject: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
-    ] = None,
+    reject: RejectOption = None,
+    device: DeviceOption = "auto",
     json_: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Predict labels without a task id."""
     from clmoe_cli.commands.predict import predict as call
+    from clmoe_cli.devices import resolved
     from clmoe_cli.reading import read
 
     if output is not None:
         render.check_output(output)
+    quiet |= not leading()
     images = read(batch, "optional", store, image_size, skip_broken, quiet, task)
-    report = call(store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject)
+    where = resolved(device)
+    with together(device):
+        report = call(
+            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+        )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
-    render.show_predictions(report, output, json_, quiet)
+    if leading():
+        render.show_predictions(report, output, json_, quiet)
 
 
 @app.command()
@@ -272,15 +282,6 @@ def tasks(
     if verbose and not quiet:
         note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)
-
-
-def _on_cpu(device: str) -> None:
-    if device != "cpu":
-        from store_schema import UsageProblem
-
-        raise UsageProblem(
-            "unknown device", found=repr(device), expected="cpu", hint="other devices are not supported yet"
-        )
 
 
 def main(args: list[str] | None = None) -> None:

@@ -44,3 +44,14 @@ BoundariesOption = Annotated[
     str | None,
     typer.Option(help="With --segment: find them by labels (and images), or by images alone [default: labels]."),
 ]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, mps, or auto: the first accelerator that is there.")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=2, help="Images of one step of training.")]
+RejectOption = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
+]
+RouteSizeOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="With --route batch: every so many consecutive images are one task's."),
+]

@@ -13,7 +13,8 @@ from typing import Any
 
 import typer
 
-from store_schema.errors import ClmoeError, DiskProblem, UsageProblem
+from clmoe_cli.distributed import PeerLost, leading
+from store_schema.errors import BadInput, ClmoeError, DiskProblem, Interrupted, UsageProblem
 
 CONFIG = "clmoe.toml"
 INTERRUPTED = 130
@@ -49,6 +50,8 @@ def run(app: typer.Typer, args: list[str]) -> int:
         code = INTERRUPTED
     except ClmoeError as error:
         _trace()
+        if not leading() and isinstance(error, BadInput | UsageProblem | PeerLost | Interrupted):
+            return error.exit_code  # process 0 meets the same, and says so
         return _fail(error.as_dict(), error.exit_code, as_json, str(error))
     except OSError as error:
         _trace()

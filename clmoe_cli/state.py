@@ -144,7 +144,7 @@ def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: Network, d
         record.expert,
         net,
         parameters(record, weights, net, device),
-        {name: tensor(value).to(device) for name, value in record.masks.items()},
+        {name: tensor(value) for name, value in record.masks.items()},
         restored(half, dict(record.score_scale)),
         Whitening(
             {name: _gaussian(statistics, name) for name in RANKS},

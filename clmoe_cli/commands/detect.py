@@ -13,13 +13,19 @@ from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader, derived_seed, generator
-from store_schema import BadInput, Store, read_consistently
+from store_schema import BadInput, read_consistently
 
 EVIDENCE = ("fisher", "gradient")
 
 
 def detect(
-    store: str, batch: Batch, *, use_labels: bool = False, alpha: float = 0.01, evidence: str = "fisher"
+    store: str,
+    batch: Batch,
+    *,
+    use_labels: bool = False,
+    alpha: float = 0.01,
+    evidence: str = "fisher",
+    device: str = "cpu",
 ) -> DetectReport:
     """Decides whether a batch is known or new; the store is only read.
 
@@ -31,12 +37,11 @@ def detect(
     one_of("evidence", evidence, EVIDENCE)
     if use_labels and batch.labels is None:
         raise BadInput("--use-labels needs labels", where=batch.source, expected="labels y [N]")
-    return read_consistently(store, lambda opened: _detect(opened, batch, use_labels, alpha, evidence))
+    return read_consistently(store, lambda opened: _detect(Loader(opened, device), batch, use_labels, alpha, evidence))
 
 
-def _detect(opened: Store, batch: Batch, use_labels: bool, alpha: float, kind: str) -> DetectReport:
-    loader = Loader(opened)
-    manifest = opened.manifest
+def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str) -> DetectReport:
+    manifest = loader.manifest
     experts = common.experts_for(manifest, batch)
     names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
     classes = batch.classes() if use_labels else ()

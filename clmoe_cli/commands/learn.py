@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import common, gating
+from clmoe_cli.commands import common, gating, ranks
 from clmoe_cli.commands.checks import check_range, check_refining
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.inputs import kind_text
@@ -37,7 +37,6 @@ from store_schema import (
     TaskRecord,
     UsageProblem,
     Writer,
-    writer,
 )
 
 
@@ -64,7 +63,7 @@ def learn(
     check(batch, options)
     _check_expert(store, options.expert)
     with (
-        writer(store, seed=seed, timeout=options.lock_timeout, create=True, on_wait=on_wait) as locked,
+        ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, options, on_resume) as resuming,
     ):
         report = _Learning(locked, batch, options, on_epoch, resuming).run()
@@ -90,7 +89,7 @@ class _Learning:
         self.resuming = resuming
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
-        self.loader = Loader(locked.store)
+        self.loader = Loader(locked.store, options.method.device)
         if options.seed is not None and self.manifest.generation > 0 and options.seed != self.manifest.seed:
             raise UsageProblem(
                 "the store has another seed",
@@ -272,7 +271,10 @@ class _Learning:
             if old
             else Origin(self.number, self.seed, self.classes, seen, config)
         )
-        return commit_learned(self.locked, self.loader, record, net, learned, others, action, origin, self.batch)
+        return ranks.committed(
+            self.locked,
+            lambda: commit_learned(self.locked, self.loader, record, net, learned, others, action, origin, self.batch),
+        )
 
     def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
         """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""

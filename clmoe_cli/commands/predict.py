@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
+from clmoe_cli.commands.ranks import decided_together, read_together
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import routing
@@ -22,7 +23,7 @@ from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader
-from store_schema import BadInput, Manifest, UsageProblem, read_consistently
+from store_schema import BadInput, Manifest, UsageProblem
 
 ROUTES = ("image", "batch")
 COLUMNS = ("label", "task", "expert", "confidence", "known", "p_value")
@@ -101,6 +102,7 @@ def predict(
     batch_size: int | None = None,
     task: str | None = None,
     reject: float | None = None,
+    device: str = "cpu",
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
@@ -122,7 +124,7 @@ def predict(
             expected="1 or more, with --route batch",
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
-    return read_consistently(store, lambda opened: _predict(Loader(opened), batch, router, together, task, reject))
+    return read_together(store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject))
 
 
 def _predict(
@@ -130,10 +132,13 @@ def _predict(
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
-    if only is None and router in GATED:
-        found = gating.decide(loader, batch, names, book, router, together)
-    else:
-        found = _routed(loader, batch, names, book, None if only else router, together)
+
+    def decide(own: Batch) -> Decision:
+        if only is None and router in GATED:
+            return gating.decide(loader, own, names, book, router, together)
+        return _routed(loader, own, names, book, None if only else router, together)
+
+    found = decided_together(batch, together or 1, decide)
     homes = [loader.manifest.task(name).expert for name in names]
     codes, p_value = found.code.numpy(), found.p_value.numpy()
     label, task = book.decode(codes), np.array(names, dtype=np.str_)[found.task.numpy()]

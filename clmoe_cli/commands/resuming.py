@@ -12,6 +12,7 @@ import numpy as np
 
 from clmoe_cli import __version__
 from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.continual import parallel
 from clmoe_cli.continual.journal import Journal, State
 from clmoe_cli.data import Batch
 from clmoe_cli.spool import blocks, rows_of
@@ -49,7 +50,7 @@ class Resuming:
 
     def _save(self, state: State, reached: str) -> None:
         started = time.monotonic()
-        if started < self.next:
+        if started < self.next or parallel.rank() > 0:
             return
         arrays = {name: value.cpu().numpy() for name, value in state.items()}
         checkpoints.save(self.root, self.key, Checkpoint(self.number + 1, self.parent, self.task, reached, arrays))
@@ -61,7 +62,7 @@ class Resuming:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None and self.key:
+        if kind is None and self.key and parallel.rank() == 0:
             checkpoints.discard(self.root, self.key)
         if isinstance(error, KeyboardInterrupt):
             if self.locked.store.head != self.head:
@@ -82,6 +83,7 @@ def _key(batch: Batch, options: LearnOptions, parent: str, seed: int) -> str:
         "seed": seed,
         "version": __version__,
         "environment": environment(),
+        "processes": parallel.world(),
         "images": [batch.images.dtype.str, batch.images.shape],
         "input": batch.input.model_dump() if batch.input else None,
         "labels": [labels.dtype.str, labels.shape],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import Segment, StreamReport
 from clmoe_cli.continual.segmentation import RARE, boundaries
@@ -17,11 +18,19 @@ from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import derived_seed, generator
-from store_schema import BadInput, ClmoeError
+from store_schema import BadInput, ClmoeError, UsageProblem
 
 BOUNDARIES = ("labels", "images")
 NEAR = 64
 """How far a boundary may be off, in images."""
+
+
+def check_boundaries(boundaries: str | None, segment: bool) -> None:
+    """Refuses what ``--boundaries`` cannot be (UsageProblem)."""
+    if boundaries is not None:
+        one_of("value of --boundaries", boundaries, BOUNDARIES)
+    if boundaries is not None and not segment:
+        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
 
 
 def learn_stream(

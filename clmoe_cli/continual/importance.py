@@ -117,12 +117,18 @@ def image_gradients(
         yield here, found | ({bias: d.sum(dim=(2, 3))} if bias in params else {})
 
 
-def normalised(scores: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Params:
-    """Scores of the ``shared`` weights in units of their layer's mean, so that one threshold serves all.
+def normalised(net: Network, scores: Mapping[str, Tensor]) -> Params:
+    """Scores of the shared weights in units of their layer's mean, so that one threshold serves all.
 
-    A layer whose scores are all zero stays zero.
+    Kernels near the pixels are few and do much: in convolutional networks a layer counts by the sum over the product
+    of its sides, which makes the small ones denser (an Erdős-Rényi kernel: Evci et al. 2020, section 3). A layer whose
+    scores are all zero stays zero.
     """
-    return {name: scores[name] / scores[name].mean().clamp_min(torch.finfo(scores[name].dtype).tiny) for name in shared}
+    tiny = torch.finfo(torch.float32).tiny
+    found = {name: scores[name] / scores[name].mean().clamp_min(tiny) for name in net.shared_shapes()}
+    if not any(isinstance(kind, Convolution) for kind in net.kinds.values()):
+        return found
+    return {name: value * (sum(value.shape) / value.numel()) for name, value in found.items()}
 
 
 def halved(scores: Mapping[str, Tensor]) -> tuple[Params, dict[str, float]]:

@@ -207,8 +207,9 @@ def finish(
     dense: Quality | None,
 ) -> Learned:
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
-    raw = gradient_scores(net, params, parts.training.x, parts.training.y)
-    half, scale = halved(_on("cpu", masks.applied(raw, mask)))
+    mask = _on("cpu", mask)
+    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y))
+    half, scale = halved(masks.applied(raw, mask))
     held = parts.calibration
     own = held if len(held) else parts.training.read(CALIBRATION_LIMIT)
     whitening = fisher.fit(net, params, parts.training, own, classes)
@@ -216,8 +217,8 @@ def finish(
     task = Subnetwork(name, expert, net, params, mask, restored(half, scale), whitening, {})
     calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
     accuracy = quality(net, params, held) if len(held) else None
-    params, mask = _on("cpu", params), _on("cpu", mask)
-    task = replace(task, params=params, mask=mask, calibration=calibration)
+    params = _on("cpu", params)
+    task = replace(task, params=params, calibration=calibration)
     sketched, outputs = sketch(parts.training, classes), probe(net, params)
     return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched)
 

@@ -8,7 +8,8 @@ passes through unchanged, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +46,38 @@ class Share:
         return torch.rand((self.whole, *shape[1:]), generator=generator)[self.rows]
 
 
+class Lost(Exception):
+    """Another process has ended."""
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # which is all that torch says of a closed connection
+        raise Lost(" ".join(str(error).split())) from error
+
+
+def tell() -> None:
+    """Process 0 lets the others go on, who wait in :func:`told`."""
+    told()
+
+
+def told() -> None:
+    """Waits until every process is here."""
+    if world() > 1:
+        with _reaching():
+            dist.barrier()
+
+
 def summed(tensors: Iterable[Tensor | None]) -> None:
     """Adds each tensor up over all processes, in place and in one message."""
     found = [tensor for tensor in tensors if tensor is not None]
     if world() == 1 or not found:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in found])
-    dist.all_reduce(flat)
+    with _reaching():
+        dist.all_reduce(flat)
     for tensor, part in zip(found, flat.split([tensor.numel() for tensor in found]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
@@ -59,7 +85,8 @@ def summed(tensors: Iterable[Tensor | None]) -> None:
 def agreed(tensor: Tensor) -> Tensor:
     """Process 0's values: rounding differs between machines, and decisions must not."""
     if world() > 1:
-        dist.broadcast(tensor, 0)
+        with _reaching():
+            dist.broadcast(tensor, 0)
     return tensor
 
 
@@ -69,7 +96,8 @@ def gathered(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
         return tensor
     parts = [torch.empty((max(sizes), *tensor.shape[1:]), dtype=tensor.dtype) for _ in sizes]
     padded = torch.cat([tensor, tensor.new_zeros((max(sizes) - len(tensor), *tensor.shape[1:]))])
-    dist.all_gather(parts, padded)
+    with _reaching():
+        dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 

@@ -168,7 +168,9 @@ def _compared(
 ) -> tuple[float, float, float, float]:
     """Hamming distance, overlap, divergence and transfer (NaN for a single image) with one draw of fresh weights."""
     params = {
-        name: torch.where(known.mask[name], value, fresh[name]) if name in known.mask else value
+        name: torch.where(known.mask[name].to(value.device), value, fresh[name].to(value.device))
+        if name in known.mask
+        else value
         for name, value in known.params.items()
     }
     # Statistics of the known task's sparse network fit no other weights.
@@ -182,8 +184,8 @@ def _compared(
     transfer = float((answers == data.y[half:]).double().mean())
     rows, bias = ridge_rows(features, data.y, classes)
     params |= {"output.weight": rows.to(device_of(params)), "output.bias": bias.to(device_of(params))}
-    gradients = gradient_scores(known.net, params, data.x, data.y)
-    important = normalised({n: gradients[n] * params[n].abs() for n in known.mask}, known.mask)
+    gradients = {name: value.cpu() for name, value in gradient_scores(known.net, params, data.x, data.y).items()}
+    important = normalised(known.net, {name: gradients[name] * params[name].cpu().abs() for name in known.mask})
     # The same number of weights as the known task has, so that density is no part of the comparison.
     size = sum(mask.numel() for mask in known.mask.values())
     threshold = threshold_at(important, masks.count(known.mask) / size)

@@ -31,7 +31,7 @@ from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import Network, Params, logits, traced
 from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.images import Rows, taken
-from clmoe_cli.continual.importance import Reference, factors, gradient_scores, relative_deviation
+from clmoe_cli.continual.importance import Reference, factors, gradient_scores, normalised, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
 
 DEFAULT_ROUTER = "fused"
@@ -119,8 +119,8 @@ def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -
 def _fit(task: Subnetwork, x: Rows) -> Tensor:
     """Mask overlap minus score divergence of a batch with one task, a scalar."""
     pseudo = logits(task.net, task.params, x).argmax(dim=1)
-    scores = gradient_scores(task.net, task.params, x, pseudo)
-    shared = {name: scores[name] / scores[name].mean().clamp_min(1e-30) for name in task.mask}
+    scores = {name: value.cpu() for name, value in gradient_scores(task.net, task.params, x, pseudo).items()}
+    shared = normalised(task.net, scores)
     size = sum(mask.numel() for mask in task.mask.values())
     threshold = threshold_at(shared, max(1, masks.count(task.mask)) / size)
     found = {name: value >= threshold for name, value in shared.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import masks, parallel
-from clmoe_cli.continual.experts import Convolution, Network, Params, logits
+from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.journal import Journal
@@ -97,13 +97,12 @@ class Selection:
     rounds: tuple[Level, ...]
 
 
-def importance(net: Network, params: Params, shared: Mapping[str, Tensor], data: Labelled, score: str) -> Params:
+def importance(net: Network, params: Params, data: Labelled, score: str) -> Params:
     """Normalised importance of every shared weight, over the whole data.
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
     weight, a first-order estimate of what removing the weight changes. ``last-batch``: as the paper's
-    code, the mean absolute gradient over what is left for the last batch of 128, for comparison only. Layers of
-    convolutional networks are weighted as an Erdős-Rényi kernel has them, by sum over product of their sides.
+    code, the mean absolute gradient over what is left for the last batch of 128, for comparison only.
 
     Raises ValueError for another name.
     """
@@ -115,11 +114,7 @@ def importance(net: Network, params: Params, shared: Mapping[str, Tensor], data:
         scores = {name: value * params[name].abs() for name, value in scores.items()}
     elif score not in SCORES:
         raise ValueError(f"unknown score {score!r}; expected one of {', '.join(SCORES)}")
-    units = normalised(scores, shared)
-    if not any(isinstance(kind, Convolution) for kind in net.kinds.values()):
-        return units
-    # Kernels near the pixels are few and do much: the smaller a layer, the denser (Evci et al. 2020, section 3).
-    return {name: value * (sum(value.shape) / value.numel()) for name, value in units.items()}
+    return normalised(net, scores)
 
 
 def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Masks | None = None) -> float:
@@ -174,7 +169,7 @@ def select(
         )
 
     def prune(current: Params, mask: masks.Masks, density: float) -> None:
-        scores = importance(net, current, free, data, score)
+        scores = importance(net, current, data, score)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.

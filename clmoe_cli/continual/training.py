@@ -1,8 +1,7 @@
 """Training in which frozen entries do not move, whatever the optimizer.
 
-The rule of this module: every write to a parameter is followed by a restore of its frozen entries.
-Momentum, weight decay or an adaptive step size therefore cannot move them. The optimizer is made anew
-for every phase, so that no state leaks from one task into another.
+Every write to a parameter is followed by a restore of its frozen entries (:mod:`clmoe_cli.continual.freezing`). The
+optimizer is made anew for every phase, so that no state leaks from one task into another.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.experts import STATISTICS, Drop, Network, Params, device_of, logits
+from clmoe_cli.continual.freezing import freeze_guard
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_state, restore_optimizer, under
 
@@ -81,21 +81,6 @@ def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quali
 def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor:
     """Cross-entropy of each image in nats, [N] float64."""
     return parallel.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none"))
-
-
-def freeze_guard(params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Callable[[], None]:
-    """A function that puts every entry outside ``trainable`` back to what it is now, bit for bit.
-
-    Parameters that ``trainable`` does not name may move freely. Call it after every step.
-    """
-    held = [(params[name], mask, params[name].detach().clone()) for name, mask in trainable.items()]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for value, mask, anchor in held:
-                torch.where(mask, value, anchor, out=value)
-
-    return restore
 
 
 def adam(lr: float) -> MakeOptimizer:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import single_images
 
+from clmoe_cli.continual.convolutions import ConvNet
 from clmoe_cli.continual.experts import MLP
 from clmoe_cli.continual.importance import Reference, deviation, factors, gradient_scores, halved, normalised, restored
 from clmoe_cli.continual.selection import importance, threshold_at
@@ -71,23 +72,29 @@ def test_half_precision_round_trip_is_within_its_rounding() -> None:
 
 
 def test_normalised_layers_have_mean_one_and_zero_layers_stay_zero() -> None:
-    shared = {"a": torch.rand(4, 5), "b": torch.zeros(3, 3)}
-    found = normalised(shared, shared)
-    assert float(found["a"].mean()) == pytest.approx(1.0)
-    assert not found["b"].any()
+    scores = {name: torch.rand(shape) for name, shape in NET.shared_shapes().items()}
+    scores["hidden2.weight"].zero_()
+    found = normalised(NET, scores)
+    assert float(found["hidden1.weight"].mean()) == pytest.approx(1.0)
+    assert not found["hidden2.weight"].any()
+    # Of kernels, the small layers count for more: (4 + 2 + 3 + 3) / 72 against (3 + 4 + 3 + 3) / 108.
+    net = ConvNet("cnn:4,3", (2, 8, 8))
+    found = normalised(net, {name: torch.rand(shape) for name, shape in net.shared_shapes().items()})
+    assert float(found["conv1.weight"].mean()) == pytest.approx(12 / 72)
+    assert float(found["conv2.weight"].mean()) == pytest.approx(13 / 108)
 
 
 def test_importance_multiplies_by_the_weight_and_refuses_other_names() -> None:
-    params, x, y, mask = setup(1, dtype=torch.float32)
+    params, x, y, _ = setup(1, dtype=torch.float32)
     data = Labelled(x, y)
-    plain = importance(NET, params, mask, data, "gradient")
-    weighted = importance(NET, params, mask, data, "gradient-weight")
+    plain = importance(NET, params, data, "gradient")
+    weighted = importance(NET, params, data, "gradient-weight")
     name = "hidden1.weight"
     ratio = weighted[name] / (plain[name] * params[name].abs())
     used = plain[name] > 0
     torch.testing.assert_close(ratio[used], ratio[used][:1].expand(int(used.sum())), rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="gradient-weight"):
-        importance(NET, params, mask, data, "magnitude")
+        importance(NET, params, data, "magnitude")
 
 
 @given(density=st.floats(0.01, 1.0), seed=st.integers(0, 100))

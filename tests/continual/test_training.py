@@ -9,8 +9,9 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP
+from clmoe_cli.continual.freezing import freeze_guard
 from clmoe_cli.continual.parallel import Share
-from clmoe_cli.continual.training import Labelled, Schedule, anneal, dropout, freeze_guard, losses, quality, train
+from clmoe_cli.continual.training import Labelled, Schedule, anneal, dropout, losses, quality, train
 
 NET = MLP(12, (16, 10))
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {

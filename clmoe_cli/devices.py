@@ -1,0 +1,32 @@
+"""Where to compute: a processor, or an accelerator if there is one. A store is the same whatever computed it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from clmoe_cli.commands.names import one_of
+from store_schema import UsageProblem
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolved(device: str) -> str:
+    """The device that torch is told: ``auto`` is the first accelerator that is there, or the CPU.
+
+    Of several processes on one machine each takes a graphics card of its own. Raises UsageProblem for an unknown
+    device, or one that is not there.
+    """
+    one_of("device", device, DEVICES)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, found in there.items() if found)
+    if not there[device]:
+        raise UsageProblem(
+            "no such device on this machine",
+            found=device,
+            expected=" or ".join(name for name, found in there.items() if found),
+            hint="--device auto takes what there is",
+        )
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
