@@ -49,8 +49,8 @@ def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, fl
     """``cnn:32,64,128``, ``mlp:100,100`` or ``resnet18`` for images [C, H, W]; dropout of inputs and hidden units.
 
     Of networks with batch normalisation only what the classifier reads: what is dropped before a normalisation
-    shifts its statistics between training and use (Li et al. 2019). Input dropout of 0.2 left ``cnn:32,64,128`` at a
-    held-out loss of 2 nats on the colour pictures.
+    shifts its statistics between training and use (Li et al. 2019). With input dropout of 0.2 ``cnn:32,64,128`` had a
+    held-out loss of 1.9 nats after 12 epochs on a harder draft of the colour pictures, without it 0.8.
     """
     kind, _, text = arch.partition(":")
     layers: list[nn.Module] = []
@@ -106,8 +106,8 @@ def joint(train: Images, test: Images, arch: str, seed: int, schedule: Schedule 
     net = network(arch, train.x.shape[1:], int(train.y.max()) + 1, schedule.dropout)
     order = torch.randperm(len(train.y), generator=rng)
     held, training = train.take(order[: len(order) // 20]), train.take(order[len(order) // 20 :])
-    best, mark, lr, bad, falls = net.state_dict(), float("inf"), schedule.lr, 0, 0
-    best, reached = {k: v.clone() for k, v in best.items()}, float("inf")
+    mark, lr, bad, falls = float("inf"), schedule.lr, 0, 0
+    best, reached = {k: v.clone() for k, v in net.state_dict().items()}, float("inf")
     step = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     for epoch in range(schedule.epochs):
         _epoch(net, training, step, schedule.batch_size, rng)
