@@ -86,12 +86,11 @@ class StreamReport(Report):
 
     schema: ClassVar[str] = LearnReport.schema
     segments: tuple[Segment, ...]
-    skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """An ordinary ``learn`` object for each segment, with its ``start`` and ``stop``."""
         parts = [{**part.report.to_json(), "start": part.start, "stop": part.stop} for part in self.segments]
-        return {"schema": self.schema, "segments": parts, "skipped": self.skipped}
+        return {"schema": self.schema, "segments": parts}
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def learn_stream(
                 error.hint = f"{error.hint}; {kept}" if error.hint else kept
             raise
         done.append(Segment(part.start, part.stop, report))
-    return StreamReport(tuple(done), len(batch.skipped))
+    return StreamReport(tuple(done))
 
 
 class _Part:

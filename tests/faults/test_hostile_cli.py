@@ -211,7 +211,7 @@ STORES: dict[str, Change] = {
     "manifest: a task of no expert": fields(lambda f: f["tasks"][0].update(expert="e9")),
     "manifest: two tasks of one name": fields(lambda f: f["tasks"].append(f["tasks"][0])),
     "manifest: control characters": fields(lambda f: f["tasks"][0].update(name="\x1b[2Jtask")),
-    "manifest: another format": fields(lambda f: f.update(format=2)),
+    "manifest: another format": fields(lambda f: f.update(format=layout.FORMAT_VERSION + 1)),
     "a link for HEAD": linked("HEAD"),
     "a link for FORMAT": linked("FORMAT"),
     "a link for the manifest": linked(""),
