@@ -2,8 +2,10 @@
 
 Images: two layers of moduli of Gabor filters, averaged over a few windows (a scattering transform: Bruna & Mallat,
 "Invariant Scattering Convolution Networks", 2013). The filters have no mean, edges are continued, and each layer is
-scaled to unit length, so that brightness, contrast and inversion change nothing. Plain vectors: random ReLU features
-(Rahimi & Recht 2007; Cho & Saul 2009) of the vector and a constant, scaled to unit length.
+scaled to unit length, so that brightness, contrast and inversion change nothing. Of colour pictures the channels are
+brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
+as well: what differs by its colour alone has the same edges. Plain vectors: random ReLU features (Rahimi & Recht 2007;
+Cho & Saul 2009) of the vector and a constant, scaled to unit length.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 
 
+COLOUR = 0.7
+"""Length of the colours' part; found on held-out training pictures (docs/method.md)."""
+OPPONENTS = ((1 / 3, 1 / 3, 1 / 3), (1 / 2, -1 / 2, 0.0), (-1 / 4, -1 / 4, 1 / 2))
+"""Brightness, red against green, blue against yellow, from red, green and blue."""
+
+
 def is_image(input_shape: Sequence[int]) -> bool:
     """Whether inputs of this shape are treated as images (C, H, W) rather than as plain vectors."""
     return len(input_shape) == 3 and min(input_shape[1:]) >= SHORTEST
@@ -44,7 +52,9 @@ def is_image(input_shape: Sequence[int]) -> bool:
 
 def kind(input_shape: Sequence[int]) -> str:
     """Name of the features for inputs of this shape, as stores record it."""
-    return "scattering-1" if is_image(input_shape) else "relu-1"
+    if not is_image(input_shape):
+        return "relu-1"
+    return "scattering-colour-1" if input_shape[0] == 3 else "scattering-1"
 
 
 def width(input_shape: Sequence[int]) -> int:
@@ -52,7 +62,7 @@ def width(input_shape: Sequence[int]) -> int:
     if not is_image(input_shape):
         return VECTOR_WIDTH
     first = len(SIZES) * ORIENTATIONS[0]
-    return input_shape[0] * first * (1 + ORIENTATIONS[1]) * GRID**2
+    return input_shape[0] * (first * (1 + ORIENTATIONS[1]) + (input_shape[0] == 3)) * GRID**2
 
 
 def features(x: Tensor, input_shape: Sequence[int]) -> Tensor:
@@ -101,8 +111,13 @@ def _modulus(x: Tensor, filters: Tensor) -> Tensor:
 
 def _averaged(x: Tensor) -> Tensor:
     """Square roots of the means over the windows, [N, …] to [N, d], of unit length unless they are faint."""
+    return F.normalize(_means(x).sqrt(), eps=FAINT)
+
+
+def _means(x: Tensor) -> Tensor:
+    """Means over the windows, [N, C, H, W] to [N, C · GRID²]."""
     rows, columns = _windows(x.shape[-2], x.dtype), _windows(x.shape[-1], x.dtype)
-    return F.normalize((rows @ x @ columns.T).flatten(1).sqrt(), eps=FAINT)
+    return (rows @ x @ columns.T).flatten(1)
 
 
 def _of_images(x: Tensor) -> Tensor:
@@ -111,11 +126,16 @@ def _of_images(x: Tensor) -> Tensor:
         scale = LONGEST / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    colours = []
+    if channels == 3:
+        x = torch.einsum("oc,nchw->nohw", torch.tensor(OPPONENTS, dtype=x.dtype), x)
+        colours = [COLOUR * F.normalize(_means(x), eps=FAINT)]
     first_bank, second_bank = _bank(x.dtype)
     single = x.reshape(n * channels, 1, *x.shape[2:])
     first = torch.cat([_modulus(single, filters) for filters in first_bank], dim=1)
     second = _modulus(first.reshape(-1, 1, *first.shape[2:]), second_bank)
-    return torch.cat([_averaged(part.reshape(n, -1, *part.shape[2:])) for part in (first, second)], dim=1)
+    scattered = [_averaged(part.reshape(n, -1, *part.shape[2:])) for part in (first, second)]
+    return torch.cat([*scattered, *colours], dim=1)
 
 
 def _of_vectors(x: Tensor) -> Tensor:

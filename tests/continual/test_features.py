@@ -34,6 +34,24 @@ def test_colours_are_features_of_each_channel() -> None:
     assert not torch.allclose(found, features(x.flip(1).flatten(1), (2, 14, 14)))
 
 
+def test_colour_pictures_are_told_by_edges_of_opponent_channels_and_by_their_colours() -> None:
+    x = torch.rand((3, 3, 14, 14), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = features(x.flatten(1), (3, 14, 14))
+    assert found.shape == (3, width((3, 14, 14)))
+    red, green, blue = x.unbind(1)
+    opponents = torch.stack([(red + green + blue) / 3, (red - green) / 2, blue / 2 - (red + green) / 4], dim=1)
+    for n in range(3):
+        channels = list(opponents[n].numpy())
+        means = subspaces.window_means(channels)
+        wanted = np.concatenate([subspaces.scattering(*channels), 0.7 * means / np.sqrt((means**2).sum())])
+        torch.testing.assert_close(found[n], torch.from_numpy(wanted), rtol=1e-9, atol=1e-10)
+    # The same edges in other colours.
+    plain = torch.zeros((2, 3, 16, 16), dtype=torch.float64)
+    plain[0, 0], plain[1, 1] = 0.8, 0.8
+    red_one, green_one = features(plain.flatten(1), (3, 16, 16))
+    assert float((red_one - green_one).norm()) > 0.5
+
+
 def test_brightness_contrast_and_inversion_change_nothing() -> None:
     x = bars([0, 3], 6, 0)[0].astype(np.float64)
     plain = of(x)
@@ -57,7 +75,11 @@ def test_nothing_in_an_image_gives_no_features() -> None:
 
 def test_large_images_are_shrunk_and_small_ones_are_vectors() -> None:
     assert [is_image(shape) for shape in ((1, 12, 12), (3, 200, 100), (1, 11, 90), (64,))] == [True, True, False, False]
-    assert [kind(shape) for shape in ((1, 28, 28), (784,))] == ["scattering-1", "relu-1"]
+    assert [kind(shape) for shape in ((1, 28, 28), (3, 28, 28), (784,))] == [
+        "scattering-1",
+        "scattering-colour-1",
+        "relu-1",
+    ]
     x = torch.rand((2, 3 * 90 * 60), generator=torch.Generator().manual_seed(0))
     assert features(x, (3, 90, 60)).shape == (2, width((3, 90, 60))) == (2, width((3, 16, 16)))
 

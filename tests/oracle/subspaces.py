@@ -41,8 +41,8 @@ def moduli(image: np.ndarray, size: int, of: int, cycles: float) -> list[np.ndar
     return found
 
 
-def averaged(maps: list[np.ndarray], grid: int, spread: float) -> np.ndarray:
-    """Square roots of Gaussian-weighted means of each map over grid × grid windows, all of unit length."""
+def window_means(maps: list[np.ndarray], grid: int = 4, spread: float = 0.14) -> np.ndarray:
+    """Gaussian-weighted means of each map over grid × grid windows."""
     found = []
     for one in maps:
         height, width = one.shape
@@ -54,14 +54,19 @@ def averaged(maps: list[np.ndarray], grid: int, spread: float) -> np.ndarray:
                         down = (i + 0.5) / height - (a + 0.5) / grid
                         across = (j + 0.5) / width - (b + 0.5) / grid
                         weights[i, j] = math.exp(-(down**2 + across**2) / (2 * spread**2))
-                found.append(math.sqrt((weights * one).sum() / weights.sum()))
-    values = np.array(found)
+                found.append((weights * one).sum() / weights.sum())
+    return np.array(found)
+
+
+def averaged(maps: list[np.ndarray], grid: int, spread: float) -> np.ndarray:
+    """Square roots of the means over the windows, all of unit length."""
+    values = np.sqrt(window_means(maps, grid, spread))
     return values / max(np.sqrt((values**2).sum()), 1e-12)
 
 
-def scattering(image: np.ndarray) -> np.ndarray:
-    """Features of one channel [H, W]."""
-    first = [m for size in (5, 9, 13) for m in moduli(image, size, 6, 1.3)]
+def scattering(*channels: np.ndarray) -> np.ndarray:
+    """Features of one image, given as its channels [H, W]."""
+    first = [m for image in channels for size in (5, 9, 13) for m in moduli(image, size, 6, 1.3)]
     second = [m for one in first for m in moduli(one, 5, 4, 1.0)]
     return np.concatenate([averaged(first, 4, 0.14), averaged(second, 4, 0.14)])
 
