@@ -181,9 +181,7 @@ def _cnn(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modul
 def _unknown(arch: str) -> str:
     close = closest(arch)
     hint = f"; did you mean {close!r}?" if close else ""
-    return (
-        f"unknown architecture {arch!r}; expected cnn:WIDTH[,WIDTH…], as cnn:32,64, or a network of torchvision{hint}"
-    )
+    return f"unknown architecture {arch!r}; expected mlp:500,500 or cnn:32,64 and the like, or a network of torchvision{hint}"
 
 
 def _last_linear(module: nn.Module) -> str | None:
