@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import render
-from clmoe_cli.distributed import leading, together
+from clmoe_cli.distributed import has_a_part, leading, together
 from clmoe_cli.flags import (
     BatchSizeOption,
     BoundariesOption,
@@ -52,11 +52,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Continual learning: each task lives as a frozen subnetwork in a store that keeps it."""
+    if not has_a_part(context.invoked_subcommand):
+        raise typer.Exit
 
 
 @app.command()
@@ -115,14 +118,15 @@ def learn(
         lock_timeout=lock_timeout,
     )
     quiet |= not leading()
-    batch = read(data, "required", store, image_size, skip_broken, quiet)
-    with together(device), progress(quiet) as shown:
-        if segment:
-            by_label = boundaries != "images"
-            stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
-            reports = [part.report for part in stream.segments]
-        else:
-            reports = [learn_one(store, batch, options, **shown.callbacks())]
+    with together(method.device):
+        batch = read(data, "required", store, image_size, skip_broken, quiet)
+        with progress(quiet) as shown:
+            if segment:
+                by_label = boundaries != "images"
+                stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
+                reports = [part.report for part in stream.segments]
+            else:
+                reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:
         render.learn_notes(reports, verbose)
     if leading():
@@ -183,9 +187,9 @@ def predict(
     if output is not None:
         render.check_output(output)
     quiet |= not leading()
-    images = read(batch, "optional", store, image_size, skip_broken, quiet, task)
     where = resolved(device)
-    with together(device):
+    with together(where):
+        images = read(batch, "optional", store, image_size, skip_broken, quiet, task)
         report = call(
             store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
         )

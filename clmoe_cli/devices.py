@@ -7,6 +7,7 @@ import os
 import torch
 
 from clmoe_cli.commands.names import one_of
+from clmoe_cli.distributed import launched
 from store_schema import UsageProblem
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -16,17 +17,26 @@ def resolved(device: str) -> str:
     """The device that torch is told: ``auto`` is the first accelerator that is there, or the CPU.
 
     Of several processes on one machine each takes a graphics card of its own. Raises UsageProblem for an unknown
-    device, or one that is not there.
+    device, one that is not there or that several processes cannot use, and where there are too few cards.
     """
     one_of("device", device, DEVICES)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    several = launched()
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
     if device == "auto":
         device = next(name for name, found in there.items() if found)
     if not there[device]:
         raise UsageProblem(
-            "no such device on this machine",
+            "no such device for several processes" if several else "no such device on this machine",
             found=device,
             expected=" or ".join(name for name, found in there.items() if found),
             hint="--device auto takes what there is",
+        )
+    cards, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cuda" and several and wanted > cards:
+        raise UsageProblem(
+            "more processes than graphics cards on this machine",
+            found=str(wanted),
+            expected=f"at most {cards}",
+            hint="choose another --nproc-per-node, or --device cpu",
         )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device

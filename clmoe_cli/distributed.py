@@ -1,6 +1,7 @@
 """Several processes started by ``torchrun``: they join, work as one, and end together.
 
-Process 0 alone writes the store and stdout. A process that is lost ends the others, before anything is committed.
+Process 0 alone writes the store and stdout. A process that is lost ends the others, before anything is committed; of
+what went wrong only the first that met it speaks.
 """
 
 from __future__ import annotations
@@ -9,14 +10,29 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
 
-from store_schema.errors import ClmoeError, Interrupted
+from store_schema.errors import ClmoeError, UsageProblem
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
+SINGLE = ("detect", "inspect")
+WRITING = ("prune", "tasks")
+
+_first: bool | None = None
 
 
 class PeerLost(ClmoeError):
     """Another process of the same run has ended (exit 6)."""
 
     exit_code = 6
+
+    def __init__(self, error: Exception, hint: str = "nothing was committed; run the command again") -> None:
+        place = f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
+        super().__init__(
+            "another process of this run has ended", where=place, found=" ".join(str(error).split())[:120], hint=hint
+        )
 
 
 def launched() -> bool:
@@ -29,40 +45,79 @@ def leading() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
+def speaks() -> bool:
+    """Whether this process says what went wrong: it met it first, or before the processes joined it is process 0."""
+    return leading() if _first is None else _first
+
+
+def has_a_part(command: str | None) -> bool:
+    """Whether this process has something to do in a command: ``detect`` and ``inspect`` are for process 0 alone.
+
+    Raises UsageProblem for commands that several processes would run several times.
+    """
+    if launched() and command in WRITING:
+        raise UsageProblem(
+            f"clmoe {command} is for one process",
+            found=f"{os.environ['WORLD_SIZE']} processes",
+            hint="run it without torchrun; several processes can learn and predict",
+        )
+    return leading() or command not in SINGLE
+
+
 @contextmanager
 def together(device: str) -> Iterator[None]:
     """Joins the processes of a run until the block ends; nothing happens to a process that is alone.
 
-    Raises PeerLost where another process has ended, Interrupted where this one was told to.
+    ``device``: where this one computes, :func:`clmoe_cli.devices.resolved`. Raises PeerLost where another process has
+    ended; one that is told to stop (SIGTERM, as torchrun ends what is left of a run) meets a KeyboardInterrupt.
     """
     if not launched():
         yield
         return
+    import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     from clmoe_cli.continual.parallel import Lost
 
-    # torchrun stops what is left of a run so, and the store's lock and progress bar want to be given back.
+    # As an interruption, so that the store's lock and the progress bar are given back.
     before = signal.signal(signal.SIGTERM, _stop)
+    board: Any = None
     try:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        try:
+            board, rank, world = next(iter(rendezvous("env://")))
+            if device.startswith("cuda"):
+                torch.cuda.set_device(device)
+            # What the processor computes goes another way than what graphics cards do.
+            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, store=board, rank=rank, world_size=world, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise Lost(str(error)) from error
         yield
-    except Lost as error:
-        raise PeerLost(
-            "another process of this run has ended",
-            where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
-            found=str(error)[:120],
-            hint="the store is as it was before this command; see what the other one said, and run it again",
-        ) from error
+    except BaseException as error:
+        # Ending already: being told so once more must not hide why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _claim(board)  # before the connections close, which the others take for a loss
+        if isinstance(error, Lost):
+            raise PeerLost(error) from error
+        raise
+    else:
+        signal.signal(signal.SIGTERM, before)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        signal.signal(signal.SIGTERM, before)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise Interrupted(
-        "stopped with the other processes of this run",
-        where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
-        hint="unless the command had reported success, the store is as it was before",
-    )
+def _claim(board: Any) -> None:
+    """Notes at the rendezvous that something went wrong; whether this process is the first to say so."""
+    global _first
+    if board is None:
+        return
+    try:
+        _first = board.add(f"clmoe/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except RuntimeError:  # torchrun itself has ended
+        _first = None
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

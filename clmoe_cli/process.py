@@ -13,8 +13,8 @@ from typing import Any
 
 import typer
 
-from clmoe_cli.distributed import PeerLost, leading
-from store_schema.errors import BadInput, ClmoeError, DiskProblem, Interrupted, UsageProblem
+from clmoe_cli.distributed import speaks
+from store_schema.errors import ClmoeError, DiskProblem, UsageProblem
 
 CONFIG = "clmoe.toml"
 INTERRUPTED = 130
@@ -50,8 +50,6 @@ def run(app: typer.Typer, args: list[str]) -> int:
         code = INTERRUPTED
     except ClmoeError as error:
         _trace()
-        if not leading() and isinstance(error, BadInput | UsageProblem | PeerLost | Interrupted):
-            return error.exit_code  # process 0 meets the same, and says so
         return _fail(error.as_dict(), error.exit_code, as_json, str(error))
     except OSError as error:
         _trace()
@@ -108,6 +106,8 @@ def _parameter(key: str) -> str:
 
 
 def _fail(fields: dict[str, Any], code: int, as_json: bool, line: str | None = None) -> int:
+    if not speaks():
+        return code  # another process says so
     if as_json:
         print(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}), file=sys.stderr)
     else:

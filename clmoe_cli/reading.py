@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from clmoe_cli import render
 from clmoe_cli.commands.inputs import following
 from clmoe_cli.data import Batch, LabelUse, read_batch
+from clmoe_cli.distributed import launched
+from store_schema.errors import UsageProblem
 
 
 def read(
@@ -16,7 +20,16 @@ def read(
     quiet: bool,
     task: str | None = None,
 ) -> Batch:
-    """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`."""
+    """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`.
+
+    Raises UsageProblem for a pipe where several processes would read it, besides what reading raises.
+    """
+    if launched() and (source == "-" or Path(source).is_fifo()):
+        raise UsageProblem(
+            "only one process can read a pipe",
+            where="stdin" if source == "-" else source,
+            hint="name a file or a folder",
+        )
     through = following(store, image_size=image_size, task=task)
     batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken)
     if not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import TypeVar
@@ -15,10 +15,18 @@ import torch
 from clmoe_cli.batch import Batch
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.fusion import Decision
+from clmoe_cli.distributed import PeerLost
 from store_schema import Manifest, Store, StoreDamaged, Writer, read_consistently, writer
-from store_schema.store import newest
+from store_schema.errors import ObjectVanished
+from store_schema.store import RETRIES, newest
 
 T = TypeVar("T")
+
+
+def alike(text: bytes) -> bool:
+    """Whether all processes say the same; the answer is the same in all of them."""
+    mine = torch.tensor([list(hashlib.sha256(text).digest())])
+    return bool((parallel.gathered(mine, [1] * parallel.world()) == mine).all())
 
 
 @contextmanager
@@ -27,45 +35,82 @@ def writing(
 ) -> Iterator[Writer]:
     """The store, locked by process 0 (:func:`store_schema.writer`); for the others the snapshot that it builds on."""
     if parallel.rank() > 0:
-        parallel.told()
+        parallel.meet()
         found = newest(Path(store))
         if found.manifest.generation == 0:
             found = Store(found.root, found.manifest.model_copy(update={"seed": seed}), found.head)
         yield Writer(found)
         return
     with writer(store, seed=seed, timeout=timeout, create=True, on_wait=on_wait) as locked:
-        parallel.tell()
+        parallel.meet()
         yield locked
 
 
 def committed(locked: Writer, commit: Callable[[], Manifest]) -> Manifest:
-    """What process 0 has committed, once it has; the others wait for it."""
+    """What process 0 has committed, once all have come as far and it has; read by the others before it goes on.
+
+    Raises Lost for a process that has ended before the commit; what is in the store stays so whoever ends later.
+    """
+    parallel.meet()
     if parallel.rank() == 0:
         manifest = commit()
-        parallel.tell()
+        with suppress(parallel.Lost):
+            parallel.meet()
+            parallel.meet()
         return manifest
-    parallel.told()
-    return Store.open(locked.root).manifest
+    try:
+        parallel.meet()
+        manifest = Store.open(locked.root).manifest
+        parallel.meet()
+    except parallel.Lost as error:
+        raise PeerLost(error, "it was committing: clmoe inspect tells whether the task is in the store") from error
+    return manifest
 
 
 def read_together(store: str, use: Callable[[Store], T]) -> T:
-    """Reads a store; several processes the same generation of it. Raises StoreDamaged where a writer came between."""
+    """Reads a store; several processes the same generation of it (:func:`store_schema.read_consistently`).
+
+    ``use`` must raise ObjectVanished in all of them or in none, as :func:`decided_together` does.
+    """
     if parallel.world() == 1:
         return read_consistently(store, use)
-    opened = Store.open(store)
-    mine = torch.tensor(list(hashlib.sha256(opened.head).digest()))
-    if not bool((parallel.gathered(mine[None], [1] * parallel.world()) == mine).all()):
-        raise StoreDamaged("the store changed while it was opened", where=store, hint="run the command again")
-    return use(opened)
+    tried: bytes | None = None
+    problem: ObjectVanished | None = None
+    for _ in range(RETRIES):
+        opened = Store.open(store)
+        if not alike(opened.head):
+            continue  # a commit came between
+        if problem is not None and opened.head == tried:
+            raise problem
+        try:
+            return use(opened)
+        except ObjectVanished as error:
+            tried, problem = opened.head, error
+    raise problem or StoreDamaged(
+        "the store changes whenever it is opened, or the processes see different ones", where=store
+    )
 
 
 def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Decision]) -> Decision:
-    """Decides for a batch, each process for its share of it, ``unit`` consecutive images at a time; order is kept."""
+    """Decides for a batch, each process for its share of it, ``unit`` consecutive images at a time; order is kept.
+
+    Fewer units than processes are decided by each process. Raises ObjectVanished where any process has met it.
+    """
     n, world = len(batch.images), parallel.world()
-    units = -(-n // unit)
-    if world == 1 or units < world:
+    if world == 1:
         return decide(batch)
+    units = -(-n // unit)
+    shared = units >= world
     edges = [min(n, unit * (units * i // world)) for i in range(world)] + [n]
     sizes = [stop - start for start, stop in itertools.pairwise(edges)]
-    own = decide(batch.taken(slice(edges[parallel.rank()], edges[parallel.rank() + 1])))
-    return Decision(*(parallel.gathered(values, sizes) for values in astuple(own)))
+    share = slice(edges[parallel.rank()], edges[parallel.rank() + 1]) if shared else slice(0, n)
+    own, problem = None, None
+    try:
+        own = decide(batch.taken(share))
+    except ObjectVanished as error:
+        problem = error
+    missed = torch.tensor([float(own is None)])
+    parallel.summed([missed])
+    if own is None or bool(missed > 0):
+        raise problem or ObjectVanished("another process missed a file of the store")
+    return Decision(*(parallel.gathered(values, sizes) for values in astuple(own))) if shared else own

@@ -11,13 +11,15 @@ from dataclasses import asdict
 import numpy as np
 
 from clmoe_cli import __version__
+from clmoe_cli.commands import ranks
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.journal import Journal, State
 from clmoe_cli.data import Batch
+from clmoe_cli.distributed import PeerLost
 from clmoe_cli.spool import blocks, rows_of
 from clmoe_cli.state import environment, tensor
-from store_schema import Checkpoint, Interrupted, Writer, checkpoints
+from store_schema import BadInput, Checkpoint, Interrupted, Writer, checkpoints
 
 PAUSE = 19.0
 """After a checkpoint, so many times its own duration pass before the next: at most a twentieth of the time."""
@@ -26,8 +28,9 @@ PAUSE = 19.0
 class Resuming:
     """Keeps the journal of one learn in the store until it has committed.
 
-    As a context: a KeyboardInterrupt leaves it as Interrupted, which says how to continue; the progress is discarded
-    at the end of a block that ran through. ``on_resume`` is told what an earlier run had reached, if there was one.
+    As a context: a KeyboardInterrupt leaves it as Interrupted, which says how to continue, and the loss of another
+    process as PeerLost; the progress is discarded at the end of a block that ran through. ``on_resume`` is told what an
+    earlier run had reached, if there was one.
     """
 
     def __init__(self, locked: Writer, batch: Batch, options: LearnOptions, on_resume: Callable[[str], None]) -> None:
@@ -38,7 +41,10 @@ class Resuming:
         self.number, self.next = 0, 0.0
 
     def begin(self, task: str) -> Journal:
-        """The journal of training that task. Raises StoreDamaged, DiskProblem."""
+        """The journal of training that task.
+
+        Raises StoreDamaged, DiskProblem, and BadInput where processes were not given the same.
+        """
         self.key, self.task = _key(self.batch, self.options, self.parent, self.seed), task
         kept: State = {}
         found = checkpoints.load(self.root, self.key)
@@ -46,6 +52,13 @@ class Resuming:
             kept = {name: tensor(value) for name, value in found.arrays.items()}
             self.number, self.reached = found.number, found.reached
             self.on_resume(found.reached)
+        # What each of several processes goes through has to be the same, and where it begins.
+        if not ranks.alike(f"{self.key} {task} {self.number} {self.reached}".encode()):
+            raise BadInput(
+                "the processes of this run do not read the same",
+                where=self.batch.source,
+                expected="the same data, store, arguments, versions and threads in all of them",
+            )
         return Journal(kept, self._save)
 
     def _save(self, state: State, reached: str) -> None:
@@ -64,10 +77,12 @@ class Resuming:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None and self.key and parallel.rank() == 0:
             checkpoints.discard(self.root, self.key)
+        if isinstance(error, KeyboardInterrupt) and self.locked.store.head != self.head:
+            raise Interrupted("interrupted after the commit: the task is in the store") from error
+        hint = f"run the same command again: it goes on after {self.reached}" if self.reached else None
+        if isinstance(error, parallel.Lost):
+            raise PeerLost(error, f"nothing was committed; {hint or 'run the command again'}") from error
         if isinstance(error, KeyboardInterrupt):
-            if self.locked.store.head != self.head:
-                raise Interrupted("interrupted after the commit: the task is in the store") from error
-            hint = f"run the same command again: it goes on after {self.reached}" if self.reached else None
             raise Interrupted("interrupted; the store is as it was before this command", hint=hint) from error
 
 
@@ -75,6 +90,7 @@ def _key(batch: Batch, options: LearnOptions, parent: str, seed: int) -> str:
     """sha256 of all that decides the result: data, arguments, parent generation, seed, version, environment."""
     arguments = asdict(options)
     del arguments["lock_timeout"]
+    arguments["method"]["device"] = options.method.device.partition(":")[0]  # whichever of several cards it is
     labels = batch.labels
     assert labels is not None
     about = {

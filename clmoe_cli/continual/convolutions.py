@@ -141,7 +141,7 @@ class ConvNet(Network):
             norm.momentum = 1.0
         try:
             with torch.no_grad():
-                self._call(fresh, x, True)
+                self._call(fresh, x[parallel.Share.of(len(x)).rows], True)
         finally:
             for norm, momentum in zip(norms, before, strict=True):
                 norm.momentum = momentum

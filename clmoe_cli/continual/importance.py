@@ -53,20 +53,25 @@ def factors(net: Network, params: Mapping[str, Tensor], x: Tensor, targets: Tens
     return Factors(dict(zip(done.outputs, deltas, strict=True)), inputs, done.logits.detach())
 
 
-def gradient_scores(net: Network, params: Mapping[str, Tensor], x: Rows, targets: Tensor, chunk: int = 2048) -> Params:
+def gradient_scores(
+    net: Network, params: Mapping[str, Tensor], x: Rows, targets: Tensor, chunk: int = 2048, alone: bool = False
+) -> Params:
     """Mean absolute gradient of single images, ``mean_n |∂ℓₙ/∂W̄|``; of dense layers ``|Δ|ᵀ|Ā| / N``.
 
-    Returns for every parameter that has a gradient a tensor of its shape. One matrix product per dense layer.
+    Returns for every parameter that has a gradient a tensor of its shape. One matrix product per dense layer. Several
+    processes (:mod:`clmoe_cli.continual.parallel`) must have the same images, and share them, unless each is ``alone``.
     """
+    world, rank = (1, 0) if alone else (parallel.world(), parallel.rank())
     sums = {name: torch.zeros_like(value) for name, value in params.items() if not name.endswith(STATISTICS)}
-    size = min(chunk, net.chunk, -(-len(x) // parallel.world()))
-    for start in range(0, len(x), size)[parallel.rank() :: parallel.world()]:
+    size = min(chunk, net.chunk, -(-len(x) // world))
+    for start in range(0, len(x), size)[rank::world]:
         here = slice(start, start + size)
         found = factors(net, params, x[here], targets[here])
         for layer, delta in found.delta.items():
             for name, value in _summed(net, params, layer, delta, found.inputs[layer]).items():
                 sums[name] += value
-    parallel.summed(sums.values())
+    if not alone:
+        parallel.summed(sums.values())
     return {name: total / len(x) for name, total in sums.items()}
 
 

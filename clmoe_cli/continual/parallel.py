@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,16 +59,9 @@ def _reaching() -> Iterator[None]:
         raise Lost(" ".join(str(error).split())) from error
 
 
-def tell() -> None:
-    """Process 0 lets the others go on, who wait in :func:`told`."""
-    told()
-
-
-def told() -> None:
+def meet() -> None:
     """Waits until every process is here."""
-    if world() > 1:
-        with _reaching():
-            dist.barrier()
+    summed([torch.zeros(1)])  # not a barrier: that would choose a device
 
 
 def summed(tensors: Iterable[Tensor | None]) -> None:
@@ -101,10 +95,27 @@ def gathered(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, and of what they say of it on the way back."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        summed([total])
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        summed([total])
+        return total
+
+
 def normalise_together(module: nn.Module) -> None:
     """Makes the batch norms of a module, while training, use the statistics of the whole batch.
 
-    (torch's own SyncBatchNorm does so on graphics processors only.)
+    Each process must come to them with its own images of that batch; none at all is fine. (torch's own SyncBatchNorm
+    does so on graphics processors only.)
     """
     for norm in module.modules():
         if world() > 1 and isinstance(norm, nn.BatchNorm2d):
@@ -112,7 +123,7 @@ def normalise_together(module: nn.Module) -> None:
 
 
 def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
-    from torch.distributed.nn.functional import all_reduce
+    total: Callable[[Tensor], Tensor] = _Summed.apply
 
     def forward(x: Tensor) -> Tensor:
         mean, variance = norm.running_mean, norm.running_var
@@ -121,14 +132,16 @@ def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
         assert norm.momentum is not None
         if not norm.training:
             return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
-        count = torch.tensor(float(x.numel() // x.shape[1]))
-        dist.all_reduce(count)
-        own = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        # The mean first, then the squares around it: sums of squares alone would cancel.
+        sums = x.sum(dim=(0, 2, 3))
+        found = total(torch.cat([sums, sums.new_full((1,), x.numel() // x.shape[1])]))
+        count = found[-1].detach()
+        own = found[:-1] / count
         centred = x - own[:, None, None]
-        spread = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        spread = total(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
-            mean.lerp_(own, norm.momentum)
-            variance.lerp_(spread * count / (count - 1).clamp_min(1), norm.momentum)
+            mean.lerp_(own.to(mean.dtype), norm.momentum)
+            variance.lerp_((spread * count / (count - 1).clamp_min(1)).to(variance.dtype), norm.momentum)
         scale = norm.weight * (spread + norm.eps).rsqrt()
         result: Tensor = centred * scale[:, None, None] + norm.bias[:, None, None]
         return result

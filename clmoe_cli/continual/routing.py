@@ -119,7 +119,9 @@ def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -
 def _fit(task: Subnetwork, x: Rows) -> Tensor:
     """Mask overlap minus score divergence of a batch with one task, a scalar."""
     pseudo = logits(task.net, task.params, x).argmax(dim=1)
-    scores = {name: value.cpu() for name, value in gradient_scores(task.net, task.params, x, pseudo).items()}
+    scores = {
+        name: value.cpu() for name, value in gradient_scores(task.net, task.params, x, pseudo, alone=True).items()
+    }
     shared = normalised(task.net, scores)
     size = sum(mask.numel() for mask in task.mask.values())
     threshold = threshold_at(shared, max(1, masks.count(task.mask)) / size)
