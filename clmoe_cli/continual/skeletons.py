@@ -181,7 +181,8 @@ def _cnn(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modul
 def _unknown(arch: str) -> str:
     close = closest(arch)
     hint = f"; did you mean {close!r}?" if close else ""
-    return f"unknown architecture {arch!r}; expected mlp:500,500 or cnn:32,64 and the like, or a network of torchvision{hint}"
+    known = "mlp:500,500 or cnn:32,64 and the like, or a network of torchvision"
+    return f"unknown architecture {arch!r}; expected {known}{hint}"
 
 
 def _last_linear(module: nn.Module) -> str | None:

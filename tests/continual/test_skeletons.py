@@ -139,7 +139,7 @@ def test_cnn_pools_while_both_sides_are_at_least_four(sides: tuple[int, int], po
 @pytest.mark.parametrize(
     ("arch", "shape", "words"),
     [
-        ("cnn:", (3, 8, 8), "unknown architecture 'cnn:'; expected cnn:WIDTH"),
+        ("cnn:", (3, 8, 8), "unknown architecture 'cnn:'; expected mlp:500,500 or cnn:32,64"),
         ("cnn:8,,8", (3, 8, 8), "unknown architecture"),
         ("cnn:08", (3, 8, 8), "unknown architecture"),
         ("cnn:٣", (3, 8, 8), "unknown architecture"),
