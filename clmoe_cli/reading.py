@@ -1,10 +1,14 @@
-"""How commands read images: as the store's tasks read them, with a note on what is left out."""
+"""How commands read images: as the store's tasks read them, with notes on what is left out and what takes long."""
 
 from __future__ import annotations
 
 from clmoe_cli import render
 from clmoe_cli.commands.inputs import following
 from clmoe_cli.data import Batch, LabelUse, read_batch
+from clmoe_cli.progress import note
+from clmoe_cli.seeing import Seeing
+
+__all__ = ["Seeing", "read"]
 
 
 def read(
@@ -15,10 +19,17 @@ def read(
     skip_broken: bool,
     quiet: bool,
     task: str | None = None,
+    seeing: Seeing | None = None,
 ) -> Batch:
-    """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`."""
-    through = following(store, image_size=image_size, task=task)
+    """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`.
+
+    Pictures that go through a backbone come out as its features [N, width].
+    """
+    seeing = seeing or Seeing()
+    through = following(store, image_size=image_size, task=task, seeing=seeing)
     batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken)
     if not quiet:
         render.skip_note(batch.skipped)
-    return batch
+        if batch.input is not None and batch.input.features is not None:
+            note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
+    return seeing.features(batch)
