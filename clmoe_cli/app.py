@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from clmoe_cli import render
+from clmoe_cli import flags, render
 from clmoe_cli.distributed import has_a_part, leading, together
 from clmoe_cli.flags import (
     BatchSizeOption,
@@ -74,16 +74,13 @@ def learn(
     segment: SegmentOption = False,
     boundaries: BoundariesOption = None,
     arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
-    epochs: Annotated[
-        int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
-    ] = 40,
+    weights: flags.WeightsOption = None,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    epochs: flags.EpochsOption = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
-    score: Annotated[
-        str, typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's).")
-    ] = "gradient-weight",
-    max_drop: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
-    ] = 0.3,
+    score: flags.ScoreOption = "gradient-weight",
+    max_drop: flags.MaxDropOption = 0.3,
     expert: Annotated[str | None, typer.Option(help="Put the task into this expert, or into a 'new' one.")] = None,
     if_known: Annotated[str, typer.Option(help="What to do with data of a known task: skip, refine, new.")] = "skip",
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
@@ -102,7 +99,7 @@ def learn(
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import read
+    from clmoe_cli.reading import Seeing, read
 
     check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
@@ -116,10 +113,12 @@ def learn(
         alpha=alpha,
         method=method,
         lock_timeout=lock_timeout,
+        weights=weights,
     )
     quiet |= not leading()
+    seeing = Seeing(features, features_weights, arch)
     with together(method.device):
-        batch = read(data, "required", store, image_size, skip_broken, quiet)
+        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing)
         with progress(quiet) as shown:
             if segment:
                 by_label = boundaries != "images"
@@ -139,6 +138,8 @@ def detect(
     store: StoreOption = DEFAULT_STORE,
     image_size: ImageSizeOption = None,
     skip_broken: SkipBrokenOption = False,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
     evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
@@ -151,9 +152,11 @@ def detect(
     """Say whether a batch belongs to a known task."""
     from clmoe_cli.commands.detect import detect as call
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import read
+    from clmoe_cli.reading import Seeing, read
 
-    batch = read(data, "optional" if use_labels else "ignored", store, image_size, skip_broken, quiet)
+    labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
+    seeing = Seeing(features, features_weights)
+    batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing)
     report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=resolved(device))
     if verbose and not quiet:
         note(report.reason)
@@ -168,6 +171,8 @@ def predict(
     store: StoreOption = DEFAULT_STORE,
     image_size: ImageSizeOption = None,
     skip_broken: SkipBrokenOption = False,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
     output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
     route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
     batch_size: RouteSizeOption = None,
@@ -182,14 +187,16 @@ def predict(
     """Predict labels without a task id."""
     from clmoe_cli.commands.predict import predict as call
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import read
+    from clmoe_cli.reading import Seeing, read
 
     if output is not None:
         render.check_output(output)
     quiet |= not leading()
     where = resolved(device)
     with together(where):
-        images = read(batch, "optional", store, image_size, skip_broken, quiet, task)
+        images = read(
+            batch, "optional", store, image_size, skip_broken, quiet, task, Seeing(features, features_weights)
+        )
         report = call(
             store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
         )
@@ -206,12 +213,8 @@ def inspect(
     repair: Annotated[
         bool, typer.Option("--repair", help="Go back to the newest generation of which every file is whole.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")
-    ] = None,
-    format_: Annotated[
-        str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")
-    ] = None,
+    plot: flags.PlotOption = None,
+    format_: flags.FormatOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -243,12 +246,8 @@ def prune(
     store: StoreOption = DEFAULT_STORE,
     task: Annotated[str | None, typer.Option(help="Remove this task.")] = None,
     expert: Annotated[str | None, typer.Option(help="Remove this expert and all its tasks.")] = None,
-    to_frozen: Annotated[
-        float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
-    ] = None,
-    gc: Annotated[
-        bool, typer.Option("--gc", help="Delete older generations: what is removed is gone for good.")
-    ] = False,
+    to_frozen: flags.ToFrozenOption = None,
+    gc: flags.GcOption = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
     lock_timeout: TimeoutOption = None,
     json_: JsonOption = False,

@@ -10,7 +10,7 @@ import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,15 @@ from torch.func import functional_call
 from clmoe_cli.continual import skeletons
 from clmoe_cli.npz import one_line
 from clmoe_cli.weights_files import InMemory, Source, Weights, WeightsFile, fit
-from store_schema.errors import BadInput, StoreIncompatible, UsageProblem
+from store_schema.errors import BadInput, UsageProblem
 
 # Pixels that pass at once: 32 photographs, whose maps take a few hundred megabytes in a ResNet-50.
 _PIXELS = 32 * 224 * 224
 _CHUNK = 2048
+# What resizing floats may add to their range.
+_ROUNDING = 1e-5
 # Their published weights expect other means and deviations, to which the networks themselves convert.
 _TRANSFORMED = ("googlenet", "inception_v3")
-
-
-class Named(Protocol):
-    """What a store says of its backbone."""
-
-    @property
-    def arch(self) -> str:
-        """The architecture, as ``resnet50``."""
-
-    @property
-    def sha256(self) -> str:
-        """The fingerprint of the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +68,8 @@ class Backbone:
             )
         count, _, height, width = images.shape
         self.check_size(height, width)
-        if images.dtype != torch.uint8 and count and not bool(((images >= 0) & (images <= 1)).all()):
+        inside = images.dtype == torch.uint8 or bool(((images >= -_ROUNDING) & (images <= 1 + _ROUNDING)).all())
+        if not inside:
             raise BadInput(
                 f"pixels that {self.arch} cannot read",
                 expected="uint8, or floats from 0 to 1",
@@ -145,21 +136,6 @@ def pretrained(arch: str, skeleton: nn.Module, weights: str | Path) -> Weights:
     return fit(WeightsFile(weights), skeleton, skeletons.head_of(skeleton), arch)
 
 
-def check_same(recorded: Named | None, backbone: Named | None) -> None:
-    """Raises StoreIncompatible when a store was made with another backbone, or with other weights of the same."""
-    wanted, found = (None if it is None else (it.arch, it.sha256) for it in (recorded, backbone))
-    if wanted == found:
-        return
-    hint = "leave out --features" if wanted is None else f"--features {wanted[0]}, with the weights it was made with"
-    raise StoreIncompatible(
-        "the store was made with other features", found=_shown(found), expected=_shown(wanted), hint=hint
-    )
-
-
-def _shown(named: tuple[str, str] | None) -> str:
-    return "no backbone" if named is None else f"{named[0]} with weights {named[1][:16]}"
-
-
 def _source(arch: str, published: Any, weights: str | Path | None) -> Source:
     """The file's weights, or the published ones; these are unpickled as tensors and nothing else."""
     if weights is not None:
@@ -169,7 +145,7 @@ def _source(arch: str, published: Any, weights: str | Path | None) -> Source:
     except Exception as error:  # the network, the disk, and whatever a broken file makes the reader raise
         raise BadInput(
             f"the published weights of {arch} cannot be had", found=one_line(error)[:200],
-            hint="give a safetensors file with --weights; docs/backbones.md has the line that writes one",
+            hint="give a safetensors file with --features-weights; docs/backbones.md has the line that writes one",
         ) from error  # fmt: skip
     return InMemory(f"the published weights of {arch}", state)
 

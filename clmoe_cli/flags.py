@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,3 +56,32 @@ RouteSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="With --route batch: every so many consecutive images are one task's."),
 ]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARCH",
+        help="Frozen network of torchvision in front of experts and gate, as resnet50; none: without "
+        "[default: the store's].",
+    ),
+]
+FeaturesWeightsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Weights of that network, safetensors [default: the published ones]."),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="With --arch resnet18, …: weights to start from, safetensors [default: drawn]."),
+]
+EpochsOption = Annotated[
+    int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
+]
+ScoreOption = Annotated[str, typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's).")]
+MaxDropOption = Annotated[
+    float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
+]
+PlotOption = Annotated[Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")]
+ToFrozenOption = Annotated[
+    float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
+]
+GcOption = Annotated[bool, typer.Option("--gc", help="Delete older generations: what is removed is gone for good.")]

@@ -1,4 +1,4 @@
-"""How commands read images: as the store's tasks read them, with a note on what is left out."""
+"""How commands read images: as the store's tasks read them, with notes on what is left out and what takes long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from clmoe_cli import render
 from clmoe_cli.commands.inputs import following
 from clmoe_cli.data import Batch, LabelUse, read_batch
 from clmoe_cli.distributed import launched
+from clmoe_cli.progress import note
+from clmoe_cli.seeing import Seeing
 from store_schema.errors import UsageProblem
+
+__all__ = ["Seeing", "read"]
 
 
 def read(
@@ -19,10 +23,12 @@ def read(
     skip_broken: bool,
     quiet: bool,
     task: str | None = None,
+    seeing: Seeing | None = None,
 ) -> Batch:
     """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`.
 
-    Raises UsageProblem for a pipe where several processes would read it, besides what reading raises.
+    Pictures that go through a backbone come out as its features [N, width]. Raises UsageProblem for a pipe where
+    several processes would read it, besides what reading raises.
     """
     if launched() and (source == "-" or Path(source).is_fifo()):
         raise UsageProblem(
@@ -30,8 +36,11 @@ def read(
             where="stdin" if source == "-" else source,
             hint="name a file or a folder",
         )
-    through = following(store, image_size=image_size, task=task)
+    seeing = seeing or Seeing()
+    through = following(store, image_size=image_size, task=task, seeing=seeing)
     batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken)
     if not quiet:
         render.skip_note(batch.skipped)
-    return batch
+        if batch.input is not None and batch.input.features is not None:
+            note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
+    return seeing.features(batch)

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import torch
 
+from clmoe_cli.commands.names import one_of
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.images import Rows
 from clmoe_cli.continual.learning import FEW
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
-from store_schema import BadInput, TaskRecord
+from store_schema import BadInput, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
 
 LARGEST = 1e4
 """Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
@@ -21,6 +22,26 @@ CHUNK = 1024
 
 BALANCE = 8
 """Refining needs of each class at least this fraction of an even share."""
+
+
+def check_expert(store: str, expert: str | None) -> None:
+    """Refuses the name of an expert (UsageProblem) before a store is made that cannot have it."""
+    if expert not in (None, "new"):
+        try:
+            Store.open(store)
+        except StoreMissing:
+            one_of("expert", str(expert), ["new"])
+
+
+def check_seed(manifest: Manifest, seed: int | None) -> None:
+    """Refuses another seed than the store's (UsageProblem)."""
+    if seed is not None and manifest.generation > 0 and seed != manifest.seed:
+        raise UsageProblem(
+            "the store has another seed",
+            found=str(seed),
+            expected=str(manifest.seed),
+            hint="leave --seed out: a store keeps the seed that it was created with",
+        )
 
 
 def check_range(x: Rows, scale: float, source: str) -> None:

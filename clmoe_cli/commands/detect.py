@@ -12,6 +12,7 @@ from clmoe_cli.continual.onset import decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
+from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader, derived_seed, generator
 from store_schema import BadInput, read_consistently
 
@@ -42,6 +43,7 @@ def detect(
 
 def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str) -> DetectReport:
     manifest = loader.manifest
+    check_backbone(manifest, batch)
     experts = common.experts_for(manifest, batch)
     names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
     classes = batch.classes() if use_labels else ()

@@ -27,14 +27,19 @@ def check(manifest: Manifest, batch: Batch, hint: str) -> None:
     shape, through = batch.input_shape, batch.input
     record = manifest.gate(shape, through)
     missing = record is None and manifest.tasks_of_shape(shape, through)
-    if missing or (record is not None and record.features != kind(shape)):
+    if missing or (record is not None and record.features != features_of(batch)):
         raise StoreIncompatible(
             "the store has no gate that this version can read",
             key=kind_text(shape, through),
             found=record.features if record else "none",
-            expected=kind(shape),
+            expected=features_of(batch),
             hint=hint,
         )
+
+
+def features_of(batch: Batch) -> str:
+    """Name of the gate's features for this kind of input."""
+    return kind(batch.input_shape, batch.input is not None and batch.input.features is not None)
 
 
 def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
@@ -44,11 +49,11 @@ def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> 
     """
     assert batch.labels is not None
     y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    scale, parts = _scale(manifest, batch), []
+    scale, name, parts = _scale(manifest, batch), features_of(batch), []
     for c in range(len(classes)):
         rows = (y == c).nonzero()[:, 0]
         rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().long()]
-        parts.append(gate.fit(features(common.flat(common.part(batch, rows), scale), batch.input_shape)))
+        parts.append(gate.fit(features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)))
     return Subspaces.joined(parts)
 
 
@@ -64,7 +69,7 @@ def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tupl
         before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
         after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
         own = before.joined(own).joined(after)
-    name = kind(shape)
+    name = features_of(batch)
     record = GateRecord(
         input_shape=shape,
         input_scale=_scale(manifest, batch),
@@ -86,7 +91,7 @@ def decide(
     """
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
-    scale = _scale(manifest, batch)
+    scale, name = _scale(manifest, batch), features_of(batch)
     solved = loader.gate(batch.input_shape, batch.input)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
@@ -101,7 +106,7 @@ def decide(
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
-        return features(common.flat(common.part(batch, rows), scale), batch.input_shape)
+        return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
 
     everything, parts = torch.arange(len(batch.images)), []
     if batches is None:

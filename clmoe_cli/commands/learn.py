@@ -11,29 +11,28 @@ from typing import Literal
 import torch
 
 from clmoe_cli.commands import common, gating, ranks
-from clmoe_cli.commands.checks import check_range, check_refining
+from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
-from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
 from clmoe_cli.commands.resuming import Resuming
+from clmoe_cli.commands.starting import Start, homes
 from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import Network, parse_arch
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
-from clmoe_cli.continual.placement import DRAWS, IMAGES, Candidate, KnownTask, Placement, compare, place
+from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
+from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader, derived_seed, generator, network
 from store_schema import (
     BadInput,
     ExpertRecord,
     LayerRecord,
     Manifest,
-    Store,
-    StoreMissing,
     TaskRecord,
     UsageProblem,
     Writer,
@@ -61,44 +60,31 @@ def learn(
     options = options or LearnOptions()
     started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
-    _check_expert(store, options.expert)
+    check_expert(store, options.expert)
+    start = Start.of(options, batch)
     with (
         ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
-        Resuming(locked, batch, options, on_resume) as resuming,
+        Resuming(locked, batch, replace(options, weights=start.sha256), on_resume) as resuming,
     ):
-        report = _Learning(locked, batch, options, on_epoch, resuming).run()
+        report = _Learning(locked, batch, options, start, on_epoch, resuming).run()
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
-
-
-def _check_expert(store: str, expert: str | None) -> None:
-    """Refuses the name of an expert before a store is made that cannot have it."""
-    if expert not in (None, "new"):
-        try:
-            Store.open(store)
-        except StoreMissing:
-            one_of("expert", str(expert), ["new"])
 
 
 class _Learning:
     """One run of ``learn`` under the store's lock."""
 
     def __init__(
-        self, locked: Writer, batch: Batch, options: LearnOptions, on_epoch: OnEpoch, resuming: Resuming
+        self, locked: Writer, batch: Batch, options: LearnOptions, start: Start, on_epoch: OnEpoch, resuming: Resuming
     ) -> None:
         assert batch.labels is not None
-        self.resuming = resuming
+        self.start, self.resuming = start, resuming
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
         self.loader = Loader(locked.store, options.method.device)
-        if options.seed is not None and self.manifest.generation > 0 and options.seed != self.manifest.seed:
-            raise UsageProblem(
-                "the store has another seed",
-                found=str(options.seed),
-                expected=str(self.manifest.seed),
-                hint="leave --seed out: a store keeps the seed that it was created with",
-            )
+        check_seed(self.manifest, options.seed)
         if options.expert not in (None, "new"):
             one_of("expert", str(options.expert), [*(e.id for e in self.manifest.experts), "new"])
+        check_backbone(self.manifest, batch)
         gating.check(self.manifest, batch, "use a clmoe of the version that wrote it, or another --store")
         self.number = self.manifest.next_task
         self.seed = derived_seed(self.manifest.seed, self.number, "task")
@@ -138,6 +124,7 @@ class _Learning:
             generator(derived_seed(self.manifest.seed, self.number, "train")),
             self.on_epoch,
             self.resuming.begin(name),
+            self.start.params,
         )
         committed = self._commit(record, net, learned, old, "learn")
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
@@ -167,15 +154,7 @@ class _Learning:
 
     def _place(self) -> tuple[Placement, list[Candidate], ExpertRecord]:
         wanted = self.options.expert
-        fitting = [e for e in self.experts if e.arch == self.options.arch and wanted in (None, "new", e.id)]
-        if wanted not in (None, "new") and not fitting:
-            record = self.manifest.expert(str(wanted))
-            raise UsageProblem(
-                "the task does not fit into that expert",
-                key=record.id,
-                found=f"{self.options.arch}, images {kind_text(self.batch.input_shape, self.batch.input)}",
-                expected=f"{record.arch}, images {kind_text(record.input_shape, record.input)}",
-            )
+        fitting = homes(self.start, self.experts, self.manifest, self.options, self.batch)
         candidates: list[Candidate] = []
         frozen = self.manifest.history[-1].frozen if self.manifest.history else {}
         room: dict[str, float] = {}
@@ -186,7 +165,7 @@ class _Learning:
             net = network(record)
             index = common.sample(len(self.batch.images), IMAGES, self.generator)
             few = self._labelled(common.part(self.batch, index), record.input_scale)
-            draws = [net.initial_shared(self.generator) for _ in range(DRAWS)]
+            draws = self.start.draws(net, self.generator)
             for name in near:
                 t = self.loader.task(name)
                 known = KnownTask(t.name, t.expert, t.net, t.params, t.mask, t.scores)
@@ -217,6 +196,7 @@ class _Learning:
             layers=tuple(LayerRecord(name=name, shape=shape) for name, shape in net.shared_shapes().items()),
             weights=None,
             input=self.batch.input,
+            pretrained=self.start.sha256,
         )
 
     def _refine(self, verdict: Verdict) -> LearnReport:
@@ -232,6 +212,7 @@ class _Learning:
         old = self.manifest.task(name)
         check_refining(self.batch, old)
         record = self.manifest.expert(old.expert)
+        self.start.require(record)
         task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
         taken = self.loader.frozen(record.id, others)
@@ -246,6 +227,7 @@ class _Learning:
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,
             self.resuming.begin(name),
+            self.start.params,
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")

@@ -20,7 +20,8 @@ class LearnOptions:
     """Everything that ``learn`` can be told; the defaults need no touch.
 
     ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
-    the onset. ``seed`` counts when the store is created; a store keeps its seed.
+    the onset. ``seed`` counts when the store is created; a store keeps its seed. ``weights``: a safetensors file that
+    free weights start from.
     """
 
     name: str | None = None
@@ -32,6 +33,7 @@ class LearnOptions:
     method: learning.Options = field(default_factory=learning.Options)
     thresholds: Thresholds = field(default_factory=Thresholds)
     lock_timeout: float | None = None
+    weights: str | None = None
 
 
 def check(batch: Batch, options: LearnOptions) -> None:

@@ -22,6 +22,7 @@ from clmoe_cli.continual.images import taken
 from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
+from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader
 from store_schema import BadInput, Manifest, UsageProblem
 
@@ -164,6 +165,7 @@ def _predict(
 
 def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
     """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
+    check_backbone(manifest, batch)
     if only is None:
         common.experts_for(manifest, batch)
         return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]

@@ -5,13 +5,14 @@ Images: two layers of moduli of Gabor filters, averaged over a few windows (a sc
 scaled to unit length, so that brightness, contrast and inversion change nothing. Of colour pictures the channels are
 brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
 as well: what differs by its colour alone has the same edges. Plain vectors: random ReLU features (Rahimi & Recht 2007;
-Cho & Saul 2009) of the vector and a constant, scaled to unit length.
+Cho & Saul 2009) of the vector and a constant, scaled to unit length. What a backbone has seen: its features themselves,
+scaled to unit length.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -34,6 +35,7 @@ LONGEST = 32
 SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
+UNIT = "unit-1"
 CHUNK = 250
 FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
@@ -50,24 +52,32 @@ def is_image(input_shape: Sequence[int]) -> bool:
     return len(input_shape) == 3 and min(input_shape[1:]) >= SHORTEST
 
 
-def kind(input_shape: Sequence[int]) -> str:
-    """Name of the features for inputs of this shape, as stores record it."""
+def kind(input_shape: Sequence[int], backbone: bool = False) -> str:
+    """Name of the features for inputs of this shape, as stores record it; ``backbone``: for features of one."""
+    if backbone:
+        return UNIT
     if not is_image(input_shape):
         return "relu-1"
     return "scattering-colour-1" if input_shape[0] == 3 else "scattering-1"
 
 
-def width(input_shape: Sequence[int]) -> int:
-    """Number d of features for inputs of this shape."""
+def width(input_shape: Sequence[int], name: str | None = None) -> int:
+    """Number d of features of that name (None: of :func:`kind`) for inputs of this shape."""
+    if name == UNIT:
+        return math.prod(input_shape)
     if not is_image(input_shape):
         return VECTOR_WIDTH
     first = len(SIZES) * ORIENTATIONS[0]
     return input_shape[0] * (first * (1 + ORIENTATIONS[1]) + (input_shape[0] == 3)) * GRID**2
 
 
-def features(x: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is."""
-    of = _of_images if is_image(input_shape) else _of_vectors
+def features(x: Tensor, input_shape: Sequence[int], name: str | None = None) -> Tensor:
+    """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
+
+    ``name``: which ones; None for those of :func:`kind`.
+    """
+    by_shape = _of_images if is_image(input_shape) else _of_vectors
+    of: Callable[[Tensor], Tensor] = _unit if name == UNIT else by_shape
     with torch.inference_mode():
         return torch.cat([of(part.reshape(-1, *input_shape)) for part in x.split(CHUNK)])
 
@@ -145,3 +155,7 @@ def _of_vectors(x: Tensor) -> Tensor:
     known = F.normalize(F.pad(flat, (0, 1), value=math.sqrt(size) / 4))
     directions = torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0))
     return F.normalize((known @ directions.to(x.dtype)).relu())
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.flatten(1))

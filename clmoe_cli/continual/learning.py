@@ -97,6 +97,7 @@ def learn_task(
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
     journal: Journal | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Learned:
     """Learns one task.
 
@@ -104,14 +105,15 @@ def learn_task(
     those of constructive tasks, which this task may read. Entries that are frozen and not readable count as
     zero for this task. Free entries are drawn afresh, so nothing of what earlier tasks left there is used.
     ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
+    ``start``: pretrained parameters, shared or the task's own, that are taken in place of fresh ones of their names.
     """
     parts = split(data, generator)
     free = masks.inverse(frozen)
-    fresh = net.initial_shared(generator)
+    fresh = _begun(net.initial_shared(generator), start)
     zero = torch.zeros(())
     shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
-    start = shared | net.initial_owned(classes, generator)
-    dense, chosen = _search(net, start, free, readable, parts, options, generator, on_epoch, journal)
+    first = shared | _begun(net.initial_owned(classes, generator), start)
+    dense, chosen = _search(net, first, free, readable, parts, options, generator, on_epoch, journal)
     held = parts.calibration if len(parts.calibration) else None
     reference = quality(net, dense, held) if held else None
     return finish(name, expert, net, chosen.params, chosen.mask, parts, classes, reference)
@@ -127,24 +129,25 @@ def refine_task(
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
     journal: Journal | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Learned:
     """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
 
     ``grow``: free weights are tried as well and the mask is chosen anew, from where the task stands; otherwise
     the task trains inside its mask. The statistics are taken anew from the new data. What makes the
-    held-out loss worse is undone.
+    held-out loss worse is undone. ``start``: as in :func:`learn_task`, for the free weights.
     """
     parts = split(data, generator)
     dense = None
     params, mask = _on(options.device, task.params), _on(options.device, task.mask)
     before = params, mask
     if grow:
-        free, fresh = masks.inverse(taken), net.initial_shared(generator)
-        start = task.params | {
+        free, fresh = masks.inverse(taken), _begun(net.initial_shared(generator), start)
+        first = task.params | {
             key: torch.where(free[key] & ~own, fresh[key], task.params[key]) for key, own in task.mask.items()
         }
         dense, chosen = _search(
-            net, start, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal
+            net, first, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal
         )
         params, mask = chosen.params, chosen.mask
     else:
@@ -167,6 +170,11 @@ def refine_task(
     held = parts.calibration if len(parts.calibration) else None
     reference = quality(net, dense, held) if held and dense else None
     return finish(task.name, task.expert, net, params, mask, parts, task.classes, reference)
+
+
+def _begun(fresh: Params, start: Mapping[str, Tensor] | None) -> Params:
+    """Fresh parameters, those of ``start`` in place of the ones that it names."""
+    return fresh if start is None else {name: start.get(name, value) for name, value in fresh.items()}
 
 
 def _search(
