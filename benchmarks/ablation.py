@@ -51,20 +51,20 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     net, schedule = MLP(784, (500, 500)), Schedule()
     parts = split(data, generator)
     fresh = net.initial_shared(generator) | net.initial_owned(2, generator)
-    start = {f"{layer}.{kind}": fresh[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    start = net.ordered(fresh)
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
-    dense, _ = train(start, every, parts.training, parts.tuning, schedule, generator)
-    common = {"task": number + 1, "seed": seed, "dense": quality(dense, asked).accuracy}
+    dense, _ = train(net, start, every, parts.training, parts.tuning, schedule, generator)
+    common = {"task": number + 1, "seed": seed, "dense": quality(net, dense, asked).accuracy}
 
     def pruned(params: dict[str, torch.Tensor], mask: masks.Masks, density: float, score: str) -> masks.Masks:
-        scores = importance(params, every, parts.training, score)
+        scores = importance(net, params, parts.training, score)
         threshold = threshold_at(scores, density)
         return {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
 
     def consolidated(params: dict[str, torch.Tensor], mask: masks.Masks, epochs: int) -> dict[str, torch.Tensor]:
         kept = masks.applied(params, mask)
         return anneal(
-            kept, mask, parts.training, parts.tuning, schedule, generator, epochs=epochs, lr=3e-3, phase="ablation"
+            net, kept, mask, parts.training, parts.tuning, schedule, generator, epochs=epochs, lr=3e-3, phase="ablation"
         )[0]
 
     rows = []
@@ -79,8 +79,8 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
             chosen = pruned(current, mask, density, score)
             rows.append(
                 {**common, "score": score, "way": way, "density": density}
-                | {"before": quality(masks.applied(current, chosen), asked).accuracy}
-                | {"after": quality(consolidated(current, chosen, 6), asked).accuracy}
+                | {"before": quality(net, masks.applied(current, chosen), asked).accuracy}
+                | {"after": quality(net, consolidated(current, chosen, 6), asked).accuracy}
             )
     return rows
 

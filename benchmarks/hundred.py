@@ -63,7 +63,8 @@ def family(root: str, number: int, pair: tuple[int, int], images: int) -> tuple[
 
 def outputs(loader: Loader, task: str, batch: Batch) -> torch.Tensor:
     """Logits [N, C] of a task's subnetwork."""
-    return logits(loader.task(task).params, torch.from_numpy(batch.scaled().reshape(len(batch.images), -1)))
+    found = loader.task(task)
+    return logits(found.net, found.params, torch.from_numpy(batch.scaled().reshape(len(batch.images), -1)))
 
 
 def overlaps(loader: Loader) -> dict[str, float]:

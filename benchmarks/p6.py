@@ -40,7 +40,8 @@ def clmoe(*args: str, store: Path) -> Any:
 
 def outputs(store: Path, task: str, batch: Batch) -> torch.Tensor:
     x = torch.from_numpy(batch.scaled().reshape(len(batch.images), -1))
-    return logits(Loader(Store.open(store)).task(task).params, x)
+    found = Loader(Store.open(store)).task(task)
+    return logits(found.net, found.params, x)
 
 
 def batches(store: Path, tests: list[Batch], router: str, size: int, classes: list[set[int]]) -> tuple[float, int]:

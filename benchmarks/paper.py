@@ -62,16 +62,17 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
     consolidation are.
     """
     rng = generator(derived_seed(seed, number, "train"))
-    net, classes = parse_arch(arch, int(np.prod(train_set.input_shape))), len(train_set.classes())
+    net, classes = parse_arch(arch, train_set.input_shape), len(train_set.classes())
     parts = learning.split(labelled(train_set), rng)
     fresh = net.initial_shared(rng) | net.initial_owned(classes, rng)
-    start = {f"{layer}.{kind}": fresh[f"{layer}.{kind}"] for layer in net.layers for kind in ("weight", "bias")}
+    start = net.ordered(fresh)
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
     asked, tolerance = labelled(test_set), Tolerance()
-    found, _ = train(start, every, parts.training, parts.tuning, Schedule(), rng)
-    converged = quality(found, asked).accuracy
+    found, _ = train(net, start, every, parts.training, parts.tuning, Schedule(), rng)
+    converged = quality(net, found, asked).accuracy
     for epochs in (*[tolerance.epochs] * 4, tolerance.final_epochs):
         found, _ = anneal(
+            net,
             found,
             every,
             parts.training,
@@ -82,7 +83,7 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
             lr=tolerance.lr,
             phase="dense",
         )
-    return converged, quality(found, asked).accuracy
+    return converged, quality(net, found, asked).accuracy
 
 
 def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[float]]]]:
@@ -95,7 +96,10 @@ def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[fl
         task = loader.task(record.name)
         reference = task.reference()
         norms = [float(s.square().sum()) for s in reference.scores.values()]
-        row = [deviation(factors(task.params, labelled(b).x[:COMPARED]), reference) for b in tests]
+        row = [
+            deviation(task.net, task.params, factors(task.net, task.params, labelled(b).x[:COMPARED]), reference)
+            for b in tests
+        ]
         raw.append([[float(value.mean()) for value in found.values()] for found in row])
         relative.append([[v / n for v, n in zip(found, norms, strict=True)] for found in raw[-1]])
     return {"raw": raw, "relative": relative}
@@ -135,7 +139,8 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
         losses.append(epochs)
         loader = Loader(Store.open(str(place)))
         for i in range(number):
-            now = logits(loader.task(f"task{i + 1}").params, labelled(tests[i]).x)
+            task = loader.task(f"task{i + 1}")
+            now = logits(task.net, task.params, labelled(tests[i]).x)
             if i == len(first):
                 first.append(now)
             identical &= torch.equal(first[i], now)
