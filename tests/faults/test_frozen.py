@@ -58,6 +58,6 @@ def test_outputs_of_every_task_are_certified(tmp_path: Path, monkeypatch: pytest
     from clmoe_cli.commands import certify
 
     real = certify.probe
-    monkeypatch.setattr(certify, "probe", lambda params: real(params) * (1 + 2e-7))
+    monkeypatch.setattr(certify, "probe", lambda net, params: real(net, params) * (1 + 2e-7))
     with pytest.raises(StoreDamaged, match=r"outputs of 2 tasks changed.*task1, task2"):
         inspect(str(root), check=True)
