@@ -96,3 +96,12 @@ def test_vectors_keep_angles_and_lengths() -> None:
     kernel = (angle.sin() + (torch.pi - angle) * cosine) / torch.pi
     assert float((found[:50] @ found[50:100].T - kernel).abs().max()) < 0.15
     assert float((features(3 * x, (6,)) - found).norm(dim=1).mean()) > 0.05
+
+
+def test_what_a_backbone_saw_keeps_its_angles() -> None:
+    assert kind((512,), backbone=True) == "unit-1"
+    x = torch.rand((CHUNK + 3, 20), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = features(x, (20,), "unit-1")
+    assert found.shape == (len(x), width((20,), "unit-1"))
+    torch.testing.assert_close(found, x / x.square().sum(dim=1, keepdim=True).sqrt())
+    assert features(torch.zeros(2, 20), (20,), "unit-1").isfinite().all()

@@ -1,0 +1,191 @@
+"""Pretrained experts: free weights start from a file, which the expert remembers and every later learn needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import bars
+from safetensors.torch import save_file
+from torchvision import models
+
+from clmoe_cli.app import app
+from clmoe_cli.commands import resuming
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.commands.starting import Start
+from clmoe_cli.continual import learning, masks, skeletons
+from clmoe_cli.continual.experts import parse_arch
+from clmoe_cli.continual.images import Labelled
+from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import Batch
+from clmoe_cli.process import run
+from store_schema import BadInput, StoreIncompatible, UsageProblem, verify
+from store_schema import Store as Opened
+
+ARCH, SHAPE = "cnn:4,8", (1, 16, 16)
+STILL = learning.Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
+
+
+def weights(path: Path, seed: int) -> str:
+    """A file for ``ARCH``: everything but the output layer, which nobody needs."""
+    fresh = skeletons.initial_parameters(skeletons.build(ARCH, SHAPE, 2), torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed + 100)
+    for name, value in fresh.items():
+        if name.startswith("norm"):
+            value.add_(0.1 * torch.rand(value.shape, generator=rng))
+    save_file({name: value for name, value in fresh.items() if not name.startswith("output.")}, path)
+    return str(path)
+
+
+def batch(classes: list[int], seed: int, n: int = 80) -> Batch:
+    x, y = bars(classes, n, seed)
+    return Batch(x[:, None], y, f"bars {classes}")
+
+
+def told(file: str | None, **more: object) -> LearnOptions:
+    options = LearnOptions(arch=ARCH, weights=file, method=learning.Options(Schedule(epochs=1)))
+    return replace(options, **more)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    root = tmp_path_factory.mktemp("weights")
+    return weights(root / "own.safetensors", 1), weights(root / "other.safetensors", 2)
+
+
+def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
+    given = batch([0, 4], 1)
+    start = Start.of(told(files[0]), given)
+    net = parse_arch(ARCH, SHAPE)
+    assert start.params is not None
+    zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
+    none = masks.none_of(zeros)
+    x, y = torch.from_numpy(given.scaled().reshape(80, -1)), torch.from_numpy(given.labels) // 4
+
+    def learned(begin: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        rng = torch.Generator().manual_seed(0)
+        task = learning.learn_task(
+            "a", "e1", net, zeros, none, none, Labelled(x, y), 2, STILL, rng, start=begin
+        ).subnetwork
+        own = {name: task.mask.get(name, torch.tensor(True)) for name in task.params}
+        return {name: torch.where(own[name], value, torch.nan) for name, value in task.params.items()}
+
+    found, fresh = learned(start.params), learned(None)
+    moved = 0
+    for name in (*zeros, "norm1.weight", "norm2.bias"):
+        used = ~found[name].isnan()
+        assert bool(used.any())
+        torch.testing.assert_close(found[name][used], start.params[name][used], rtol=0, atol=1e-6)
+        moved += int((fresh[name].nan_to_num() - start.params[name]).abs().max() > 0.01)
+    assert moved == 4  # without the file it begins elsewhere
+
+
+def test_weights_that_a_later_task_must_not_touch_stay(files: tuple[str, str]) -> None:
+    given = batch([0, 4], 1)
+    start = Start.of(told(files[0]), given)
+    net = parse_arch(ARCH, SHAPE)
+    base = {name: torch.full(shape, 0.5) for name, shape in net.shared_shapes().items()}
+    rng = torch.Generator().manual_seed(3)
+    frozen = {name: torch.rand(value.shape, generator=rng) < 0.5 for name, value in base.items()}
+    readable = {name: mask & (torch.rand(mask.shape, generator=rng) < 0.5) for name, mask in frozen.items()}
+    x, y = torch.from_numpy(given.scaled().reshape(80, -1)), torch.from_numpy(given.labels) // 4
+    data = Labelled(x, y)
+    args = ("a", "e1", net, base, frozen, readable, data, 2, STILL, torch.Generator().manual_seed(0))
+    task = learning.learn_task(*args, start=start.params).subnetwork
+    assert start.params is not None
+    for name, mask in task.mask.items():
+        assert not bool((mask & frozen[name] & ~readable[name]).any())
+        assert bool((task.params[name][mask & readable[name]] == 0.5).all())
+        new = mask & ~frozen[name]
+        torch.testing.assert_close(task.params[name][new], start.params[name][new], rtol=0, atol=1e-6)
+
+
+def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    first = learn(store, batch([0, 4], 1), told(files[0]))
+    known = Start.of(told(files[0]), batch([0, 4], 1))
+    record = Opened.open(store).manifest.expert(first.expert)
+    assert record.pretrained == known.sha256
+    assert known.sha256 is not None
+    # Neither without the file nor with another one is it looked at.
+    for file in (None, files[1]):
+        more = learn(store, batch([2, 7], 2), told(file, if_known="new"))
+        assert more.new_expert
+        assert more.candidates == ()
+    pretrained = [e.pretrained for e in Opened.open(store).manifest.experts]
+    assert pretrained == [known.sha256, None, Start.of(told(files[1]), batch([2, 7], 2)).sha256]
+    with pytest.raises(UsageProblem, match=f"e1.*no --weights.*{known.sha256[:16]}"):
+        learn(store, batch([5, 9], 3), told(None, expert="e1", if_known="new"))
+    with pytest.raises(StoreIncompatible, match=f"e1.*expected weights {known.sha256[:16]}"):
+        learn(store, batch([5, 9], 3), told(files[1], expert="e1", if_known="new"))
+    with pytest.raises(StoreIncompatible, match=r"e2.*drawn afresh"):
+        learn(store, batch([5, 9], 3), told(files[0], expert="e2", if_known="new"))
+    later = learn(store, batch([5, 9], 3), told(files[0], expert="e1", if_known="new"))
+    assert (later.expert, later.new_expert) == ("e1", False)
+    assert {c["task"] for c in later.candidates} == {first.task}
+    assert verify(tmp_path / "store") == []
+
+
+def test_refining_needs_the_file(files: tuple[str, str], tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    learn(store, batch([0, 4], 1, 400), told(files[0]))
+    more = batch([0, 4], 2, 500)
+    with pytest.raises(UsageProblem, match="--weights FILE"):
+        learn(store, more, told(None, if_known="refine"))
+    assert learn(store, more, told(files[0], if_known="refine")).status == "refined"
+    assert learn(store, more, told(None)).status == "known"
+
+
+def test_comparisons_begin_where_training_would(files: tuple[str, str], rng: torch.Generator) -> None:
+    net = parse_arch(ARCH, SHAPE)
+    start = Start.of(told(files[0]), batch([0, 4], 1))
+    assert start.params is not None
+    (draw,) = start.draws(net, rng)
+    assert list(draw) == list(net.shared_shapes())
+    assert all(torch.equal(draw[name], start.params[name]) for name in draw)
+    several = Start().draws(net, rng)
+    assert len(several) > 1
+    assert not torch.equal(several[0]["conv1.weight"], several[1]["conv1.weight"])
+
+
+def test_progress_is_of_one_file(files: tuple[str, str]) -> None:
+    given = batch([0, 4], 1)
+    starts = [Start.of(told(file), given) for file in (*files, None)]
+    keys = {resuming._key(given, told(start.sha256), "", 0) for start in starts}
+    assert len(keys) == 3
+
+
+def test_all_but_the_output_of_torchvisions_networks(tmp_path: Path) -> None:
+    net = models.shufflenet_v2_x0_5(weights=None)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    options = LearnOptions(arch="shufflenet_v2_x0_5", weights=str(tmp_path / "net.safetensors"))
+    pictures = Batch(np.zeros((2, 3, 32, 32), np.uint8), np.arange(2), "here")
+    found = Start.of(options, pictures).params
+    assert found is not None
+    ours = parse_arch(options.arch, (3, 32, 32))
+    owned = ours.initial_owned(2, torch.Generator())
+    assert list(found) == [k for k in ours.ordered(ours.shared_shapes() | owned) if not k.startswith("output.")]
+    assert torch.equal(found["conv1.0.weight"], net.state_dict()["conv1.0.weight"])
+
+
+def test_options_that_do_not_go_together(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = batch([0, 4], 1)
+    with pytest.raises(UsageProblem, match=r"--weights is for convolutional experts.*mlp:8"):
+        learn(str(tmp_path / "store"), given, replace(told(files[0]), arch="mlp:8"))
+    with pytest.raises(BadInput, match=r"not the weights of cnn:4.*own\.safetensors"):
+        learn(str(tmp_path / "store"), given, replace(told(files[0]), arch="cnn:4"))
+    assert not (tmp_path / "store").exists()
+    np.savez(tmp_path / "data.npz", x=given.images, y=given.labels)
+    args = ["learn", "--data", str(tmp_path / "data.npz"), "--store", str(tmp_path / "store")]
+    args += ["--arch", ARCH, "--weights", files[0], "--epochs", "1", "-q", "--json"]
+    assert run(app, args) == 0
+    assert json.loads(capsys.readouterr()[0])["new_expert"]
+    assert Opened.open(tmp_path / "store").manifest.experts[0].pretrained is not None
