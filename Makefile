@@ -6,7 +6,7 @@ MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
 .PHONY: help install demo test test-faults check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
-	bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory
+	bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -78,6 +78,9 @@ bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
 
 bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
 	$(BIN)/python benchmarks/memory.py --out bench-out/memory
+
+bench-processes: $(STAMP)  ## one task by one process, by one with two threads, and by two: seconds, masks, accuracy
+	$(BIN)/python benchmarks/processes.py --root $(MNIST) --out bench-out/processes
 
 clean:  ## remove what the targets made
 	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache

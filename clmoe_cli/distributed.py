@@ -7,6 +7,7 @@ what went wrong only the first that met it speaks.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,9 @@ class PeerLost(ClmoeError):
 
     def __init__(self, error: Exception, hint: str = "nothing was committed; run the command again") -> None:
         place = f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
+        said = re.sub(r"\[[^]]*\.(cc|cpp):\d+\]", "", str(error))  # where in torch's sources
         super().__init__(
-            "another process of this run has ended", where=place, found=" ".join(str(error).split())[:120], hint=hint
+            "another process of this run has ended", where=place, found=" ".join(said.split())[:120], hint=hint
         )
 
 

@@ -171,6 +171,34 @@ def test_joint_networks_pool_as_the_experts_do(in_process: list[str]) -> None:
     assert all(layer.bias is None for layer in net if isinstance(layer, torch.nn.Conv2d))
 
 
+def test_the_processes_benchmark_compares_small(
+    in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the launches left out: two ways are the same command, the third has another seed."""
+    processes, sequence = (importlib.import_module(name) for name in ("processes", "sequence"))
+    seconds = iter([8.0, 4.0, 2.0, 2.0, 8.0, 2.0])
+
+    def learn(data: Path, store: Path, way: str, flags: list[str]) -> dict[str, float]:
+        seed = ("--seed", "9") if way == "2 processes" else ()
+        sequence.clmoe("learn", "--data", str(data), *flags, *seed, store=store)
+        return dict.fromkeys(("training", "learn", "command"), next(seconds))
+
+    monkeypatch.setattr(processes, "learn", learn)
+    size = ("--arch", "mlp:20", "--images", "80", "--epochs", "1", "--repeat", "2")
+    monkeypatch.setattr(sys, "argv", ["processes.py", *size, "--out", str(tmp_path / "out")])
+    processes.main()
+    found = json.loads((tmp_path / "out" / "processes.json").read_text())
+    ways = found["results"]["mlp:20"]
+    # In the second repetition the second way came first: 2, 8 and 2 seconds are those of it, the third and the first.
+    assert ways["1 process, 2 threads"]["learn_speedup"] == [1.5, 1.0, 2.0]
+    assert ways["2 processes"]["learn_speedup"] == [2.125, 0.25, 4.0]
+    assert ways["1 process, 2 threads"]["differing"] == 0
+    assert ways["1 process, 2 threads"]["overlap"] == 1
+    assert ways["2 processes"]["differing"] > 0.1
+    assert ways["2 processes"]["overlap"] < 0.9
+    assert found["images"] == 80
+
+
 def test_peak_memory_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     memory = importlib.import_module("memory")
