@@ -180,9 +180,9 @@ def test_a_large_batch_is_answered_in_parts(store: str, monkeypatch: pytest.Monk
     wanted = predict(store, batch, route="batch")
     seen: list[int] = []
 
-    def spy(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def spy(x: torch.Tensor, shape: tuple[int, ...], name: str) -> torch.Tensor:
         seen.append(len(x))
-        return features(x, shape)
+        return features(x, shape, name)
 
     monkeypatch.setattr("clmoe_cli.commands.gating.features", spy)
     monkeypatch.setattr("clmoe_cli.commands.gating.CHUNK", 50)
