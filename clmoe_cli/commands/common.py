@@ -21,6 +21,8 @@ from clmoe_cli.state import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
 
 ONSET_IMAGES = 256
+COUNTED = 0.01
+"""Layers that hold less of an expert's weights do not count when its free capacity is judged."""
 IN_MEMORY = 256 << 20
 """Bytes up to which images are kept as float32."""
 CHUNK = 1 << 24

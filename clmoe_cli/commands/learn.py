@@ -173,7 +173,10 @@ class _Learning:
                     compare(known, draws, few, len(self.classes), self.options.thresholds, self.generator)
                 )
             used = frozen[record.id]
-            room[record.id] = min(1.0 - used[x.name] / math.prod(x.shape) for x in record.layers)
+            sizes = {x.name: math.prod(x.shape) for x in record.layers}
+            # A few kernels near the pixels may well be full: the next task reads them.
+            counted = [name for name, size in sizes.items() if size >= common.COUNTED * sum(sizes.values())]
+            room[record.id] = min(1.0 - used[name] / sizes[name] for name in counted)
         if wanted not in (None, "new"):
             reads = tuple(c.task for c in candidates if c.constructive)
             return Placement(str(wanted), reads, f"expert {wanted} was asked for"), candidates, fitting[0]

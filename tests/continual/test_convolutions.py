@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from clmoe_cli.continual import importance, masks
 from clmoe_cli.continual.convolutions import ConvNet
-from clmoe_cli.continual.experts import STATISTICS, Convolution, Normalisation, logits, parse_arch
+from clmoe_cli.continual.experts import MLP, STATISTICS, Convolution, Normalisation, logits, parse_arch
 from clmoe_cli.continual.fisher import blocks
 from clmoe_cli.continual.images import Images, Labelled
 from clmoe_cli.continual.importance import Reference, deviation, factors, gradient_scores
 from clmoe_cli.continual.learning import Options, learn_task
+from clmoe_cli.continual.placement import KnownTask, Thresholds, compare
 from clmoe_cli.continual.training import Schedule, anneal, train
 
 SMALL = ConvNet("cnn:3,4", (2, 8, 8))
@@ -209,3 +210,22 @@ def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(rng
 def test_bad_architectures_are_refused(arch: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_arch(arch, (3, 32, 32))
+
+
+def test_placement_judges_kernels_by_their_scores() -> None:
+    plain = Thresholds()
+    assert plain.of(MLP(4, (3,))) is plain
+    assert (plain.of(SMALL).overlap, plain.of(SMALL).divergence, plain.of(SMALL).least) == plain.kernels
+    params, x, y, mask = setup(SMALL, 60, dtype=torch.float32)
+    scores = gradient_scores(SMALL, params, x, y)
+    known = KnownTask("a", "e1", SMALL, masks.applied(params, mask), mask, scores)
+    rng = torch.Generator().manual_seed(3)
+    seen = set()
+    for overlap, divergence in ((0.0, 2.0), (0.0, 0.0), (9.0, 2.0)):
+        thresholds = Thresholds(kernels=(overlap, divergence, -1.0))
+        found = compare(known, [SMALL.initial_shared(rng)], Labelled(x, y % 2), 2, thresholds, rng)
+        assert found.least_overlap == max(overlap * found.chance_overlap, -1.0)
+        near = found.divergence <= divergence * found.chance_divergence
+        assert found.constructive == (near and found.overlap >= found.least_overlap)
+        seen.add(found.constructive)
+    assert seen == {True, False}

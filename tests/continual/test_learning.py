@@ -281,7 +281,7 @@ def test_related_tasks_overlap_more_than_permuted_ones(rng: torch.Generator) -> 
 def candidate(task: str, expert: str, overlap: float, divergence: float) -> Candidate:
     """A comparison where shuffled inputs overlap by 0.1 and diverge by 0.6."""
     good = overlap >= 0.14 and divergence <= 0.57
-    return Candidate(task, expert, 0.1, overlap, divergence, 1.0, 0.1, 0.6, good)
+    return Candidate(task, expert, 0.1, overlap, divergence, 1.0, 0.1, 0.6, 0.14, good)
 
 
 @pytest.mark.parametrize(
