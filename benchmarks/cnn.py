@@ -9,6 +9,7 @@ Reported: accuracy with the task given and of every image by itself, what later 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,22 +45,30 @@ def main() -> None:
     parser.add_argument("--arch", default="cnn:32,64,128")
     parser.add_argument("--images", type=int, help="at most so many training images a task")
     parser.add_argument("--epochs", type=int, default=Schedule().epochs)
+    parser.add_argument("--max-drop", type=float, default=0.3, help="as of learn")
+    parser.add_argument("--part", choices=("learn", "joint", "both"), default="both", help="what to do of it")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     store, data = options.out / f"store{options.seed}", options.out / "tasks"
-    if store.exists():
+    if options.part != "joint" and store.exists():
         raise SystemExit(f"{store} exists: remove it first")
     source = "mnist" if options.root else "mnist5k"
     make_tasks(source, data, classes=PAIRS, root=options.root, per_class=options.images and options.images // 2)
     trains, tests = ([str(data / f"task{i}{part}.npz") for i in range(1, 7)] for part in ("", ".test"))
     flags = ("--arch", options.arch, "--seed", str(options.seed), "--epochs", str(options.epochs))
-    result = sequence.learn_all(store, trains, tests, flags)
+    whole = None
+    if options.part != "learn":
+        parts = once(trains), once([str(data / "mixed.test.npz")])
+        whole = reference(*parts, PAIRS, options.arch, options.seed, options.epochs)
+        print(json.dumps(whole))
+    if options.part == "joint":
+        return
+    result = sequence.learn_all(store, trains, tests, (*flags, "--max-drop", str(options.max_drop)))
     result["routers"] = sequence.without_id(store, str(data / "mixed.test.npz"))
-    parts = once(trains), once([str(data / "mixed.test.npz")])
-    result["joint"] = reference(*parts, PAIRS, options.arch, options.seed, options.epochs)
-    result |= {"source": source, "arch": options.arch, "seed": options.seed, "images": options.images}
+    result |= {"source": source, "seed": options.seed, "images": options.images, "max_drop": options.max_drop}
+    result |= {"arch": options.arch, "joint": whole}
     title = f"P6 with {options.arch} on {source}, seed {options.seed}"
-    sequence.write(options.out, "cnn", result, sequence.report(title, result, result["joint"]))
+    sequence.write(options.out, "cnn", result, sequence.report(title, result, whole))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,16 @@ def write(out: Path, name: str, result: Json, text: str) -> None:
     print(json.dumps(result, indent=1))
 
 
-def report(title: str, result: Json, reference: Json) -> str:
+def _joint_rows(reference: Json | None) -> list[list[str]]:
+    if reference is None:
+        return []
+    return [
+        ["joint, all classes", percent(reference["accuracy"]), *map(percent, reference["by_task"])],
+        ["joint, the task's classes", percent(np.mean(reference["given"])), *map(percent, reference["given"])],
+    ]
+
+
+def report(title: str, result: Json, reference: Json | None) -> str:
     """The summary as markdown: ``result`` of :func:`learn_all` with ``routers``, ``reference`` of joint training."""
     given, routers = result["accuracy_task_given"], result["routers"]
     rows = [
@@ -113,8 +122,7 @@ def report(title: str, result: Json, reference: Json) -> str:
             [f"no id, `{name}`", percent(r["accuracy"]), *map(percent, r["accuracy_by_task"].values())]
             for name, r in routers.items()
         ),
-        ["joint, all classes", percent(reference["accuracy"]), *map(percent, reference["by_task"])],
-        ["joint, the task's classes", percent(np.mean(reference["given"])), *map(percent, reference["given"])],
+        *_joint_rows(reference),
         ["`learn`, s", f"{sum(result['learn_seconds']):.0f}", *(f"{s:.0f}" for s in result["learn_seconds"])],
     ]
     tasks = [f"task{i}" for i in range(1, len(given) + 1)]
@@ -134,8 +142,7 @@ def report(title: str, result: Json, reference: Json) -> str:
             f"# {title}\n",
             table(["accuracy, %", "mean", *tasks], rows),
             f"Every task's answers after every later task: {exact}; `inspect --verify`: {result['verified']}. "
-            f"Experts: {', '.join(result['experts'])}. Joint training, converged and then annealed: "
-            f"{percent(reference['converged'])}, {percent(reference['annealed'])} % in {reference['seconds']:.0f} s.\n",
+            f"Experts: {', '.join(result['experts'])}.\n",
             f"Which task answered (`{ROUTERS[0]}`):\n",
             table(["images of", "images", *tasks], confusion),
             "Frozen, %:\n",
