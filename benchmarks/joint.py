@@ -47,7 +47,7 @@ class Images:
 
 
 def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, float]) -> nn.Module:
-    """``mlp:100,100``, or the project's own network of that name, for images [C, H, W]; dropout of inputs and hidden units.
+    """``mlp:100,100``, or the project's own network of that name, for images [C, H, W]; dropout as while learning.
 
     Of networks with batch normalisation only what the classifier reads: what is dropped before a normalisation
     shifts its statistics between training and use (Li et al. 2019). With input dropout of 0.2 ``cnn:32,64,128`` had a

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from clmoe_cli.commands import common
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
 from clmoe_cli.continual.experts import logits
-from clmoe_cli.continual.features import features, kind
+from clmoe_cli.continual.features import features, kind, width
 from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
+from clmoe_cli.continual.images import taken
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader, gate_arrays
@@ -18,8 +21,12 @@ from store_schema import GateRecord, Manifest, StoreIncompatible, Writer, coarse
 
 MOST = 20_000
 """Images of a class that its statistics rest on; of more, so many are taken evenly."""
+NUMBERS = 1 << 25
+"""Features of a class that are in memory."""
 CHUNK = 2000
 """Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
+PIXELS = 1 << 25
+"""Numbers of the images decided at a time."""
 
 
 def check(manifest: Manifest, batch: Batch, hint: str) -> None:
@@ -45,15 +52,16 @@ def features_of(batch: Batch) -> str:
 def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
     """The gate's statistics of a task that is being learned, from all its images (at most ``MOST`` of a class).
 
-    The features of one class at a time are in memory.
+    The features of one class at a time are in memory, at most ``NUMBERS`` of them.
     """
     assert batch.labels is not None
     y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    scale, name, parts = _scale(manifest, batch), features_of(batch), []
+    x, name, parts = common.rows(batch, _scale(manifest, batch)), features_of(batch), []
+    most = min(MOST, NUMBERS // width(batch.input_shape, name))
     for c in range(len(classes)):
         rows = (y == c).nonzero()[:, 0]
-        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().long()]
-        parts.append(gate.fit(features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)))
+        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
+        parts.append(gate.fit(features(taken(x, rows), batch.input_shape, name)))
     return Subspaces.joined(parts)
 
 
@@ -109,14 +117,15 @@ def decide(
         return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
 
     everything, parts = torch.arange(len(batch.images)), []
+    chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if batches is None:
-        parts = [decide_images(sources, seen(rows), rows) for rows in everything.split(CHUNK)]
+        parts = [decide_images(sources, seen(rows), rows) for rows in everything.split(chunk)]
         return Decision.joined(parts)
     for together in everything.split(batches):
-        some = together[torch.linspace(0, len(together) - 1, min(len(together), CHUNK)).round().long()]
+        some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
         values = seen(some)
         task, sure = task_of_batch(sources, values)
-        for rows in together.split(CHUNK):
+        for rows in together.split(chunk):
             own = values if len(some) == len(together) else seen(rows)
             parts.append(decide_within(sources, task, sure, own, rows))
     return Decision.joined(parts)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clmoe_cli.continual.images import Rows
+
 SIZES = (5, 9, 13)
 """Pixels of the first layer's filters."""
 ORIENTATIONS = (6, 4)
@@ -71,7 +73,7 @@ def width(input_shape: Sequence[int], name: str | None = None) -> int:
     return input_shape[0] * (first * (1 + ORIENTATIONS[1]) + (input_shape[0] == 3)) * GRID**2
 
 
-def features(x: Tensor, input_shape: Sequence[int], name: str | None = None) -> Tensor:
+def features(x: Rows, input_shape: Sequence[int], name: str | None = None) -> Tensor:
     """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
 
     ``name``: which ones; None for those of :func:`kind`.

@@ -25,7 +25,7 @@ from clmoe_cli.continual.images import Labelled
 RANKS = {"inputs": 32, "hidden": 128}
 """Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
 
-MOST = 1 << 25
+MOST = 1 << 24
 """Numbers of a block that the statistics rest on: of more images, so many are taken evenly."""
 
 EXACT = 2048
@@ -86,8 +86,8 @@ class Whitening:
 
 def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:
     """Fits the Gaussians to a task's training images, and their standard to its held-out ones (at least one)."""
-    widest = max(value.shape[1] for value in blocks(net, params, held_out.read(1)).values())
-    training = training.read(max(1, MOST // widest))
+    widest = max(value.shape[1] for value in blocks(net, params, held_out.thinned(1)).values())
+    training = training.thinned(max(1, MOST // widest))
     values, held = blocks(net, params, training), blocks(net, params, held_out)
     gaussians = {name: fit_gaussian(values[name], training.y, classes, rank) for name, rank in RANKS.items()}
     standard = {}

@@ -57,9 +57,6 @@ class Labelled:
         """The images at these positions."""
         return Labelled(taken(self.x, index), self.y[index])
 
-    def read(self, limit: int | None = None) -> Labelled:
-        """Those images in memory; of more than ``limit`` so many, evenly spaced."""
-        if limit is not None and len(self) > limit:
-            index = torch.linspace(0, len(self) - 1, limit).round().long()
-            return Labelled(self.x[index], self.y[index])
-        return Labelled(self.x[:], self.y) if isinstance(self.x, Images) else self
+    def thinned(self, limit: int) -> Labelled:
+        """The same; of more than ``limit`` images so many, evenly spaced."""
+        return self if len(self) <= limit else self.take(torch.linspace(0, len(self) - 1, limit).round().long())

@@ -219,7 +219,7 @@ def finish(
     raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y))
     half, scale = halved(masks.applied(raw, mask))
     held = parts.calibration
-    own = held if len(held) else parts.training.read(CALIBRATION_LIMIT)
+    own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
     whitening = fisher.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.
     task = Subnetwork(name, expert, net, params, mask, restored(half, scale), whitening, {})

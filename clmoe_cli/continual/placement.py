@@ -184,10 +184,8 @@ def _compared(
         for name, value in known.params.items()
     }
     # Statistics of the known task's sparse network fit no other weights.
-    few = data.read()
-    assert isinstance(few.x, Tensor)
-    params = known.net.adapted(params, few.x.to(device_of(params)))
-    features = torch.cat([done.inputs["output"].cpu() for _, done in traced(known.net, params, few.x)])
+    params = known.net.adapted(params, data.x[:].to(device_of(params)))
+    features = torch.cat([done.inputs["output"].cpu() for _, done in traced(known.net, params, data.x)])
     half = max(1, len(data) // 2)
     rows, bias = ridge_rows(features[:half], data.y[:half], classes)
     answers = (features[half:] @ rows.T + bias).argmax(dim=1)
