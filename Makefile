@@ -22,7 +22,7 @@ demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, pr
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(OUT)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2
 
 test-faults: $(STAMP)  ## the whole campaigns against the store: crashes, power loss, damage, hostile files (an hour)
 	$(BIN)/python -m pytest tests/faults --whole
@@ -31,7 +31,7 @@ check: $(STAMP)  ## the gate: lint, format, types, import directions, tests with
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests -W error
+	$(BIN)/python -m pytest tests -n 2 -W error
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
