@@ -116,7 +116,7 @@ def learn(
         weights=weights,
     )
     quiet |= not leading()
-    seeing = Seeing(features, features_weights, arch)
+    seeing = Seeing(features, features_weights, arch, method.device)
     with together(method.device):
         batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing)
         with progress(quiet) as shown:
@@ -155,9 +155,10 @@ def detect(
     from clmoe_cli.reading import Seeing, read
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
-    seeing = Seeing(features, features_weights)
+    where = resolved(device)
+    seeing = Seeing(features, features_weights, device=where)
     batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing)
-    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=resolved(device))
+    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where)
     if verbose and not quiet:
         note(report.reason)
     render.show(report, json_)
@@ -194,9 +195,8 @@ def predict(
     quiet |= not leading()
     where = resolved(device)
     with together(where):
-        images = read(
-            batch, "optional", store, image_size, skip_broken, quiet, task, Seeing(features, features_weights)
-        )
+        seeing = Seeing(features, features_weights, device=where)
+        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
         report = call(
             store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
         )

@@ -53,8 +53,10 @@ class Backbone:
             _check_size(self._net, self.arch, (height, width), self.image_size)
             self._sizes.add((height, width))
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, device: str = "cpu") -> Tensor:
         """Features [N, width] float32 of pictures [N, C, H, W], uint8 or floating in [0, 1]; C is 1 (grey) or 3.
+
+        ``device``: where to compute; pictures and features are on the CPU.
 
         Pictures pass a few at a time, each on its own: batch norms use their frozen statistics. Raises UsageProblem
         for sizes and channels that the network cannot read, BadInput for values outside [0, 1] or features that are
@@ -76,11 +78,12 @@ class Backbone:
                 hint="divide them by 255",
             )
         out = torch.empty(count, self.width)
+        tensors = {name: value.to(device) for name, value in self._tensors.items()}
         with torch.inference_mode():
             step = max(1, min(_CHUNK, _PIXELS // (height * width)))
             for start in range(0, count, step):
-                part = self._normalised(images[start : start + step])
-                out[start : start + step] = functional_call(self._net, self._tensors, (part,))
+                part = self._normalised(images[start : start + step]).to(device)
+                out[start : start + step] = functional_call(self._net, tensors, (part,)).cpu()
         if not bool(torch.isfinite(out).all()):
             raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")
         return out

@@ -16,7 +16,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def resolved(device: str) -> str:
     """The device that torch is told: ``auto`` is the first accelerator that is there, or the CPU.
 
-    Of several processes on one machine each takes a graphics card of its own. Raises UsageProblem for an unknown
+    Of several processes on one machine each takes a graphics card of its own, on which results do not depend on
+    chance. Raises UsageProblem for an unknown
     device, one that is not there or that several processes cannot use, and where there are too few cards.
     """
     one_of("device", device, DEVICES)
@@ -39,4 +40,8 @@ def resolved(device: str) -> str:
             expected=f"at most {cards}",
             hint="choose another --nproc-per-node, or --device cpu",
         )
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    if device != "cuda":
+        return device
+    # The same bits each time, and no convolution in ten bits: what is predicted agrees with other devices.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -27,10 +27,17 @@ class Seeing:
 
     ``arch``: the architecture, ``none`` for no backbone, None for the store's. ``weights``: a safetensors file, None
     for the published ones. ``experts``: of ``learn``, the architecture of its experts; None where nothing is learned.
+    ``device``: where to compute.
     """
 
-    def __init__(self, arch: str | None = None, weights: str | None = None, experts: str | None = None) -> None:
-        self.arch, self.weights, self.experts = arch, weights, experts
+    def __init__(
+        self,
+        arch: str | None = None,
+        weights: str | None = None,
+        experts: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.arch, self.weights, self.experts, self.device = arch, weights, experts, device
         self._loaded: Backbone | None = None
 
     def record(self, known: FeaturesRecord | None, size: int | None) -> InputRecord:
@@ -75,7 +82,7 @@ class Seeing:
         with Spool((len(batch.images), backbone.width), np.dtype(np.float32), batch.source) as spool:
             for _, block in blocks(batch.images, rows):
                 try:
-                    spool.append(backbone.features(torch.from_numpy(block)).numpy())
+                    spool.append(backbone.features(torch.from_numpy(block), self.device).numpy())
                 except ClmoeError as error:
                     error.where = error.where or batch.source
                     raise

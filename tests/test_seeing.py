@@ -167,9 +167,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = Backbone.features
 
-    def features(self: Backbone, images: Tensor) -> Tensor:
+    def features(self: Backbone, images: Tensor, device: str) -> Tensor:
         seen.append(len(images))
-        return real(self, images)
+        return real(self, images, device)
 
     monkeypatch.setattr(Backbone, "features", features)
     return seen
