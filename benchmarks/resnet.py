@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="passed on to learn; 0: not")
     parser.add_argument("--train", type=int, default=200, help="training pictures of a class")
     parser.add_argument("--test", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=2, help="at most so many in each phase")
+    parser.add_argument("--epochs", type=int, default=4, help="at most so many in each phase")
+    parser.add_argument("--batch-size", type=int, default=16, help="as of learn")
     parser.add_argument("--alone", type=int, default=6, help="about so many pictures are predicted alone")
     parser.add_argument("--seconds", type=float, default=1800, help="what both tasks may take")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,6 +64,7 @@ def main() -> None:
         sizes = {"train": options.train, "test": options.test, "side": options.side, "seed": options.seed}
         make_folders(data, **sizes, tasks=2)
     flags = ["--arch", options.arch, "--seed", str(options.seed), "--epochs", str(options.epochs)]
+    flags += ["--batch-size", str(options.batch_size)]
     flags += ["--image-size", str(options.image_size)] if options.image_size else []
     seconds: dict[str, float] = {}
 
