@@ -125,15 +125,18 @@ class ConvNet(Network):
         return Pass({name: inputs[name] for name in self.modules}, {name: outputs[name] for name in self.modules})
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Images [N, D] shrunk to at most ``LONGEST`` pixels a side, flat."""
+        """Images [N, D] shrunk to at most ``LONGEST`` pixels a side, flat; on the CPU."""
         channels, *sides = self.input_shape
+        x = x.cpu()  # accelerators shrink by whole numbers only, if at all
         if max(sides) <= LONGEST:
             return x
         height, width = (max(1, round(side * LONGEST / max(sides))) for side in sides)
         return F.adaptive_avg_pool2d(x.view(-1, channels, *sides), (height, width)).flatten(1)
 
     def adapted(self, params: Mapping[str, Tensor], x: Tensor) -> Params:
-        """The parameters with statistics of images [N, D] in place of the running ones."""
+        """The parameters with statistics of images [N, D] in place of the running ones; a single one has none."""
+        if len(x) == 1:
+            return dict(params)
         fresh = {key: value.clone() if key.endswith(STATISTICS) else value for key, value in params.items()}
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         before = [m.momentum for m in norms]

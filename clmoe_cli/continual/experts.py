@@ -150,8 +150,8 @@ class Network(ABC):
         return {name: values[name] for name in names if name in values}
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Images [N, D] as statistics of inputs see them."""
-        return x
+        """Images [N, D] as statistics of inputs see them; on the CPU."""
+        return x.cpu()
 
     def adapted(self, params: Mapping[str, Tensor], x: Tensor) -> Params:
         """The parameters with the statistics of normalisations replaced by those of images [N, D]."""

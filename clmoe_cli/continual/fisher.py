@@ -135,7 +135,7 @@ def blocks(net: Network, params: Mapping[str, Tensor], data: Labelled) -> dict[s
 
     Of convolutions the mean over the positions of each channel.
     """
-    parts = [(net.inputs(x).cpu(), done.hidden(net.reading).cpu()) for x, done in traced(net, params, data.x)]
+    parts = [(net.inputs(x), done.hidden(net.reading).cpu()) for x, done in traced(net, params, data.x)]
     inputs, hidden = (torch.cat(part) for part in zip(*parts, strict=True))
     return {"inputs": inputs, "hidden": hidden}
 

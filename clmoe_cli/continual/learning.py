@@ -143,9 +143,8 @@ def refine_task(
     before = params, mask
     if grow:
         free, fresh = masks.inverse(taken), _begun(net.initial_shared(generator), start)
-        first = task.params | {
-            key: torch.where(free[key] & ~own, fresh[key], task.params[key]) for key, own in task.mask.items()
-        }
+        known = _on("cpu", task.params)
+        first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
         dense, chosen = _search(
             net, first, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal
         )

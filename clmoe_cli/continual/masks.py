@@ -12,13 +12,13 @@ Masks = dict[str, Tensor]
 
 
 def none_of(shared: Mapping[str, Tensor]) -> Masks:
-    """A mask that selects nothing."""
-    return {name: torch.zeros(w.shape, dtype=torch.bool) for name, w in shared.items()}
+    """A mask that selects nothing, where the weights are."""
+    return {name: torch.zeros_like(w, dtype=torch.bool) for name, w in shared.items()}
 
 
 def all_of(shared: Mapping[str, Tensor]) -> Masks:
-    """A mask that selects everything."""
-    return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in shared.items()}
+    """A mask that selects everything, where the weights are."""
+    return {name: torch.ones_like(w, dtype=torch.bool) for name, w in shared.items()}
 
 
 def union(shared: Mapping[str, Tensor], masks: Iterable[Mapping[str, Tensor]]) -> Masks:

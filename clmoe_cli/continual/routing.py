@@ -70,7 +70,7 @@ def deviations(task: Subnetwork, x: Rows, kinds: Sequence[str]) -> dict[str, Ten
         if "loss" in parts:
             parts["loss"].append(-done.logits.cpu().double().log_softmax(dim=1).max(dim=1).values)
         if "fisher" in parts:
-            inputs, hidden = task.net.inputs(part).cpu(), done.hidden(task.net.reading).cpu()
+            inputs, hidden = task.net.inputs(part), done.hidden(task.net.reading).cpu()
             parts["fisher"].append(task.whitening.deviation(inputs, hidden))
         if reference is not None:
             found = factors(task.net, task.params, part)

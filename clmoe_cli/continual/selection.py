@@ -126,7 +126,8 @@ def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Mask
     keep = max(1, round(density * sum(value.numel() for value in scores.values())))
     if keep >= every.numel():
         return 0.0
-    return float(every.kthvalue(every.numel() - keep + 1).values)
+    # On the processor: not every accelerator can.
+    return float(every.cpu().kthvalue(every.numel() - keep + 1).values)
 
 
 def select(

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 MAX_WIDTH = 65_536
@@ -56,6 +57,23 @@ class _KeptBatchNorm2d(nn.BatchNorm2d):
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = super().__call__(x)
         return out.clone()
+
+
+class _Means(nn.AdaptiveAvgPool2d):
+    """The same where windows overlap: torch cannot on ``mps``, and on ``cuda`` adds their gradients up by chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, sides = self.output_size, x.shape[2:]
+        wanted = size if isinstance(size, tuple) else (size, size)
+        grid = [n or side for side, n in zip(sides, wanted, strict=True)]
+        if not any(side % n for side, n in zip(sides, grid, strict=True)):
+            return F.adaptive_avg_pool2d(x, size)
+        rows, columns = (
+            [slice(side * i // n, -(-side * (i + 1) // n)) for i in range(n)]
+            for side, n in zip(sides, grid, strict=True)
+        )
+        cells = [x[:, :, row, column].mean(dim=(2, 3)) for row in rows for column in columns]
+        return torch.stack(cells, dim=2).reshape(*x.shape[:2], *grid)
 
 
 def torchvision_names() -> list[str]:
@@ -101,6 +119,8 @@ def build(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
             raise ValueError(f"architecture {arch!r} has a {kind}; expected only Conv2d, Linear and BatchNorm2d")
         if hasattr(module, "inplace"):
             module.inplace = False
+        if type(module) is nn.AdaptiveAvgPool2d:
+            module.__class__ = _Means
     net.to("meta")
     head = _last_linear(net)
     if head is None:

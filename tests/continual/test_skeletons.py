@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clmoe_cli.continual.skeletons import build, head_of, initial_parameters, layers_of
+from clmoe_cli.continual.skeletons import _Means, build, head_of, initial_parameters, layers_of
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 # One of each family that passes, with the smallest pictures that all its variants read.
@@ -123,6 +123,19 @@ def test_depthwise_convolutions_count_what_one_channel_reads(rng: torch.Generato
     assert depthwise.shape == (32, 1, 3, 3)
     bound = math.sqrt(6 / 9)
     assert 0.95 * bound < float(depthwise.abs().max()) <= bound
+
+
+@pytest.mark.parametrize(("side", "size"), [(7, 2), (5, (3, 2)), (3, 6), (8, (None, 2)), (4, 1)])
+def test_means_over_windows_are_those_of_torch(side: int, size: object, rng: torch.Generator) -> None:
+    ours, theirs = _Means(size), nn.AdaptiveAvgPool2d(size)
+    x = torch.randn(2, 3, side, side + 2, generator=rng, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(theirs(x).shape, generator=rng, dtype=torch.float64)
+    found = ours(x)
+    torch.testing.assert_close(found, theirs(x))
+    gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (found, theirs(x))]
+    torch.testing.assert_close(*gradients)
+    net = build("cnn:2", (1, 14, 14), 2)
+    assert isinstance(net.get_submodule("mean"), _Means)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""The same store and the same answers from a card as from a processor."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from card import Card
+from pictures import bars
+
+from clmoe_cli.commands.detect import EVIDENCE, detect
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.commands.predict import EVERY, predict
+from clmoe_cli.continual.learning import Options
+from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import Batch
+from store_schema import Store
+
+
+def batch(classes: list[int], n: int, seed: int) -> Batch:
+    x, y = bars(classes, n, seed, side=14)
+    return Batch(x[:, None], y, f"bars {classes}")
+
+
+def test_a_card_refuses_what_real_ones_do() -> None:
+    with Card():
+        there = torch.ones(3, 3).to("mps")
+        assert there.device.type == "mps"
+        assert (there + 1).device.type == (there * torch.tensor(2.0)).device.type == "mps"
+        assert there.cpu().device.type == there[torch.tensor([0])].cpu().device.type == "cpu"
+        for wrong in (
+            lambda: there + torch.ones(3, 3),
+            lambda: torch.where(torch.ones(3, 3) > 0, torch.ones(3, 3), there),
+            lambda: torch.ones(3)[there[0].long()],
+            lambda: there.double(),
+            lambda: there.numpy(),
+            lambda: torch.nn.functional.adaptive_avg_pool2d(there[None, None], 2),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                wrong()
+
+
+@pytest.mark.parametrize("arch", ["cnn:4,6", "mlp:8,8"])
+def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) -> None:
+    found = []
+    for device in ("cpu", "mps"):
+        root = str(tmp_path / device)
+        options = LearnOptions(arch=arch, method=Options(Schedule(epochs=1), Tolerance(floor=0.05), device=device))
+        with Card() if device == "mps" else nullcontext():
+            before = Card.seen
+            for number, classes in enumerate(([0, 4], [2, 7])):
+                learn(root, batch(classes, 120, number), replace(options, expert="e1" if number else None))
+            hashes = [Store.open(root).manifest.content_hash()]
+            # With fewer images than before inside the mask, with more the mask is chosen anew.
+            for n in (120, 260):
+                refined = learn(root, batch([0, 4], n, n), replace(options, if_known="refine"))
+                assert refined.status == "refined"
+                hashes.append(Store.open(root).manifest.content_hash())
+            asked = batch([0, 4, 2, 7], 60, 9)
+            answers = [predict(root, asked, router=router, device=device) for router in EVERY]
+            answers += [predict(root, asked, router=router, route="batch", device=device) for router in EVERY]
+            answers.append(predict(root, asked, task="task2", device=device))
+            seen = [detect(root, batch([0, 4], 60, 8), evidence=kind, device=device) for kind in EVIDENCE]
+            assert (Card.seen > before) == (device == "mps")
+        found.append((hashes, [a.arrays() for a in answers], seen))
+    assert found[0][0] == found[1][0]
+    assert found[0][2] == found[1][2]
+    for here, there in zip(found[0][1], found[1][1], strict=True):
+        assert here.keys() == there.keys()
+        assert all(np.array_equal(here[key], there[key], equal_nan=here[key].dtype.kind == "f") for key in here)
