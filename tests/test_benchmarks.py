@@ -167,7 +167,7 @@ def test_joint_networks_pool_as_the_experts_do(in_process: list[str]) -> None:
     net = joint.network("cnn:4,8,16", (1, 12, 28), 5, (0.2, 0.3))
     assert net(torch.zeros(2, 1, 12, 28)).shape == (2, 5)
     assert sum(isinstance(layer, torch.nn.MaxPool2d) for layer in net) == 2
-    assert [layer.p for layer in net if isinstance(layer, torch.nn.Dropout)] == [0.3]
+    assert [layer.p for layer in net.modules() if isinstance(layer, torch.nn.Dropout)] == [0.3]
     assert all(layer.bias is None for layer in net if isinstance(layer, torch.nn.Conv2d))
 
 

@@ -30,7 +30,6 @@ from clmoe_cli.continual.experts import (
     Normalisation,
     Params,
     Pass,
-    bounded,
     uniform,
 )
 
@@ -57,7 +56,6 @@ class ConvNet(Network):
         head = skeletons.head_of(self.module)
         self.modules = {"output" if name == head else name: m for name, m in skeletons.layers_of(self.module).items()}
         self.names = {"output" if name == head else name: name for name in skeletons.layers_of(self.module)}
-        bounded(arch, self)
 
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:

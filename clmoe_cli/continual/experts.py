@@ -223,12 +223,8 @@ def parse_arch(text: str, input_shape: Sequence[int]) -> Network:
         hidden = ()
     if not hidden or any(not 1 <= size <= MAX_WIDTH for size in hidden):
         raise ValueError(f"unknown architecture {text!r}; expected mlp:WIDTH[,WIDTH…], as mlp:500,500")
-    return bounded(text, MLP(math.prod(shape), hidden))
-
-
-def bounded(text: str, net: Network) -> Network:
-    """The same network; ValueError where it has more weights than a store can keep."""
-    weights = sum(math.prod(shape) for shape in net.shared_shapes().values())
+    net = MLP(math.prod(shape), hidden)
+    weights = sum(math.prod(sides) for sides in net.shared_shapes().values())
     if weights > MAX_WEIGHTS:
         raise ValueError(f"architecture {text!r} has {weights} weights; expected one with at most {MAX_WEIGHTS}")
     return net
@@ -249,7 +245,8 @@ def traced(
     for part in x.split(min(chunk or net.chunk, net.chunk)):
         here = part.to(device)
         with torch.no_grad():
-            yield here, net.trace(params, here)
+            done = net.trace(params, here)
+        yield here, done
 
 
 def device_of(params: Mapping[str, Tensor]) -> torch.device:

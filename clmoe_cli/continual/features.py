@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -155,8 +155,12 @@ def _of_vectors(x: Tensor) -> Tensor:
     size = flat.shape[1]
     # The constant keeps a vector's length from being lost when all is scaled to unit length.
     known = F.normalize(F.pad(flat, (0, 1), value=math.sqrt(size) / 4))
-    directions = torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0))
-    return F.normalize((known @ directions.to(x.dtype)).relu())
+    return F.normalize((known @ _directions(size).to(x.dtype)).relu())
+
+
+@lru_cache(maxsize=1)
+def _directions(size: int) -> Tensor:
+    return torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0))
 
 
 def _unit(x: Tensor) -> Tensor:

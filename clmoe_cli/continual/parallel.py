@@ -132,6 +132,8 @@ def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
         assert norm.momentum is not None
         if not norm.training:
             return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+        # In whole precision, as torch's own: sums of thousands of halves would not be even their counts.
+        half, x = x.dtype, x.to(mean.dtype)
         # The mean first, then the squares around it: sums of squares alone would cancel.
         sums = x.sum(dim=(0, 2, 3))
         found = total(torch.cat([sums, sums.new_full((1,), x.numel() // x.shape[1])]))
@@ -144,6 +146,6 @@ def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
             variance.lerp_((spread * count / (count - 1).clamp_min(1)).to(variance.dtype), norm.momentum)
         scale = norm.weight * (spread + norm.eps).rsqrt()
         result: Tensor = centred * scale[:, None, None] + norm.bias[:, None, None]
-        return result
+        return result.to(half)
 
     return forward

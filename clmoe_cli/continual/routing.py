@@ -65,14 +65,15 @@ class Subnetwork:
 def deviations(task: Subnetwork, x: Rows, kinds: Sequence[str]) -> dict[str, Tensor]:
     """Raw deviations [N] of the named kinds: ``loss`` (pseudo-label, nats), ``gradient``, ``fisher``."""
     parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    reference = task.reference() if "gradient" in kinds else None
-    for part, done in traced(task.net, task.params, x, CHUNK):
+    for part, done in traced(task.net, task.params, x, CHUNK) if {"loss", "fisher"} & set(kinds) else ():
         if "loss" in parts:
             parts["loss"].append(-done.logits.cpu().double().log_softmax(dim=1).max(dim=1).values)
         if "fisher" in parts:
             inputs, hidden = task.net.inputs(part), done.hidden(task.net.reading).cpu()
             parts["fisher"].append(task.whitening.deviation(inputs, hidden))
-        if reference is not None:
+    if "gradient" in kinds:
+        reference = task.reference()
+        for part in x.split(min(CHUNK, task.net.chunk)):
             found = factors(task.net, task.params, part)
             parts["gradient"].append(relative_deviation(task.net, task.params, found, reference))
     return {kind: torch.cat(found) for kind, found in parts.items()}

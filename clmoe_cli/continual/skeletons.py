@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-MAX_WIDTH = 65_536
-MAX_WEIGHTS = 100_000_000
+from clmoe_cli.continual.experts import MAX_WEIGHTS, MAX_WIDTH
+
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 _PLAIN: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")

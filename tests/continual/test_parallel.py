@@ -60,6 +60,16 @@ def test_shares_are_all_of_a_batch_once(monkeypatch: pytest.MonkeyPatch) -> None
             assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
+def test_a_norm_of_halves_has_the_statistics_of_torchs(rng: torch.Generator) -> None:
+    ours, theirs = (nn.BatchNorm2d(3).train() for _ in range(2))
+    x = (3 + torch.randn(57, 3, 31, 29, generator=rng)).bfloat16()
+    found, expected = parallel._global_norm(ours)(x), theirs(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=0)
+
+
 def test_sums_and_rows_of_processes(tmp_path: Path) -> None:
     def act(rank: int) -> dict[str, Tensor]:
         first, second = torch.full((2, 3), rank + 1.0).double(), torch.tensor([[rank]]).double()
