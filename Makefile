@@ -5,7 +5,7 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: help install demo test test-faults check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
+.PHONY: help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
 	bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
 
 help:  ## list the targets
@@ -21,17 +21,18 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, prune
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(OUT)
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP)  ## run the tests, warnings as errors
 	$(BIN)/python -m pytest tests -n 2
 
 test-faults: $(STAMP)  ## the whole campaigns against the store: crashes, power loss, damage, hostile files (an hour)
 	$(BIN)/python -m pytest tests/faults --whole
 
-check: $(STAMP)  ## the gate: lint, format, types, import directions, tests with warnings as errors
+lint: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests -n 2 -W error
+
+check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .

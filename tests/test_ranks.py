@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import together
+from launching import together
 from small_store import OPTIONS, batch, build, state
 from torch import Tensor
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_params
+from launching import together
 from pictures import bars
-from processes import together
 from torch import Tensor, nn
 from torch.nn import functional as F
 
