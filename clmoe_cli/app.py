@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from clmoe_cli import flags, render
-from clmoe_cli.distributed import has_a_part, leading, together
+from clmoe_cli.distributed import has_a_part, leading, leave, together
 from clmoe_cli.flags import (
     BatchSizeOption,
     BoundariesOption,
@@ -296,4 +296,4 @@ def main(args: list[str] | None = None) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     usable_streams()
-    sys.exit(run(app, sys.argv[1:] if args is None else args))
+    leave(run(app, sys.argv[1:] if args is None else args))

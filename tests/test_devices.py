@@ -12,6 +12,7 @@ import torch
 from card import Card
 from pictures import bars
 
+from clmoe_cli.commands.certify import TOLERANCE, certify_outputs
 from clmoe_cli.commands.detect import EVIDENCE, detect
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
@@ -74,3 +75,15 @@ def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) ->
     for here, there in zip(found[0][1], found[1][1], strict=True):
         assert here.keys() == there.keys()
         assert all(np.array_equal(here[key], there[key], equal_nan=here[key].dtype.kind == "f") for key in here)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card")
+@pytest.mark.parametrize("arch", ["cnn:4,6", "mlp:8,8"])
+def test_a_real_card_agrees_with_the_processor(arch: str, tmp_path: Path) -> None:
+    """What was learned on the card has the same outputs here to the tolerance that the README names."""
+    root, asked = str(tmp_path / "store"), batch([0, 4], 60, 9)
+    learn(root, batch([0, 4], 240, 0), LearnOptions(arch=arch, method=Options(Schedule(epochs=2), device="cuda")))
+    certify_outputs(Store.open(root))
+    here, there = (predict(root, asked, device=device) for device in ("cpu", "cuda"))
+    assert np.array_equal(here.label, there.label)
+    np.testing.assert_allclose(here.confidence, there.confidence, rtol=0, atol=TOLERANCE)

@@ -66,7 +66,7 @@ def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
     gate = sources.gate
     chosen = gate.shortlist(values)
     distances = full_distances(gate, chosen, values, sources.statistics)
-    scores = -SHARPNESS * distances.double() / gate.unit
+    scores = _scores(sources, chosen, distances)
     if sources.opinion is not None:
         scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
     return _decided(sources, chosen, distances, scores)
@@ -81,7 +81,8 @@ def task_of_batch(sources: Sources, values: Tensor) -> tuple[int, float]:
     gate = sources.gate
     near = gate.shortlisted_tasks(values, TASKS)
     nearest = torch.stack([_within(sources, task, values)[1].min(dim=1).values for task in near], dim=1)
-    evidence = -SHARPNESS * (nearest.double() / gate.unit).clamp(max=BOUND).sum(dim=0)
+    noise = torch.cat([sources.statistics(task).dispersions for task in near]).mean()
+    evidence = -SHARPNESS * nearest.double().clamp(max=BOUND * gate.unit).sum(dim=0) / noise
     best = int(evidence.argmax())
     return near[best], float(evidence.softmax(dim=0)[best])
 
@@ -93,7 +94,7 @@ def decide_within(sources: Sources, task: int, sure: float, values: Tensor, rows
     """
     gate = sources.gate
     chosen, distances = _within(sources, task, values)
-    scores = -SHARPNESS * distances.double() / gate.unit
+    scores = _scores(sources, chosen, distances)
     if sources.opinion is not None:
         scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
     found = _decided(sources, chosen, distances, scores)
@@ -104,6 +105,19 @@ def _within(sources: Sources, task: int, values: Tensor) -> tuple[Tensor, Tensor
     """Positions of a task's C classes and the distances from them, both [N, C]."""
     chosen = (sources.gate.owner == task).nonzero()[:, 0].expand(len(values), -1)
     return chosen, full_distances(sources.gate, chosen, values, sources.statistics)
+
+
+def _scores(sources: Sources, chosen: Tensor, distances: Tensor) -> Tensor:
+    """Log-likelihoods [N, L] of the shortlisted subspaces, up to what is the same for all of an image's.
+
+    Distances are measured in the mean dispersion of the shortlist, so that who is nearest stays the likeliest.
+    """
+    noise = torch.zeros(len(sources.gate.owner), dtype=torch.float64)
+    for task in sources.gate.owner[chosen].unique().tolist():
+        own = sources.statistics(task).dispersions
+        here = (sources.gate.owner == task).nonzero()[:, 0]
+        noise[here] = own[sources.gate.position[here]]
+    return -SHARPNESS * distances.double() / noise[chosen].mean(dim=1, keepdim=True)
 
 
 def _pooled(

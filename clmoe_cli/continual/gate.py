@@ -30,8 +30,10 @@ SHORTLIST = 8
 """Classes compared in full for an image."""
 QUANTILES = 1001
 """Points at which the distribution of a class's distances is kept."""
-SHARPNESS = 3.0
-"""Log-likelihood lost by an image as far from a class as that class's own images are on average."""
+SHARPNESS = 1.7
+"""Log-likelihood lost for each unit of dispersion that an image lies outside a class; found on held-out images."""
+PRIOR = 5.0
+"""Images' worth of belief that distances disperse by their mean, as exponential ones do: a few images cannot tell."""
 FOLDS = 5
 EXACT = 600
 """Up to so many features the scatter is decomposed exactly; beyond, by chance in ``PASSES``."""
@@ -67,6 +69,19 @@ class Subspaces:
     def scale(self) -> Tensor:
         """Mean distance of a class's own images, [C]."""
         return self.quantiles.mean(dim=1)
+
+    @property
+    def dispersions(self) -> Tensor:
+        """Variance over mean of the distances of a class's own images, [C] float64.
+
+        What is left outside a subspace is noise: were it Gaussian of variance v in each of many directions, squared
+        distances would have dispersion 2v, and an image's log-likelihood would be its distance over that. Busy
+        backgrounds make all distances large, and this no larger.
+        """
+        own = self.quantiles.double()
+        mean = own.mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        count = self.counts.double()
+        return (count * own.var(dim=1, correction=0) / mean + PRIOR * mean) / (count + PRIOR)
 
     def distances(self, values: Tensor, of: int) -> Tensor:
         """Squared distances [N] of features [N, d] from the subspace of class ``of``, never negative."""

@@ -88,27 +88,53 @@ def gathered(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     """The rows of all processes, in their order; ``sizes``: how many each of them has."""
     if world() == 1:
         return tensor
-    parts = [torch.empty((max(sizes), *tensor.shape[1:]), dtype=tensor.dtype) for _ in sizes]
+    parts = [tensor.new_empty((max(sizes), *tensor.shape[1:])) for _ in sizes]
     padded = torch.cat([tensor, tensor.new_zeros((max(sizes) - len(tensor), *tensor.shape[1:]))])
     with _reaching():
         dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-class _Summed(torch.autograd.Function):
-    """The sum over all processes, and of what they say of it on the way back."""
+class _Normalised(torch.autograd.Function):
+    """Batch normalisation by the statistics of all processes' images, one message each way.
+
+    Means and variances are brought together as Chan, Golub & LeVeque (1979) do, so that nothing cancels; the way back
+    needs two sums over all images (Ioffe & Szegedy 2015), the rest is the processor's own kernels.
+    """
 
     @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        summed([total])
-        return total
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [n, C, H, W], n ≥ 0 → normalised, mean [C], variance [C], how many numbers of a channel there are."""
+        own = x.new_tensor([x.numel() // x.shape[1]])
+        middle, spread = torch.batch_norm_update_stats(x, None, None, 0.0) if len(x) else x.new_zeros(2, x.shape[1])
+        found = gathered(torch.cat([middle, spread, own])[None], [1] * world())
+        middles, spreads, counts = found.split([x.shape[1], x.shape[1], 1], dim=1)
+        count = counts.sum()
+        mean = (counts * middles).sum(dim=0) / count
+        variance = (counts * (spreads + (middles - mean).square())).sum(dim=0) / count
+        context.save_for_backward(x, weight, mean, variance, count)
+        context.eps = eps
+        context.mark_non_differentiable(mean, variance, count)
+        result = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if len(x) else x.clone()
+        return result, mean, variance, count
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        summed([total])
-        return total
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance, count = context.saved_tensors
+        # As if mean and variance were constants; then what they depend on.
+        result, scale, shift = gradients[0], torch.zeros_like(weight), torch.zeros_like(weight)
+        if len(x):  # the kernel divides by the size
+            result, scale, shift = torch.ops.aten.native_batch_norm_backward(
+                gradients[0], x, weight, mean, variance, None, None, False, context.eps, [True, True, True]
+            )
+        total_scale, total_shift = scale.clone(), shift.clone()
+        summed([total_scale, total_shift])
+        steep = (variance + context.eps).rsqrt()
+        slope = weight * steep.square() * total_scale / count
+        level = weight * steep * total_shift / count - slope * mean
+        return result - torch.addcmul(level[:, None, None], x, slope[:, None, None]), scale, shift, None
 
 
 def normalise_together(module: nn.Module) -> None:
@@ -123,7 +149,7 @@ def normalise_together(module: nn.Module) -> None:
 
 
 def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
-    total: Callable[[Tensor], Tensor] = _Summed.apply
+    normalised: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Normalised.apply
 
     def forward(x: Tensor) -> Tensor:
         mean, variance = norm.running_mean, norm.running_var
@@ -134,18 +160,10 @@ def _global_norm(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
             return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
         # In whole precision, as torch's own: sums of thousands of halves would not be even their counts.
         half, x = x.dtype, x.to(mean.dtype)
-        # The mean first, then the squares around it: sums of squares alone would cancel.
-        sums = x.sum(dim=(0, 2, 3))
-        found = total(torch.cat([sums, sums.new_full((1,), x.numel() // x.shape[1])]))
-        count = found[-1].detach()
-        own = found[:-1] / count
-        centred = x - own[:, None, None]
-        spread = total(centred.square().sum(dim=(0, 2, 3))) / count
+        result, middle, spread, count = normalised(x, norm.weight, norm.bias, norm.eps)
         with torch.no_grad():
-            mean.lerp_(own.to(mean.dtype), norm.momentum)
-            variance.lerp_((spread * count / (count - 1).clamp_min(1)).to(variance.dtype), norm.momentum)
-        scale = norm.weight * (spread + norm.eps).rsqrt()
-        result: Tensor = centred * scale[:, None, None] + norm.bias[:, None, None]
+            mean.lerp_(middle, norm.momentum)
+            variance.lerp_(spread * count / (count - 1).clamp_min(1), norm.momentum)
         return result.to(half)
 
     return forward

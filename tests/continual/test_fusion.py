@@ -46,6 +46,25 @@ def test_the_gate_alone_is_right_and_sure(sources: Sources) -> None:
     assert 0.02 < float((found.p_value < 0.05).double().mean()) < 0.09
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
+def test_answers_are_as_sure_as_they_are_right_whatever_the_background(noise: float) -> None:
+    """Noise in all directions makes every distance large, and tells nothing."""
+    rng = torch.Generator().manual_seed(3)
+
+    def busy(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        values, y = clouds(CLASSES, n, seed)
+        return values / 2 + noise * torch.randn(values.shape, generator=rng), y
+
+    x, y = busy(6000, 0)
+    tasks = [fit(x[y // 2 == t], y[y // 2 == t] % 2, 2, 32) for t in range(CLASSES // 2)]
+    new, truth = busy(2400, 1)
+    both = Sources(solved(tasks), torch.arange(CLASSES), lambda task: tasks[task], None)
+    found = decide_images(both, new, rows(new))
+    right = float((found.code == truth).double().mean())
+    assert right > 0.5
+    assert abs(float(found.confidence.mean()) - right) < 0.04
+
+
 def test_a_label_of_two_tasks_counts_once(sources: Sources, tasks: list[Subspaces]) -> None:
     # Task 5 is task 0 again: twice the same classes must not halve anybody's confidence.
     twice = [*tasks[:5], tasks[0]]
@@ -72,7 +91,7 @@ def test_a_subnetwork_speaks_within_its_task_only(sources: Sources) -> None:
 
     chosen = sources.gate.shortlist(new)
     distances = fusion.full_distances(sources.gate, chosen, new, sources.statistics)
-    scores = -fusion.SHARPNESS * distances.double() / sources.gate.unit
+    scores = fusion._scores(sources, chosen, distances)
     owner, position = sources.gate.owner[chosen], sources.gate.position[chosen]
     mixed = fusion._pooled(scores, owner, position, rows(new), contrary)
     for task in range(CLASSES // 2):
@@ -118,9 +137,16 @@ def test_a_few_far_images_do_not_outvote_a_batch(sources: Sources) -> None:
 
 def test_a_batch_is_as_sure_of_its_task_as_the_evidence(sources: Sources) -> None:
     gate = sources.gate
-    between = (gate.means[0] + gate.means[2])[None] / 2
-    found = decide_batch(sources, between, rows(between))
-    assert float(found.confidence) < 0.9
+    # On the way from one task's class to another's there is a point that might be either's.
+    near, far = gate.means[0], gate.means[2]
+    ends = [decide_batch(sources, one[None], torch.tensor([0])) for one in (near, far)]
+    assert [int(end.task) for end in ends] == [0, 1]
+    assert all(float(end.confidence) > 0.99 for end in ends)
+    for _ in range(20):
+        between = (near + far) / 2
+        found = decide_batch(sources, between[None], torch.tensor([0]))
+        near, far = (between, far) if int(found.task) == 0 else (near, between)
+    assert 0.4 < float(found.confidence) < 0.6
     # One image is a batch as well: nearly as sure as by itself, where more classes are compared.
     new, _ = clouds(CLASSES, 200, 9)
     each = torch.stack([decide_batch(sources, one[None], torch.tensor([0])).confidence[0] for one in new])

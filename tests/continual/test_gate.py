@@ -56,6 +56,24 @@ def test_distances_equal_the_slow_reference() -> None:
         torch.testing.assert_close(exact.distances(new.double(), 0), wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_dispersion_is_that_of_the_images_left_out() -> None:
+    x, y = clouds(2, 240, 0)
+    found = fit(x, y, 2, 20)
+    for c in range(2):
+        own = subspaces.left_out(x[y == c], 20, gate.FOLDS).double()
+        mean = own.mean()
+        wanted = (120 * ((own - mean) ** 2).mean() / mean + gate.PRIOR * mean) / (120 + gate.PRIOR)
+        torch.testing.assert_close(found.dispersions[c], wanted, rtol=5e-2, atol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_a_few_images_do_not_tell_how_distances_disperse(n: int) -> None:
+    found = gate.fit(clouds(1, n, 0)[0])
+    assert float(found.dispersions[0]) >= gate.PRIOR / (n + gate.PRIOR) * float(found.scale[0])
+    assert bool(found.dispersions.isfinite().all())
+    assert float(found.dispersions[0]) > 0
+
+
 @pytest.mark.parametrize("width", [100, 700])
 def test_many_features_are_decomposed_by_chance_and_almost_exactly(width: int) -> None:
     x, y = clouds(2, 400, 0, width)
