@@ -299,3 +299,14 @@ def test_each_process_has_a_card_of_its_own(second: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageProblem, match="more processes than graphics cards"):
             devices.resolved(device)
     assert devices.resolved("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_processes_of_a_run_leave_without_taking_the_interpreter_down(several: bool) -> None:
+    told = "import atexit; from clmoe_cli.distributed import leave; atexit.register(print, 'late')"
+    told += "; print('said'); leave(3)"
+    more = {"RANK": "1", "WORLD_SIZE": "2"} if several else {}
+    done = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, **more}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (3, ["said"] if several else ["said", "late"])
