@@ -29,7 +29,7 @@ from torchvision.datasets import MNIST
 from clmoe_cli.commands import gating
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.data import Batch
-from clmoe_cli.npz import write_npz
+from clmoe_cli.data.npz import write_npz
 from clmoe_cli.state import Loader
 from store_schema import Store, writer
 

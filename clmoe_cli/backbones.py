@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clmoe_cli.continual import skeletons
-from clmoe_cli.npz import one_line
+from clmoe_cli.data.npz import one_line
 from clmoe_cli.weights_files import InMemory, Source, Weights, WeightsFile, fit
 from store_schema.errors import BadInput, UsageProblem
 

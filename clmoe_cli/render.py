@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
-from clmoe_cli.npz import name_list, replacing, write_npz
+from clmoe_cli.data.npz import name_list, replacing, write_npz
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, score_tables, tables
 from store_schema.errors import UsageProblem

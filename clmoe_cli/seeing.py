@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clmoe_cli.batch import Batch
-from clmoe_cli.spool import Spool, blocks, rows_of
+from clmoe_cli.data.batch import Batch
+from clmoe_cli.data.spool import Spool, blocks, rows_of
 from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
 from store_schema.records import FeaturesRecord, InputRecord, Manifest
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from clmoe_cli.npz import name_list, one_line, read_problem
+from clmoe_cli.data.npz import name_list, one_line, read_problem
 from store_schema.errors import BadInput, StoreDamaged
 from store_schema.layout import MAX_OBJECT
 from store_schema.weights import MAX_HEADER, check_header

@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clmoe_cli import npz, sources, spool
-from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.npz import write_npz
+from clmoe_cli.data import Batch, npz, read_batch, sources, spool
+from clmoe_cli.data.npz import write_npz
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
 X = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6)

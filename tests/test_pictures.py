@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from clmoe_cli import pictures, spool, transforms
-from clmoe_cli.data import Raw, read_batch
+from clmoe_cli.data import Raw, pictures, read_batch, spool, transforms
 from store_schema import BadInput, DiskProblem, InputRecord
 
 SMALL = InputRecord(image_size=8)

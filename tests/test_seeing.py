@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from clmoe_cli import spool
 from clmoe_cli.app import app
 from clmoe_cli.backbones import Backbone
 from clmoe_cli.commands.detect import detect
 from clmoe_cli.commands.inputs import following
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.predict import predict
-from clmoe_cli.data import Batch, Raw
+from clmoe_cli.data import Batch, Raw, spool
 from clmoe_cli.process import run
 from clmoe_cli.reading import read
 from clmoe_cli.seeing import Seeing, check_same

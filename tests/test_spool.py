@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from clmoe_cli import spool
-from clmoe_cli.data import Batch, read_batch
+from clmoe_cli.data import Batch, read_batch, spool
 from store_schema import BadInput, DiskProblem
 
 DTYPES = st.sampled_from(["u1", "<f2", ">f4", "<f8", ">i8", "<U3"])
@@ -127,7 +126,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from clmoe_cli import spool
+from clmoe_cli.data import spool
 from clmoe_cli.data import read_batch
 
 spool.THRESHOLD = spool.BLOCK = 2 << 20

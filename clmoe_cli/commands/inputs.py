@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clmoe_cli.batch import Raw
+from clmoe_cli.data.batch import Raw
 from clmoe_cli.seeing import NONE, Seeing, backbone_of
 from store_schema import InputRecord, Manifest, Store, StoreMissing, UsageProblem
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import torch
 
-from clmoe_cli.batch import Batch
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.fusion import Decision
+from clmoe_cli.data.batch import Batch
 from clmoe_cli.distributed import PeerLost
 from store_schema import Manifest, Store, StoreDamaged, Writer, read_consistently, writer
 from store_schema.errors import ObjectVanished

@@ -16,8 +16,8 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.journal import Journal, State
 from clmoe_cli.data import Batch
+from clmoe_cli.data.spool import blocks, rows_of
 from clmoe_cli.distributed import PeerLost
-from clmoe_cli.spool import blocks, rows_of
 from clmoe_cli.state import environment, tensor
 from store_schema import BadInput, Checkpoint, Interrupted, Writer, checkpoints
 

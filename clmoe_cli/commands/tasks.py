@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clmoe_cli.npz import one_line, read_problem, write_npz
+from clmoe_cli.data.npz import one_line, read_problem, write_npz
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}

@@ -14,7 +14,6 @@ from pictures import bars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clmoe_cli.batch import Batch
 from clmoe_cli.commands import ranks
 from clmoe_cli.continual import masks, parallel
 from clmoe_cli.continual.convolutions import ConvNet
@@ -24,6 +23,7 @@ from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores
 from clmoe_cli.continual.selection import Tolerance, select
 from clmoe_cli.continual.training import Schedule, dropout, quality, run_epoch, train
+from clmoe_cli.data.batch import Batch
 from store_schema.errors import ObjectVanished
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

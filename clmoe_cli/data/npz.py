@@ -3,7 +3,7 @@
 The rule enforced here: nothing is unpickled, nothing is extracted, and no array is allocated before the
 zip directory, the array's own header and the real length of the file agree on its size. ``numpy.load``
 checks none of these. Arrays are read in parts; one that is larger than memory lies on disk
-(:mod:`clmoe_cli.spool`). Writing is atomic, and the same arrays give the same bytes.
+(:mod:`clmoe_cli.data.spool`). Writing is atomic, and the same arrays give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.lib import format as npy
 
-from clmoe_cli.batch import MAX_BYTES, Array
-from clmoe_cli.spool import Spool, rows_of, transposed_blocks
+from clmoe_cli.data.batch import MAX_BYTES, Array
+from clmoe_cli.data.spool import Spool, rows_of, transposed_blocks
 from store_schema.errors import BadInput, ClmoeError, DiskProblem
 
 MAX_RATIO = 1100

@@ -15,12 +15,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from clmoe_cli.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
-from clmoe_cli.decoding import Look, decode, look
-from clmoe_cli.npz import name_list, one_line, read_problem
-from clmoe_cli.spool import Spool
-from clmoe_cli.targets import check_names
-from clmoe_cli.transforms import shape_after, transformed
+from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.decoding import Look, decode, look
+from clmoe_cli.data.npz import name_list, one_line, read_problem
+from clmoe_cli.data.spool import Spool
+from clmoe_cli.data.targets import check_names
+from clmoe_cli.data.transforms import shape_after, transformed
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from clmoe_cli.spool import taken
+from clmoe_cli.data.spool import taken
 from store_schema.records import InputRecord
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -39,8 +39,8 @@ class Batch:
     """Checked images and labels.
 
     ``images``: C-contiguous uint8 (0 to 255) or float32 (as stored), ``[N, D]`` or ``[N, C, H, W]``, N ≥ 1; large ones
-    lie on disk (:mod:`clmoe_cli.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by the
-    user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
+    lie on disk (:mod:`clmoe_cli.data.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by
+    the user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
     ``[N, D]`` (:mod:`clmoe_cli.seeing`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     """

@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from clmoe_cli.batch import Array, LabelUse
-from clmoe_cli.npz import NpzReader, name_list
+from clmoe_cli.data.batch import Array, LabelUse
+from clmoe_cli.data.npz import NpzReader, name_list
 from store_schema.errors import BadInput
 
 LABEL_KEYS = ("y", "Y", "labels", "targets")

@@ -2,7 +2,7 @@
 
 Images come out as ``[N, D]`` or channels-first ``[N, C, H, W]``, uint8 or finite float32; labels as int64 or
 unicode ``[N]``. Nothing is unpickled, and neither torch nor an image library is imported before pictures are read
-or transformed. Images that are larger than memory are read in parts and lie on disk (:mod:`clmoe_cli.spool`).
+or transformed. Images that are larger than memory are read in parts and lie on disk (:mod:`clmoe_cli.data.spool`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clmoe_cli.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
-from clmoe_cli.npz import Header, NpzReader, name_list, one_line
-from clmoe_cli.sources import open_npz
-from clmoe_cli.spool import Spool
-from clmoe_cli.targets import read_labels
-from clmoe_cli.transforms import resolved, shape_after, transformed
+from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
+from clmoe_cli.data.sources import open_npz
+from clmoe_cli.data.spool import Spool
+from clmoe_cli.data.targets import read_labels
+from clmoe_cli.data.transforms import resolved, shape_after, transformed
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import InputRecord
-
-__all__ = ["Batch", "Choice", "LabelUse", "Raw", "read_batch"]
 
 IMAGE_KEYS = ("x", "X", "images", "data")
 CHANNELS = (1, 3, 4)
@@ -54,7 +52,7 @@ def read_batch(source: str, *, labels: LabelUse, input: Choice = None, skip_brok
     if "\0" in source:
         raise BadInput("not a path", where=one_line(source), hint="check the path")
     if source != "-" and _is_folder(source):
-        from clmoe_cli.pictures import read_folder
+        from clmoe_cli.data.pictures import read_folder
 
         return read_folder(source, labels, input, skip_broken)
     with open_npz(source) as reader:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clmoe_cli.npz import one_line, read_problem
+from clmoe_cli.data.npz import one_line, read_problem
 from store_schema.errors import BadInput, ClmoeError
 
 Array: TypeAlias = np.ndarray[Any, Any]

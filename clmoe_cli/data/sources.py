@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clmoe_cli.npz import NpzReader, one_line, read_problem
-from clmoe_cli.spool import pipe
+from clmoe_cli.data.npz import NpzReader, one_line, read_problem
+from clmoe_cli.data.spool import pipe
 from store_schema.errors import BadInput, UsageProblem
 
 MAX_STREAM_BYTES = 64 << 30
