@@ -126,7 +126,7 @@ def leave(code: int) -> NoReturn:
     """Ends the process; one of several without taking the interpreter down first.
 
     Threads of the process group may be letting go of their last tensors then, and one that asks an interpreter for
-    them that is being taken down aborts a process whose work is done (seen once in some sixty runs).
+    them that is being taken down would abort a process whose work is done: the likely cause of an abort seen once.
     """
     if launched():
         for stream in (sys.stdout, sys.stderr):
