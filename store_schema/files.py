@@ -142,7 +142,8 @@ def read_regular(path: Path, limit: int) -> bytes:
     DiskProblem when it cannot be read.
     """
     with _regular(path, limit) as file:
-        return file.read(limit + 1)
+        # As many as there are, not as there may be: room for so many bytes is taken before the first is read.
+        return file.read(os.fstat(file.fileno()).st_size + 1)
 
 
 def digest(path: Path, limit: int) -> str:

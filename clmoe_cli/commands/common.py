@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ COUNTED = 0.01
 """Layers that hold less of an expert's weights do not count when its free capacity is judged."""
 IN_MEMORY = 256 << 20
 """Bytes up to which images are kept as float32."""
-CHUNK = 1 << 24
+NUMBERS = 1 << 22
 """Numbers looked at at a time, where all images are looked at once."""
 
 
@@ -43,7 +44,7 @@ def rows(batch: Batch, scale: float) -> Rows:
     def read(index: Tensor) -> Tensor:
         return flat(part(batch, index), scale)
 
-    return Images(read, torch.arange(len(batch.images)))
+    return Images(read, torch.arange(len(batch.images)), math.prod(batch.input_shape))
 
 
 def part(batch: Batch, index: Tensor) -> Batch:
@@ -77,11 +78,16 @@ def input_scale(batch: Batch) -> float:
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
     The median image decides: a few broken ones must not shrink all others to nothing.
     """
-    n = len(batch.images)
-    step = max(1, CHUNK // (batch.images.size // n))
-    parts = [part(batch, index).scaled().reshape(len(index), -1) for index in torch.arange(n).split(step)]
-    rms = float(np.median(np.concatenate([np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1)) for x in parts])))
+    every = torch.arange(len(batch.images)).split(max(1, NUMBERS // math.prod(batch.input_shape)))
+    # A call for each part: a comprehension would hold one part while it reads the next.
+    rms = float(np.median(np.concatenate([_root_mean_squares(part(batch, index)) for index in every])))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
+
+
+def _root_mean_squares(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Of each image, [N]."""
+    x = batch.scaled().reshape(len(batch.images), -1)
+    return np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1))
 
 
 def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:

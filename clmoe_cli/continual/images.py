@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NUMBERS = 1 << 24
+"""Numbers read at a time."""
+
 
 @dataclass(frozen=True)
 class Images:
-    """N images in a place of their own: ``read`` turns rows [n] of that place into float32 [n, D].
+    """N images in a place of their own: ``read`` turns rows [n] of that place into float32 [n, D], D the ``width``.
 
     Stands wherever a tensor [N, D] does that is only indexed, split and measured.
     """
 
     read: Callable[[Tensor], Tensor]
     rows: Tensor
+    width: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -27,11 +31,11 @@ class Images:
 
     def take(self, index: Tensor) -> Images:
         """The images at these positions, still unread."""
-        return Images(self.read, self.rows[index])
+        return Images(self.read, self.rows[index], self.width)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All images in their order, ``size`` at a time."""
-        return (self.read(rows) for rows in self.rows.split(size))
+        """All images in their order, at most ``size`` at a time, and no more of them than make ``NUMBERS``."""
+        return (self.read(rows) for rows in self.rows.split(min(size, max(1, NUMBERS // self.width))))
 
 
 Rows = Tensor | Images

@@ -193,7 +193,7 @@ def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(rng
         largest.append(len(rows))
         return x[rows]
 
-    lazy = Labelled(Images(read, torch.arange(40)), y)
+    lazy = Labelled(Images(read, torch.arange(40), x.shape[1]), y)
     found = [
         train(SMALL, params, trainable, data, data, QUICK.schedule, torch.Generator().manual_seed(3))[0]
         for data in (Labelled(x, y), lazy)

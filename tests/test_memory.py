@@ -1,0 +1,76 @@
+"""Learning holds a few images as floats at a time, and the same task comes of it."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clmoe_cli.commands import common, gating
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.continual import fisher, images
+from clmoe_cli.continual.learning import Options
+from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import Batch
+
+SHAPE = (1, 24, 24)
+QUICK = LearnOptions(arch="mlp:4", method=Options(Schedule(epochs=1), Tolerance(floor=0.5, epochs=1, final_epochs=1)))
+
+
+def batch(n: int, shape: tuple[int, ...] = SHAPE) -> Batch:
+    """uint8 images of two classes, bright in the upper or in the lower half."""
+    rng = np.random.default_rng(n)
+    y = np.arange(n) % 2
+    x = rng.integers(0, 100, (n, *shape), dtype=np.uint8)
+    half = shape[-2] // 2
+    x[y == 0, ..., :half, :] += 100
+    x[y == 1, ..., half:, :] += 100
+    return Batch(x, y, "here")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were many images."""
+    for module, name, value in (
+        (common, "IN_MEMORY", 0), (common, "NUMBERS", 1 << 16), (images, "NUMBERS", 1 << 16),
+        (fisher, "MOST", 1 << 17), (gating, "MOST", 30),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+
+
+def peak_of_learning(store: Path, n: int) -> int:
+    """The most bytes that arrays of numpy took; every image that becomes a float passes through one."""
+    data = batch(n)
+    tracemalloc.start()
+    try:
+        learn(str(store), data, QUICK)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("few")
+def test_learning_takes_no_copy_of_all_images_as_floats(tmp_path: Path) -> None:
+    peak_of_learning(tmp_path / "first", 200)
+    less, more = (peak_of_learning(tmp_path / str(n), n) for n in (2000, 8000))
+    floats = 6000 * int(np.prod(SHAPE)) * 4
+    assert more - less < floats / 4
+
+
+@pytest.mark.parametrize("factor", [1, 40])
+def test_the_input_scale_does_not_depend_on_how_many_are_read_at_a_time(
+    factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = batch(300, (3, 8, 8))
+    x = data.scaled() * np.float32(factor)
+    data = Batch(x, data.labels, "here")
+    whole = common.input_scale(data)
+    root = np.median([np.sqrt(np.mean(image.astype(np.float64) ** 2)) for image in x.reshape(300, -1)])
+    assert whole == pytest.approx(1.0 if factor == 1 else 1 / root, rel=1e-12)
+    for numbers in (1, 193, 5000):
+        monkeypatch.setattr(common, "NUMBERS", numbers)
+        assert common.input_scale(data) == whole
