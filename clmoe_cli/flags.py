@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_STORE = "./clmoe-store"
+
 
 def _folder(value: str) -> str:
     if not value.strip():

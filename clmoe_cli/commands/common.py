@@ -87,7 +87,8 @@ def input_scale(batch: Batch) -> float:
 def _root_mean_squares(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Of each image, [N]."""
     x = batch.scaled().reshape(len(batch.images), -1)
-    return np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1))
+    means: np.ndarray[tuple[int], np.dtype[np.float64]] = np.square(x, dtype=np.float64).mean(axis=1)
+    return np.sqrt(means)
 
 
 def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,43 @@
+"""``clmoe detect``: its flags."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from clmoe_cli import flags, render
+from clmoe_cli.progress import note
+
+
+def detect(
+    data: Annotated[str, typer.Option("--data", "--batch", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    image_size: flags.ImageSizeOption = None,
+    skip_broken: flags.SkipBrokenOption = False,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
+    evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new.")] = False,
+    device: flags.DeviceOption = "auto",
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Say whether a batch belongs to a known task."""
+    from clmoe_cli.commands.detect import detect as call
+    from clmoe_cli.devices import resolved
+    from clmoe_cli.reading import Seeing, read
+
+    labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
+    where = resolved(device)
+    seeing = Seeing(features, features_weights, device=where)
+    batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing)
+    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where)
+    if verbose and not quiet:
+        note(report.reason)
+    render.show(report, json_)
+    if exit_code and report.verdict == "new":
+        raise typer.Exit(10)

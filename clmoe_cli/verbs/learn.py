@@ -1,0 +1,80 @@
+"""``clmoe learn``: its flags."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import flags, render
+from clmoe_cli.distributed import leading, together
+from clmoe_cli.progress import progress
+
+
+def learn(
+    data: Annotated[
+        str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
+    ],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    image_size: flags.ImageSizeOption = None,
+    skip_broken: flags.SkipBrokenOption = False,
+    name: flags.NameOption = None,
+    segment: flags.SegmentOption = False,
+    boundaries: flags.BoundariesOption = None,
+    arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
+    weights: flags.WeightsOption = None,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    epochs: flags.EpochsOption = 40,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
+    score: flags.ScoreOption = "gradient-weight",
+    max_drop: flags.MaxDropOption = 0.3,
+    expert: Annotated[str | None, typer.Option(help="Put the task into this expert, or into a 'new' one.")] = None,
+    if_known: Annotated[str, typer.Option(help="What to do with data of a known task: skip, refine, new.")] = "skip",
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
+    batch_size: flags.BatchSizeOption = 128,
+    device: flags.DeviceOption = "auto",
+    lock_timeout: flags.TimeoutOption = None,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Learn a task: onset, placement, training, subnetwork, commit."""
+    from clmoe_cli.commands.learn import learn as learn_one
+    from clmoe_cli.commands.options import LearnOptions
+    from clmoe_cli.commands.segment import check_boundaries, learn_stream
+    from clmoe_cli.continual.learning import Options
+    from clmoe_cli.continual.selection import Tolerance
+    from clmoe_cli.continual.training import Schedule
+    from clmoe_cli.devices import resolved
+    from clmoe_cli.reading import Seeing, read
+
+    check_boundaries(boundaries, segment)
+    schedule = Schedule(epochs=epochs, batch_size=batch_size)
+    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
+    options = LearnOptions(
+        name=name,
+        arch=arch,
+        seed=seed,
+        expert=expert,
+        if_known=if_known,
+        alpha=alpha,
+        method=method,
+        lock_timeout=lock_timeout,
+        weights=weights,
+    )
+    quiet |= not leading()
+    seeing = Seeing(features, features_weights, arch, method.device)
+    with together(method.device):
+        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing)
+        with progress(quiet) as shown:
+            if segment:
+                by_label = boundaries != "images"
+                stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
+                reports = [part.report for part in stream.segments]
+            else:
+                reports = [learn_one(store, batch, options, **shown.callbacks())]
+    if not quiet:
+        render.learn_notes(reports, verbose)
+    if leading():
+        render.show(stream if segment else reports[0], json_)

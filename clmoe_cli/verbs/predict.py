@@ -1,0 +1,51 @@
+"""``clmoe predict``: its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import flags, render
+from clmoe_cli.distributed import leading, together
+from clmoe_cli.progress import note
+
+
+def predict(
+    batch: Annotated[str, typer.Option("--batch", "--data", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    image_size: flags.ImageSizeOption = None,
+    skip_broken: flags.SkipBrokenOption = False,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
+    route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
+    batch_size: flags.RouteSizeOption = None,
+    router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
+    task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
+    reject: flags.RejectOption = None,
+    device: flags.DeviceOption = "auto",
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Predict labels without a task id."""
+    from clmoe_cli.commands.predict import predict as call
+    from clmoe_cli.devices import resolved
+    from clmoe_cli.reading import Seeing, read
+
+    if output is not None:
+        render.check_output(output)
+    quiet |= not leading()
+    where = resolved(device)
+    with together(where):
+        seeing = Seeing(features, features_weights, device=where)
+        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
+        report = call(
+            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+        )
+    if verbose and not quiet:
+        note(f"{len(images.images)} images, router {report.router or 'none'}")
+    if leading():
+        render.show_predictions(report, output, json_, quiet)

@@ -1,0 +1,34 @@
+"""``clmoe prune``: its flags."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import flags, render
+from clmoe_cli.progress import note, progress
+
+
+def prune(
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    task: Annotated[str | None, typer.Option(help="Remove this task.")] = None,
+    expert: Annotated[str | None, typer.Option(help="Remove this expert and all its tasks.")] = None,
+    to_frozen: flags.ToFrozenOption = None,
+    gc: flags.GcOption = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
+    lock_timeout: flags.TimeoutOption = None,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Remove tasks; every other task's outputs stay bit-identical."""
+    from clmoe_cli.commands.prune import PruneOptions
+    from clmoe_cli.commands.prune import prune as call
+
+    options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
+    with progress(quiet) as shown:
+        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+    if verbose and not quiet:
+        note(f"{report.freed_bytes} bytes freed")
+    render.show(report, json_)

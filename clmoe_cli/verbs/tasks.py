@@ -1,0 +1,31 @@
+"""``clmoe tasks``: its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import flags, render
+from clmoe_cli.progress import note
+
+
+def tasks(
+    source: Annotated[str, typer.Argument(help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
+    classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
+    root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order and, for mnist5k, of the test part.")] = 0,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Cut tasks from a data set into npz files."""
+    from clmoe_cli.commands.tasks import make_tasks, parse_classes
+
+    groups = [parse_classes(text) for text in classes]
+    report = make_tasks(source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed)
+    if verbose and not quiet:
+        note(f"{len(report.files)} files in {out_dir}")
+    render.show(report, json_)
