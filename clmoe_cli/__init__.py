@@ -1,5 +1,10 @@
 """clmoe: continual learning in a persistent store of experts. Importing this package does not import torch."""
 
-from importlib.metadata import version
 
-__version__ = version("clmoe")
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: that takes as long as starting does."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("clmoe")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

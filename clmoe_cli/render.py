@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
-from clmoe_cli.data.npz import name_list, replacing, write_npz
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, score_tables, tables
 from store_schema.errors import UsageProblem
@@ -47,6 +45,8 @@ def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
 def skip_note(skipped: Sequence[str]) -> None:
     """Which broken pictures were left out, on stderr."""
     if skipped:
+        from clmoe_cli.data.npz import name_list
+
         note(f"skipped {len(skipped)} broken picture{'s' if len(skipped) > 1 else ''}: {name_list(list(skipped))}")
 
 
@@ -135,6 +135,8 @@ def frozen_table(report: InspectReport, table_format: str) -> str:
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows]
         return "\n".join(lines) + "\n"
+    import csv
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([header, *rows])
@@ -187,6 +189,8 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
 
 
 def _write(report: PredictReport, path: Path) -> None:
+    from clmoe_cli.data.npz import replacing, write_npz
+
     if path.suffix == ".npz":
         write_npz(str(path), report.arrays())
         return
@@ -196,6 +200,8 @@ def _write(report: PredictReport, path: Path) -> None:
     elif path.suffix == ".ndjson":
         text = "".join(to_text(row) + "\n" for row in rows)
     else:
+        import csv
+
         out = io.StringIO()
         writer = csv.DictWriter(out, ["index", *report.arrays()])
         writer.writeheader()

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from store_schema import files, layout
 from store_schema.errors import StoreDamaged, StoreLocked, disk_errors
 
@@ -23,6 +21,9 @@ def locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) ->
     ``timeout`` in seconds, None waits for ever; ``on_wait`` is told once who holds it. Raises StoreLocked naming
     the holder, StoreDamaged when the lock file is something else, DiskProblem.
     """
+    # Only writers need it, and it is not light.
+    from filelock import FileLock, Timeout
+
     path = root / layout.LOCK
     lock = FileLock(path, fallback_to_soft=False)
     with disk_errors(str(path)):

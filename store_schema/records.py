@@ -29,7 +29,7 @@ _SINCE_FORMAT_2 = ("input", "pretrained")
 class Record(BaseModel):
     """Base: immutable, strict about types, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def _unique(kind: str, values: Sequence[object]) -> None:

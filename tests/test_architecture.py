@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import store_schema
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "clmoe_cli").rglob("*.py"), *(ROOT / "store_schema").rglob("*.py")])
@@ -51,6 +55,14 @@ def test_nothing_unpickles_and_files_stay_small(path: Path) -> None:
     for word in ("torch" + ".load(", "import " + "pickle", "allow_pickle" + "=True", "ev" + "al("):
         assert word not in text
     assert len(text.splitlines()) <= 300
+
+
+def test_what_the_store_offers_is_there_whatever_was_imported_first() -> None:
+    for path in (ROOT / "store_schema").glob("[a-z]*.py"):
+        importlib.import_module(f"store_schema.{path.stem}")
+    modules = {name for name in store_schema.__all__ if inspect.ismodule(getattr(store_schema, name))}
+    assert modules == {"checkpoints"}
+    assert "verify" in store_schema.__all__
 
 
 PROBE = """

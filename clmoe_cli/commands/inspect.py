@@ -63,7 +63,7 @@ def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectRe
 
 def _inspect(opened: Store, check: bool) -> InspectReport:
     manifest = opened.manifest
-    bits = {t.name: opened.read_subnetwork(t.name).masks for t in manifest.tasks}
+    bits = {t.name: opened.read_subnetwork(t.name, ("masks",)).masks for t in manifest.tasks}
     experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
     parameters = sum(layer["parameters"] for e in experts for layer in e["layers"])
     frozen = sum(layer["frozen"] for e in experts for layer in e["layers"])

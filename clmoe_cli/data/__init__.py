@@ -1,6 +1,6 @@
 """Files to checked arrays: what people give, read without trusting it, as large as it may be."""
 
-from clmoe_cli.data.arrays import read_batch
-from clmoe_cli.data.batch import Batch, Choice, LabelUse, Raw
+import lazy_loader
 
-__all__ = ["Batch", "Choice", "LabelUse", "Raw", "read_batch"]
+# ``inspect`` needs to know what a batch is, and reads none.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

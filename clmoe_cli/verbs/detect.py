@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.progress import note
 
 
@@ -27,6 +27,7 @@ def detect(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Say whether a batch belongs to a known task."""
+    from clmoe_cli import render
     from clmoe_cli.commands.detect import detect as call
     from clmoe_cli.devices import resolved
     from clmoe_cli.reading import Seeing, read

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.progress import note
 
 
@@ -23,6 +23,7 @@ def inspect(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Show experts, tasks, frozen percentages, overlaps, history and bytes."""
+    from clmoe_cli import render
     from clmoe_cli.commands.inspect import inspect as call
 
     if format_ is not None:

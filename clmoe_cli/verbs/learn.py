@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import progress
 
@@ -40,6 +40,7 @@ def learn(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
+    from clmoe_cli import render
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
     from clmoe_cli.commands.segment import check_boundaries, learn_stream

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import note
 
@@ -31,6 +31,7 @@ def predict(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Predict labels without a task id."""
+    from clmoe_cli import render
     from clmoe_cli.commands.predict import predict as call
     from clmoe_cli.devices import resolved
     from clmoe_cli.reading import Seeing, read

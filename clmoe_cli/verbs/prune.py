@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.progress import note, progress
 
 
@@ -23,6 +23,7 @@ def prune(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Remove tasks; every other task's outputs stay bit-identical."""
+    from clmoe_cli import render
     from clmoe_cli.commands.prune import PruneOptions
     from clmoe_cli.commands.prune import prune as call
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clmoe_cli import flags, render
+from clmoe_cli import flags
 from clmoe_cli.progress import note
 
 
@@ -22,6 +22,7 @@ def tasks(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Cut tasks from a data set into npz files."""
+    from clmoe_cli import render
     from clmoe_cli.commands.tasks import make_tasks, parse_classes
 
     groups = [parse_classes(text) for text in classes]

@@ -13,7 +13,7 @@ from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible
 from store_schema.locking import locked
 from store_schema.records import Manifest
 from store_schema.store import Store, head_bytes, parse_head
-from store_schema.verify import check_contents, verify
+from store_schema.verification import check_contents, verify
 
 ALIKE = 40
 """Equal digits, of 64, of hashes that were once the same; of two that never were it is four, and 40 never happens."""

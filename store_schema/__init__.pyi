@@ -1,0 +1,44 @@
+# Everything that the package offers; modules are imported when a name of theirs is asked for.
+from . import checkpoints as checkpoints
+from .checkpoints import Checkpoint as Checkpoint
+from .commit import Writer as Writer, writer as writer
+from .errors import (
+    BadInput as BadInput,
+    ClmoeError as ClmoeError,
+    DiskProblem as DiskProblem,
+    Interrupted as Interrupted,
+    StoreDamaged as StoreDamaged,
+    StoreIncompatible as StoreIncompatible,
+    StoreLocked as StoreLocked,
+    StoreMissing as StoreMissing,
+    UsageProblem as UsageProblem,
+)
+from .gates import SolvedGate as SolvedGate, coarse_form as coarse_form, encode_gate as encode_gate, rows_of as rows_of
+from .records import (
+    Accuracy as Accuracy,
+    ExpertRecord as ExpertRecord,
+    FeaturesRecord as FeaturesRecord,
+    GateRecord as GateRecord,
+    HistoryEntry as HistoryEntry,
+    InputRecord as InputRecord,
+    LayerRecord as LayerRecord,
+    Manifest as Manifest,
+    ObjectRef as ObjectRef,
+    Probe as Probe,
+    TaskLayer as TaskLayer,
+    TaskRecord as TaskRecord,
+)
+from .removal import (
+    remove_tasks as remove_tasks,
+    subnetwork_digest as subnetwork_digest,
+    used_and_kept as used_and_kept,
+)
+from .rollback import Repaired as Repaired, repair as repair
+from .store import Store as Store, read_consistently as read_consistently
+from .subnetworks import (
+    SubnetworkRecord as SubnetworkRecord,
+    decode_subnetwork as decode_subnetwork,
+    encode_subnetwork as encode_subnetwork,
+)
+from .verification import Finding as Finding, verify as verify
+from .weights import ExpertWeights as ExpertWeights, decode_weights as decode_weights, encode_weights as encode_weights
