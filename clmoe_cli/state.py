@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.calibration import Calibration
+from clmoe_cli.continual.compaction import Compact, compacted
 from clmoe_cli.continual.experts import Network, Params, parse_arch
 from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
 from clmoe_cli.continual.gate import Gate, Subspaces
@@ -60,7 +61,7 @@ class Loader:
         self._records: dict[str, SubnetworkRecord] = {}
         self._networks: dict[str, Network] = {}
         self._tasks: dict[str, Subnetwork] = {}
-        self._answering: dict[str, tuple[Subspaces, Params]] = {}
+        self._answering: dict[str, tuple[Subspaces, Compact]] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -109,16 +110,15 @@ class Loader:
         classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input)]
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 
-    def answering(self, name: str) -> tuple[Subspaces, Params]:
+    def answering(self, name: str) -> tuple[Subspaces, Compact]:
         """What the gate and a task's subnetwork answer with, and nothing else of its file."""
         if name not in self._answering:
             task = self.manifest.task(name)
             record = self.store.read_subnetwork(name, ("masks", "gate"))
             arrays = {key: tensor(value) for key, value in record.gate.items()}
-            self._answering[name] = (
-                _subspaces(name, arrays, len(task.classes)),
-                parameters(record, self.weights(task.expert), self.network(task.expert), self.device),
-            )
+            net = self.network(task.expert)
+            values = parameters(record, self.weights(task.expert), net, self.device)
+            self._answering[name] = _subspaces(name, arrays, len(task.classes)), compacted(net, values)
         return self._answering[name]
 
     def frozen(self, expert: str, tasks: Sequence[str] | None = None) -> masks.Masks:

@@ -9,7 +9,6 @@ import torch
 from clmoe_cli.commands import common
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
-from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.features import features, kind, width
 from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
@@ -104,10 +103,8 @@ def decide(
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
-        expert = manifest.expert(manifest.task(names[task]).expert)
-        x = common.flat(common.part(batch, rows), expert.input_scale)
-        net = loader.network(expert.id)
-        return logits(net, loader.answering(names[task])[1], x).double().log_softmax(dim=1)
+        x = common.flat(common.part(batch, rows), manifest.expert(manifest.task(names[task]).expert).input_scale)
+        return loader.answering(names[task])[1].logits(x).double().log_softmax(dim=1)
 
     sources = Sources(
         solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None

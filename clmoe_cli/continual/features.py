@@ -105,7 +105,13 @@ def _bank(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     return first, gabor(SECOND, ORIENTATIONS[1], CYCLES[1]).to(dtype)
 
 
-def _windows(n: int, dtype: torch.dtype) -> Tensor:
+@cache
+def _windows(height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Weights [height · width, GRID²] of the windows of a map, so that all maps' means are one product."""
+    return torch.kron(_along(height, dtype), _along(width, dtype)).T.contiguous()
+
+
+def _along(n: int, dtype: torch.dtype) -> Tensor:
     """Weights [GRID, n] of Gaussian windows, each adding up to one, over n evenly spaced positions."""
     at = (torch.arange(n, dtype=dtype) + 0.5) / n
     centre = (torch.arange(GRID, dtype=dtype) + 0.5) / GRID
@@ -118,7 +124,7 @@ def _modulus(x: Tensor, filters: Tensor) -> Tensor:
     reach = filters.shape[-1] // 2
     done = F.conv2d(F.pad(x, (reach,) * 4, mode="replicate"), filters, stride=2)
     real, imaginary = done.chunk(2, dim=1)
-    return (real.square() + imaginary.square()).sqrt()
+    return real.square().addcmul_(imaginary, imaginary).sqrt_()
 
 
 def _averaged(x: Tensor) -> Tensor:
@@ -128,8 +134,7 @@ def _averaged(x: Tensor) -> Tensor:
 
 def _means(x: Tensor) -> Tensor:
     """Means over the windows, [N, C, H, W] to [N, C · GRID²]."""
-    rows, columns = _windows(x.shape[-2], x.dtype), _windows(x.shape[-1], x.dtype)
-    return (rows @ x @ columns.T).flatten(1)
+    return (x.flatten(2) @ _windows(*x.shape[-2:], x.dtype)).flatten(1)
 
 
 def _of_images(x: Tensor) -> Tensor:

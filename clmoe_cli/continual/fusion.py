@@ -64,8 +64,8 @@ class Decision:
 def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
     """Each image by itself; features [N, d] of the images at ``rows`` [N]."""
     gate = sources.gate
-    chosen = gate.shortlist(values)
-    distances = full_distances(gate, chosen, values, sources.statistics)
+    coarse, chosen = gate.shortlist(values)
+    distances = full_distances(gate, chosen, values, sources.statistics, coarse)
     scores = _scores(sources, chosen, distances)
     if sources.opinion is not None:
         scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)

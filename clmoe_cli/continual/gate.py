@@ -28,6 +28,8 @@ COARSE = 8
 """Directions of a class that the shortlist looks at."""
 SHORTLIST = 8
 """Classes compared in full for an image."""
+FAR = 2.5
+"""Classes of the shortlist with a coarse distance beyond so many times the least keep it: they cannot come near."""
 QUANTILES = 1001
 """Points at which the distribution of a class's distances is kept."""
 SHARPNESS = 1.7
@@ -124,7 +126,8 @@ def _outside(values: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
     """Squared distances [N] of features [N, d] from a subspace."""
     centred = values - mean.to(values.dtype)
     inside = centred @ directions.to(values.dtype)
-    return (centred.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+    distances: Tensor = torch.linalg.vecdot(centred, centred) - torch.linalg.vecdot(inside, inside)
+    return distances.clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,13 @@ class Gate:
         inside = (values @ flat).reshape(len(values), size, k) - offsets
         return (torch.cdist(values, means).square() - inside.square().sum(dim=2)).clamp_min(0)
 
-    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> Tensor:
-        """Positions [N, L] of the ``limit`` nearest subspaces (all, if there are fewer) of features [N, d]."""
+    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> tuple[Tensor, Tensor]:
+        """The ``limit`` nearest subspaces (all, if there are fewer) of features [N, d].
+
+        Coarse distances, rising, and positions, both [N, L].
+        """
         found = self.distances(values)
-        return found.topk(min(limit, found.shape[1]), dim=1, largest=False).indices
+        return found.topk(min(limit, found.shape[1]), dim=1, largest=False)
 
     def shortlisted_tasks(self, values: Tensor, limit: int) -> list[int]:
         """The ``limit`` tasks that are nearest to a batch of features [N, d] of one task, in their order."""
@@ -182,14 +188,21 @@ BOUND = 30.0
 """Distance, in units of the gate, beyond which an image says nothing more against a task of its batch."""
 
 
-def full_distances(gate: Gate, chosen: Tensor, values: Tensor, statistics: Callable[[int], Subspaces]) -> Tensor:
+def full_distances(
+    gate: Gate, chosen: Tensor, values: Tensor, statistics: Callable[[int], Subspaces], coarse: Tensor | None = None
+) -> Tensor:
     """Distances [N, L] of features [N, d] from the shortlisted subspaces ``chosen`` [N, L], in full.
 
-    ``statistics(task)`` is called for tasks on the shortlist alone, so that nothing else is read.
+    ``statistics(task)`` is called for tasks on the shortlist alone, so that nothing else is read. ``coarse`` [N, L]:
+    their coarse distances, which stay for subspaces that are ``FAR``.
     """
-    found = torch.empty(chosen.shape, dtype=values.dtype)
-    for one in chosen.unique().tolist():
-        rows, columns = (chosen == one).nonzero(as_tuple=True)
+    found = values.new_empty(chosen.shape) if coarse is None else coarse.clone()
+    left_out = -1
+    near = chosen if coarse is None else chosen.where(coarse <= FAR * coarse.amin(dim=1, keepdim=True), left_out)
+    for one in near.unique().tolist():
+        if one == left_out:
+            continue
+        rows, columns = (near == one).nonzero(as_tuple=True)
         own = statistics(int(gate.owner[one]))
         found[rows, columns] = own.distances(values[rows], int(gate.position[one]))
     return found

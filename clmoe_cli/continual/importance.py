@@ -27,7 +27,7 @@ BUDGET = 1 << 22
 
 @dataclass(frozen=True)
 class Factors:
-    """Per layer: ``delta`` Δ and ``inputs`` Ā [N, in + 1] of dense layers, the input itself of others; ``logits``."""
+    """Per layer: ``delta`` Δ and ``inputs``, what the layer reads ([N, in] of dense ones); ``logits``."""
 
     delta: dict[str, Tensor]
     inputs: dict[str, Tensor]
@@ -46,10 +46,7 @@ def factors(net: Network, params: Mapping[str, Tensor], x: Tensor, targets: Tens
         labels = done.logits.detach().argmax(dim=1) if targets is None else targets.to(device)
         loss = F.cross_entropy(done.logits, labels, reduction="sum")
         deltas = torch.autograd.grad(loss, list(done.outputs.values()))
-    inputs = {
-        layer: F.pad(a.detach(), (0, 1), value=1.0) if isinstance(net.kinds[layer], Dense) else a.detach()
-        for layer, a in done.inputs.items()
-    }
+    inputs = {layer: a.detach() for layer, a in done.inputs.items()}
     return Factors(dict(zip(done.outputs, deltas, strict=True)), inputs, done.logits.detach())
 
 
@@ -62,24 +59,28 @@ def gradient_scores(
     processes (:mod:`clmoe_cli.continual.parallel`) must have the same images, and share them, unless each is ``alone``.
     """
     world, rank = (1, 0) if alone else (parallel.world(), parallel.rank())
-    sums = {name: torch.zeros_like(value) for name, value in params.items() if not name.endswith(STATISTICS)}
+    sums: Params = {}
     size = min(chunk, net.chunk, -(-len(x) // world))
     for start in range(0, len(x), size)[rank::world]:
         here = slice(start, start + size)
         found = factors(net, params, x[here], targets[here])
         for layer, delta in found.delta.items():
             for name, value in _summed(net, params, layer, delta, found.inputs[layer]).items():
-                sums[name] += value
+                sums[name] = sums[name].add_(value) if name in sums else value
+    for name, value in params.items():
+        if name not in sums and not name.endswith(STATISTICS):
+            sums[name] = torch.zeros_like(value)  # of several processes, this one has no image
+    sums = {name: sums[name] for name in params if name in sums}
     if not alone:
         parallel.summed(sums.values())
-    return {name: total / len(x) for name, total in sums.items()}
+    return {name: total.div_(len(x)) for name, total in sums.items()}
 
 
 def _summed(net: Network, params: Mapping[str, Tensor], layer: str, delta: Tensor, inputs: Tensor) -> Params:
     """Sums over images of the absolute gradients of a layer's parameters."""
     if isinstance(net.kinds[layer], Dense):
-        product = delta.abs().T @ inputs.abs()
-        return {f"{layer}.weight": product[:, :-1], f"{layer}.bias": product[:, -1]}
+        absolute = delta.abs()
+        return {f"{layer}.weight": absolute.T @ inputs.abs(), f"{layer}.bias": absolute.sum(dim=0)}
     sums: Params = {}
     for _, gradients in image_gradients(net, params, layer, delta, inputs):
         for name, value in gradients.items():
@@ -193,7 +194,7 @@ def deviation(net: Network, params: Mapping[str, Tensor], found: Factors, refere
             result[layer] = _differences(net, params, layer, found, reference)
             continue
         mask, scores = reference.mask[layer], reference.scores[layer]
-        d, inputs = delta.cpu().double().abs(), found.inputs[layer].cpu().double().abs()
+        d, inputs = delta.cpu().double().abs(), F.pad(found.inputs[layer].cpu().double().abs(), (0, 1), value=1.0)
         square = ((d.square() @ mask) * inputs.square()).sum(dim=1)
         cross = ((d @ scores) * inputs).sum(dim=1)
         result[layer] = (square - 2 * cross + scores.square().sum()).clamp_min(0.0)

@@ -144,7 +144,7 @@ def test_the_shortlist_finds_the_class_and_reads_only_its_tasks() -> None:
     coarse = whole.distances(new)
     full = torch.stack([tasks[c // 3].distances(new, c % 3) for c in range(30)], dim=1)
     assert bool((coarse >= full - 1e-3).all())
-    chosen = whole.shortlist(new)
+    chosen = whole.shortlist(new)[1]
     assert chosen.shape == (600, gate.SHORTLIST)
     assert bool((chosen == truth[:, None]).any(dim=1).all())
     asked: list[int] = []
@@ -154,12 +154,28 @@ def test_the_shortlist_finds_the_class_and_reads_only_its_tasks() -> None:
         return tasks[task]
 
     some = truth < 3
-    picked = whole.shortlist(new[some], 2)
+    _, picked = whole.shortlist(new[some], 2)
     found = full_distances(whole, picked, new[some], statistics)
     torch.testing.assert_close(found, full[some].gather(1, picked), rtol=1e-4, atol=1e-5)
     assert set(asked) == set((picked // 3).unique().tolist())
     assert torch.equal(whole.owner, torch.arange(30) // 3)
     assert torch.equal(whole.position, torch.arange(30) % 3)
+
+
+def test_far_classes_are_not_looked_at_and_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "FAR", 1.2)
+    x, y = clouds(12, 1200, 0)
+    tasks = [fit(x[y // 2 == t], y[y // 2 == t] % 2, 2) for t in range(6)]
+    whole = solved(tasks)
+    new, _ = clouds(12, 300, 3)
+    coarse, chosen = whole.shortlist(new)
+    every = full_distances(whole, chosen, new, tasks.__getitem__)
+    found = full_distances(whole, chosen, new, tasks.__getitem__, coarse)
+    near = coarse <= 1.2 * coarse[:, :1]
+    assert 0 < int(near.sum()) < near.numel() / 2
+    torch.testing.assert_close(found, every.where(near, coarse), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.argmin(dim=1), every.argmin(dim=1))
+    assert torch.equal(coarse, coarse.sort(dim=1).values)
 
 
 def test_a_batch_finds_its_task_in_spite_of_strangers() -> None:
