@@ -121,13 +121,27 @@ def leading(centred: Tensor, k: int, exact: int = EXACT, passes: int = 4) -> tup
     """
     n, d = centred.shape
     if d <= exact:
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
-        return values[d - k :].flip(0).clamp_min(0), vectors[:, d - k :].flip(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, singular, vectors = torch.svd_lowrank(centred, q=min(n, d, k + 16), niter=passes)
+        return of_scatter(centred.T @ centred, k, exact)
+    singular, vectors = _low_rank(centred, min(n, d, k + 16), passes)
     missing = max(0, k - len(singular))
     return F.pad(singular[:k].square(), (0, missing)), F.pad(vectors[:, :k], (0, missing))
+
+
+def of_scatter(scatter: Tensor, k: int, exact: int = EXACT) -> tuple[Tensor, Tensor]:
+    """The same of a scatter matrix [d, d]; one pass over it is worth two over the images."""
+    d = len(scatter)
+    if d <= exact:
+        values, vectors = torch.linalg.eigh(scatter)
+        return values[d - k :].flip(0).clamp_min(0), vectors[:, d - k :].flip(1)
+    values, vectors = _low_rank(scatter, min(d, k + 16), 1)
+    return values[:k], vectors[:, :k]
+
+
+def _low_rank(matrix: Tensor, q: int, passes: int) -> tuple[Tensor, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, singular, vectors = torch.svd_lowrank(matrix, q=q, niter=passes)
+    return singular, vectors
 
 
 def blocks(net: Network, params: Mapping[str, Tensor], data: Labelled) -> dict[str, Tensor]:

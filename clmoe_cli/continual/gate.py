@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual.calibration import MINIMUM
-from clmoe_cli.continual.fisher import leading
+from clmoe_cli.continual.fisher import leading, of_scatter
 
 RANK = 128
 """Directions of a class, if there are four times as many images and twice as many features."""
@@ -104,22 +104,45 @@ def fit(values: Tensor, rank: int = RANK) -> Subspaces:
 
     How far new images will lie is told by images left out of the fit, a fifth at a time (Stone 1974).
     """
-    n = len(values)
-    k = min(rank, n // 4, values.shape[1] // 2)
-    fold = torch.arange(n) % FOLDS
-    left_out = torch.empty(n, dtype=values.dtype)
-    for i in range(min(FOLDS, n)):
-        rest = values[fold != i] if n > 1 else values
-        left_out[fold == i] = _outside(values[fold == i], *_subspace(rest, k))
-    mean, directions = _subspace(values, k)
+    n, d = values.shape
+    k = min(rank, n // 4, d // 2)
+    parts = [values[i::FOLDS] for i in range(min(FOLDS, n))]
+    whole, *rests = _of_many(values, parts, k) if n > d else _of_few(values, parts, k)
+    left_out = torch.cat([_outside(part, *rest) for part, rest in zip(parts, rests, strict=True)])
     quantiles = left_out.quantile(torch.linspace(0, 1, QUANTILES, dtype=values.dtype)).float()
+    mean, directions = whole
     return Subspaces(mean[None], directions[None], quantiles[None], torch.tensor([n], dtype=torch.float64))
 
 
-def _subspace(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Mean [d] float32 and the ``k`` leading directions [d, k] in half precision of features [n, d], as stored."""
-    mean = values.mean(dim=0)
-    return mean.float(), leading(values - mean, k, EXACT, PASSES)[1].half()
+Subspace = tuple[Tensor, Tensor]
+"""Mean [d] float32 and leading directions [d, k] in half precision, as stored."""
+
+
+def _of_few(values: Tensor, parts: Sequence[Tensor], k: int) -> list[Subspace]:
+    """Of all features [n, d], and of all but each part."""
+    found = []
+    for left_out in (-1, *range(len(parts))):
+        rest = [part for i, part in enumerate(parts) if i != left_out]
+        own = torch.cat(rest) if rest else values
+        mean = own.mean(dim=0)
+        found.append((mean.float(), leading(own - mean, k, EXACT, PASSES)[1].half()))
+    return found
+
+
+def _of_many(values: Tensor, parts: Sequence[Tensor], k: int) -> list[Subspace]:
+    """The same from the parts' scatters [d, d], which are summed up once: with more images than features a pass over
+    a scatter is the shorter one."""
+    centre = values.mean(dim=0)
+    centred = [part - centre for part in parts]
+    scatters, sums = torch.stack([x.T @ x for x in centred]), torch.stack([x.sum(dim=0) for x in centred])
+    found = []
+    for left_out in (None, *range(len(parts))):
+        n, scatter, total = len(values), scatters.sum(dim=0), sums.sum(dim=0)
+        if left_out is not None:
+            n, scatter, total = n - len(parts[left_out]), scatter - scatters[left_out], total - sums[left_out]
+        scatter = scatter - torch.outer(total, total) / n
+        found.append(((centre + total / n).float(), of_scatter(scatter, k, EXACT)[1].half()))
+    return found
 
 
 def _outside(values: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
