@@ -1,0 +1,289 @@
+"""Speed beside what one would use instead: one run, by turns, as ratios. What it measures is in docs/performance.md.
+
+    python benchmarks/speed.py --root MNIST_ROOT --out bench-out/speed [--part kernels predict start learn bytes]
+
+``kernels``: scores and a step (kernels.py). ``learn``: P6, six ``learn`` processes, beside six plain PyTorch processes
+(plain.py) that train one dense network each to the held-out loss that the ``learn`` reached before pruning.
+``predict``: 10,000 images and six tasks, then a hundred. ``start``: commands beside the imports that they need.
+``bytes``: a task on disk. Draws ``learn.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kernels import SIZES, plain, scores, step
+from matplotlib.figure import Figure
+from p6 import PAIRS, clmoe
+from sequence import table, write
+from torchvision.datasets import MNIST
+from turns import Ratio, by_turns, product_rate, ratio, seconds
+
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.commands.predict import predict
+from clmoe_cli.continual.features import features
+from clmoe_cli.continual.learning import Options
+from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.training import Schedule
+from clmoe_cli.data import Batch, read_batch
+from store_schema import Store
+
+HERE = Path(__file__).parent
+LINE = re.compile(r"^(\w+) (\d+)/\d+ .*held-out ([\d.]+)")
+STAGES = ("start, onset, placement", "train", "prune", "consolidate", "scores, statistics, gate, commit")
+MANY = 100
+COMMANDS = {
+    "--help": ["--help"],
+    "--version": ["--version"],
+    "completion": [],
+    "inspect": ["inspect"],
+}
+IMPORTS = {"inspect": "import typer, rich.console, h5py, numpy", "predict": "import torch"}
+
+
+def timed_lines(command: list[str]) -> tuple[float, list[tuple[float, str]], str]:
+    """Runs a command: its seconds, its lines on stderr with their times, its stdout."""
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert running.stdout is not None
+        lines = [(time.monotonic() - started, line) for line in running.stderr]
+        out = running.stdout.read()
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit {running.returncode}: {''.join(line for _, line in lines)}")
+    return time.monotonic() - started, lines, out
+
+
+def stages(total: float, lines: list[tuple[float, str]]) -> tuple[dict[str, float], float]:
+    """Seconds of each stage of a ``learn``, and the least held-out loss before pruning."""
+    found: dict[str, float] = defaultdict(float)
+    epochs = [(at, match) for at, line in lines if (match := LINE.match(line))]
+    gaps = np.median([b[0] - a[0] for a, b in pairwise(epochs)])
+    before = epochs[0][0] - float(gaps)
+    found[STAGES[0]] = before
+    for at, match in epochs:
+        found[match[1]] += at - before
+        before = at
+    found[STAGES[-1]] = total - before
+    return dict(found), min(float(match[3]) for _, match in epochs if match[1] == "train")
+
+
+def six(data: Path, store: Path) -> dict[str, Any]:
+    """Six tasks, each by ``learn`` and then by the plain program."""
+    rows = []
+    for i in range(1, len(PAIRS) + 1):
+        file = str(data / f"task{i}.npz")
+        took, lines, _ = timed_lines(
+            [sys.executable, "-m", "clmoe_cli", "learn", "--data", file, "--store", str(store)]
+        )
+        parts, loss = stages(took, lines)
+        until = ["--until", str(loss)]
+        alone, _, out = timed_lines([sys.executable, str(HERE / "plain.py"), file, *until])
+        converged, _, _ = timed_lines([sys.executable, str(HERE / "plain.py"), file])
+        rows.append(
+            {"learn": took, "plain": alone, "plain converged": converged, "stages": parts, "loss": loss}
+            | {f"plain {key}": value for key, value in json.loads(out).items()}
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    each = np.array([row["learn"] / row["plain"] for row in rows])
+    total = {key: sum(row[key] for row in rows) for key in ("learn", "plain", "plain converged")}
+    return {
+        "ratio of the sums": total["learn"] / total["plain"],
+        "ratio to plain ones that converge": total["learn"] / total["plain converged"],
+        "of single tasks": [float(each.min()), float(np.median(each)), float(each.max())],
+        "sums": total,
+        "stages": {name: sum(row["stages"].get(name, 0.0) for row in rows) for name in STAGES},
+        "rows": rows,
+    }
+
+
+def many(root: str, store: Path) -> list[str]:
+    """A store of a hundred small tasks, learned quickly: what they know does not matter here."""
+    data = MNIST(root, train=True)
+    images, labels = data.data.numpy()[:, None], data.targets.numpy()
+    options = LearnOptions(
+        arch="mlp:500,500", if_known="new", method=Options(Schedule(epochs=1), Tolerance(epochs=1, final_epochs=1))
+    )
+    names = []
+    for i in range(MANY):
+        rng = np.random.default_rng(i)
+        pair = rng.choice(10, 2, replace=False)
+        own = rng.permutation(np.flatnonzero(np.isin(labels, pair)))[:600]
+        order = rng.permutation(images[0].size) if i else np.arange(images[0].size)
+        x = images[own].reshape(len(own), -1)[:, order].reshape(-1, 1, 28, 28)
+        names.append(learn(str(store), Batch(x, labels[own], ""), options).task)
+    return names
+
+
+def predicting(store: Path, mixed: Batch, hundred: Path, turns: int) -> dict[str, Any]:
+    """10,000 images by the default router: the features, what is beyond them, and a plain forward pass."""
+    x, net = torch.from_numpy(mixed.scaled().reshape(len(mixed.images), -1)), plain(SIZES, 10)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            torch.cat([net(part) for part in x.split(4096)])
+
+    runs = {
+        "whole": lambda: predict(str(store), mixed),
+        "hundred": lambda: predict(str(hundred), mixed),
+        "features": lambda: features(x, mixed.input_shape),
+        "forward": forward,
+    }
+    times = by_turns(runs, turns)
+    times["beyond"] = [a - b for a, b in zip(times["whole"], times["features"], strict=True)]
+    return {
+        "features to a forward pass": ratio(times, "features", "forward"),
+        "beyond the features to a forward pass": ratio(times, "beyond", "forward"),
+        "100 tasks to 6": ratio(times, "hundred", "whole"),
+        "seconds": {name: seconds(times, name) for name in times},
+    }
+
+
+def starting(store: Path, one: Path, turns: int) -> dict[str, Any]:
+    """Whole processes; ``predict`` on one image has half a second for itself."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
+
+    def process(*command: str, **environment: str) -> Any:
+        return lambda: subprocess.run([*command], env={**os.environ, **environment}, **quiet)
+
+    script = str(Path(sys.executable).with_name("clmoe"))
+    runs = {name: process(script, *args, CLMOE_STORE=str(store)) for name, args in COMMANDS.items()}
+    runs["completion"] = process(
+        script, _CLMOE_COMPLETE="complete_bash", COMP_WORDS="clmoe ins", COMP_CWORD="1", CLMOE_STORE=str(store)
+    )
+    runs["predict"] = process(script, "predict", "--batch", str(one), "--store", str(store))
+    runs["light"], runs["heavy"] = (process(sys.executable, "-c", IMPORTS[k]) for k in ("inspect", "predict"))
+    # What typer itself takes to run a command with one option.
+    mini = "import typer, rich.console, h5py, numpy\ndef f(store: str = ''): pass\ntyper.run(f)"
+    runs["a bare typer command"] = process(sys.executable, "-c", mini, "--store", "x")
+    times = by_turns(runs, turns)
+    found: dict[str, Any] = {
+        f"{name} to the imports": ratio(times, name, "light") for name in (*COMMANDS, "a bare typer command")
+    }
+    times["predict less 0.5 s"] = [took - 0.5 for took in times["predict"]]
+    found["predict, less 0.5 s, to importing torch"] = ratio(times, "predict less 0.5 s", "heavy")
+    return found | {"seconds": {name: seconds(times, name) for name in times}}
+
+
+def entropy(share: float) -> float:
+    """Bits of a choice with this probability."""
+    parts = np.array([share, 1 - share])
+    return float(-(parts[parts > 0] * np.log2(parts[parts > 0])).sum())
+
+
+def on_disk(store: Path) -> dict[str, Any]:
+    """Bytes of a task, of a dense copy of the network, and what a mask holds by its entropy."""
+    opened = Store.open(store)
+    rows = []
+    for task in opened.manifest.tasks:
+        record = opened.read_subnetwork(task.name)
+        bound = 0.0
+        for mask in record.masks.values():
+            share = mask.mean()
+            bound += (
+                mask.size / 8 * float(-share * np.log2(share) - (1 - share) * np.log2(1 - share))
+                if 0 < share < 1
+                else 0
+            )
+        dense = 4 * (sum(layer.parameters for layer in task.layers) + task.owned_parameters)
+        gate = sum(value.nbytes for value in record.gate.values())
+        statistics = sum(value.nbytes for value in (record.statistics | record.calibration).values())
+        packed = sum(-(-mask.size // 8) for mask in record.masks.values())
+        object_size = task.subnetwork.size
+        rows.append(
+            {
+                "task": task.name, "object": object_size, "masks, packed": packed, "masks, entropy": round(bound),
+                "gate": gate, "statistics and calibration": statistics,
+                "scores and the rest": object_size - packed - gate - statistics, "dense copy": dense,
+            }
+        )  # fmt: skip
+    shared = sum(e.weights.size for e in opened.manifest.experts if e.weights)
+    return {
+        "rows": rows,
+        "expert": shared,
+        "a task, with its share of the expert": shared / len(rows) + rows[0]["object"],
+    }
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Where the time of six ``learn`` goes, beside six plain processes."""
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    axis, left = figure.subplots(), 0.0
+    for stage, took in found["stages"].items():
+        axis.barh("six learn", took, left=left, label=stage)
+        left += took
+    axis.barh("six plain, to the same loss", found["sums"]["plain"], color="grey")
+    axis.barh("six plain, converged", found["sums"]["plain converged"], color="lightgrey")
+    axis.set_xlabel("seconds")
+    axis.legend(frameon=False, fontsize="small", ncols=2)
+    axis.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def plain_values(value: Any) -> Any:
+    """For JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return {key: plain_values(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--out", type=Path, default=Path("bench-out/speed"))
+    parser.add_argument("--part", nargs="+", default=["kernels", "learn", "predict", "start", "bytes"])
+    parser.add_argument("--turns", type=int, default=15)
+    options = parser.parse_args()
+    out, result = options.out, {}
+    out.mkdir(parents=True, exist_ok=True)
+    data, store, hundred = out / "tasks", out / "six", out / "hundred"
+    if not data.exists():
+        flags = [flag for pair in PAIRS for flag in ("--classes", pair)]
+        clmoe("tasks", "mnist", str(data), "--root", options.root, *flags, store=store)
+    mixed = read_batch(str(data / "mixed.test.npz"), labels="optional")
+    result["threads"], result["product, operations a second"] = torch.get_num_threads(), product_rate()
+    if "kernels" in options.part:
+        result |= {"scores": scores(options.turns), "step": step(options.turns)}
+    if "learn" in options.part:
+        if store.exists():
+            raise SystemExit(f"{store} exists: remove it first")
+        result["learn"] = six(data, store)
+        draw(result["learn"], out / "learn.png")
+    if "predict" in options.part:
+        if not hundred.exists():
+            many(options.root, hundred)
+        result["predict"] = predicting(store, mixed, hundred, options.turns)
+    if "start" in options.part:
+        one = out / "one.npz"
+        np.savez(one, x=mixed.images[:1])
+        result["start"] = starting(store, one, options.turns)
+    if "bytes" in options.part:
+        result["bytes"] = on_disk(store)
+    rows = [
+        [part, name, str(value)]
+        for part, values in result.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if isinstance(value, Ratio)
+    ]
+    if "learn" in result:
+        rows += [["learn", key, f"{result['learn'][key]:.2f}"] for key in result["learn"] if key.startswith("ratio")]
+    write(out, "speed", plain_values(result), table(("", "ratio", "median (quartiles)"), rows))
+
+
+if __name__ == "__main__":
+    main()
