@@ -5,8 +5,8 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
-	bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
+.PHONY: docs help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
+	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -33,6 +33,9 @@ lint: $(STAMP)  ## lint, format and types
 	$(BIN)/mypy
 
 check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
+
+docs: $(STAMP)  ## docs/commands.md, from the commands themselves
+	$(BIN)/python docs/generate.py
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
@@ -76,6 +79,10 @@ bench-colour: $(STAMP)  ## colour pictures in folders, every picture by itself, 
 
 bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
 	$(BIN)/python benchmarks/resnet.py --out bench-out/resnet
+
+bench: $(STAMP)  ## speed beside plain PyTorch, as ratios of one run; how it grows
+	$(BIN)/python benchmarks/speed.py --root $(MNIST) --out bench-out/speed
+	$(BIN)/python benchmarks/growth.py --root $(MNIST) --out bench-out/growth
 
 bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
 	$(BIN)/python benchmarks/memory.py --out bench-out/memory

@@ -1,0 +1,103 @@
+"""The documentation says what the program does: every option is in it, and every command of the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.models import resnet18, resnet50
+
+from clmoe_cli.app import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+ELSEWHERE = ("make demo", "make test")
+"""Run by the demo's own test, and by whoever runs this."""
+DOWNLOADS = re.compile(r"--features resnet50(?! --features-weights)")
+
+
+def section(command: str) -> str:
+    return REFERENCE.split(f"## `clmoe {command}`", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_the_reference_with_its_help(command: str) -> None:
+    text = " ".join(section(command).split())
+    for parameter in COMMANDS[command].params:
+        for name in parameter.opts if parameter.param_type_name == "option" else ():
+            if name != "--help":
+                assert f"{name}" in text, f"{command} {name}: run `make docs`"
+        help_text = " ".join((getattr(parameter, "help", None) or "").split())
+        assert help_text, f"{command} {parameter.name} has no help"
+        assert help_text in text, f"{command} {parameter.name}: run `make docs`"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command: str) -> None:
+    assert f"`{command}" in README
+
+
+def test_no_option_in_the_readme_is_made_up() -> None:
+    known = {name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts}
+    said = {name for line in commands() if line.startswith("clmoe ") for name in re.findall(r"(?<!\S)--[a-z-]+", line)}
+    assert said - known - {"--help", "--version", "--install-completion", "--show-completion"} == set()
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, without their comments; a line that ends in \\ goes on."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [text for line in lines if (text := line.partition(" #")[0].strip())]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the README's commands name and do not make."""
+    place = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for folder, names in (("photos", ("cat", "dog")), ("scans", ("page", "stamp"))):
+        for which, name in enumerate(names):
+            (place / folder / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = rng.integers(0, 90, (70, 80, 3), dtype=np.uint8)
+                pixels[:35] += np.uint8(140 * which)
+                Image.fromarray(pixels).save(place / folder / name / f"{i}.png")
+    (place / "holiday").mkdir()
+    for path in sorted((place / "photos" / "cat").glob("*.png"))[:3]:
+        shutil.copy(path, place / "holiday")
+    torch.manual_seed(0)
+    save_file(resnet50().state_dict(), place / "my.safetensors")
+    save_file(
+        {k: v for k, v in resnet18().state_dict().items() if not k.startswith("fc.")}, place / "resnet18.safetensors"
+    )
+    return place
+
+
+def test_every_command_of_the_readme_runs(workplace: Path) -> None:
+    """In the order of the README, in one folder, with short trainings."""
+    lines = [line for line in commands() if line not in ELSEWHERE and not line.startswith("pip ")]
+    assert len(lines) >= 15
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    for line in lines:
+        if DOWNLOADS.search(line):
+            shlex.split(line)
+            continue
+        done = subprocess.run(
+            ["sh", "-ec", line], cwd=workplace, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        assert "Traceback" not in done.stderr
