@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli.distributed import has_a_part, leave
+from clmoe_cli.settings import PREFIX, Command
 from clmoe_cli.verbs.detect import detect
 from clmoe_cli.verbs.inspect import inspect
 from clmoe_cli.verbs.learn import learn
@@ -22,12 +23,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CLMOE"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
         from clmoe_cli import __version__
 
         typer.echo(f"clmoe {__version__}")
@@ -47,7 +48,9 @@ def root(
 
 
 for command in (learn, detect, predict, inspect, prune, tasks):
-    app.command()(command)
+    # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
+    variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
+    app.command(cls=Command, context_settings=variables)(command)
 
 
 def main(args: list[str] | None = None) -> None:

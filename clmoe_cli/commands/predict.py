@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clmoe_cli.choices import ROUTES
 from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
@@ -26,7 +27,6 @@ from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader
 from store_schema import BadInput, Manifest, UsageProblem
 
-ROUTES = ("image", "batch")
 COLUMNS = ("label", "task", "expert", "confidence", "known", "p_value")
 EVERY = (*GATED, *ROUTERS)
 SCORED = tuple(field.name for field in fields(Scores))

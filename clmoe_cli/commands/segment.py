@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from clmoe_cli.choices import BOUNDARIES
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
@@ -20,7 +21,6 @@ from clmoe_cli.labels import Codebook
 from clmoe_cli.state import derived_seed, generator
 from store_schema import BadInput, ClmoeError, UsageProblem
 
-BOUNDARIES = ("labels", "images")
 NEAR = 64
 """How far a boundary may be off, in images."""
 

@@ -22,7 +22,7 @@ def inspect(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Show experts, tasks, frozen percentages, overlaps, history and bytes."""
+    """Show experts, tasks, frozen shares, overlaps, history and bytes."""
     from clmoe_cli.commands.inspect import inspect as call
 
     if format_ is not None:

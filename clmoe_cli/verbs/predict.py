@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import task_names
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import note
 
@@ -20,10 +21,13 @@ def predict(
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
     output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
-    route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
+    route: flags.RouteOption = "image",
     batch_size: flags.RouteSizeOption = None,
-    router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
-    task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
+    router: flags.RouterOption = "fused",
+    task: Annotated[
+        str | None,
+        typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
+    ] = None,
     reject: flags.RejectOption = None,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import expert_names, task_names
 from clmoe_cli.progress import note, progress
 
 
 def prune(
     store: flags.StoreOption = flags.DEFAULT_STORE,
-    task: Annotated[str | None, typer.Option(help="Remove this task.")] = None,
-    expert: Annotated[str | None, typer.Option(help="Remove this expert and all its tasks.")] = None,
+    task: Annotated[str | None, typer.Option(autocompletion=task_names, help="Remove this task.")] = None,
+    expert: Annotated[
+        str | None, typer.Option(autocompletion=expert_names, help="Remove this expert and all its tasks.")
+    ] = None,
     to_frozen: flags.ToFrozenOption = None,
     gc: flags.GcOption = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import sources
 from clmoe_cli.progress import note
 
 
 def tasks(
-    source: Annotated[str, typer.Argument(help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10.")],
+    source: Annotated[
+        str,
+        typer.Argument(autocompletion=sources, help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10."),
+    ],
     out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
     classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
     root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
