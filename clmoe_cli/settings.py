@@ -59,8 +59,8 @@ def from_file(group: Any) -> dict[str, Any]:
             raise UsageProblem("unknown table", where=CONFIG, key=table, expected=expected, hint=_closest(table, names))
         for key in values:
             if _parameter(key) not in names[table]:
-                hint = _closest(key, map(_setting, names[table]))
-                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}", hint=hint)
+                near = _closest(key, map(_setting, names[table]))
+                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}", hint=near)
     for command, known in names.items():
         merged = {**common, **tables.get(command, {})}
         result[command] = {_parameter(k): v for k, v in merged.items() if _parameter(k) in known}
@@ -75,7 +75,7 @@ def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
     if not (quiet or context.resilient_parsing) and leading():
         known = _variables(context.find_root().command)
         for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
-            hint = _closest(name, known)
+            hint = _closest(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], PREFIX)
             note(f"warning: nothing reads the variable {ascii(name)[1:-1]}{f'; {hint}' if hint else ''}")
     return quiet
 
@@ -88,9 +88,9 @@ def _variables(group: Any) -> set[str]:
     return {DEBUG, *explicit, *(f"{PREFIX}{command}_{name}".upper() for command, name in options)}
 
 
-def _closest(name: str, known: Iterable[str]) -> str | None:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
-    return f"did you mean {close[0]}?" if close else None
+def _closest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f"did you mean {prefix}{close[0]}?" if close else None
 
 
 def _parameter(key: str) -> str:
