@@ -20,7 +20,6 @@ from clmoe_cli.verbs.tasks import tasks
 app = typer.Typer(
     name="clmoe",
     help="Continual learning: each task lives as a frozen subnetwork in a store that keeps it.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -44,7 +44,7 @@ def run(app: typer.Typer, args: list[str]) -> int:
         settings = from_file(typer.main.get_command(app))
         if "CLMOE_JSON" not in os.environ:
             as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
-        code = app(args, prog_name=NAME, standalone_mode=False, default_map=settings)
+        code = app(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
