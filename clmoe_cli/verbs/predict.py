@@ -20,7 +20,10 @@ def predict(
     skip_broken: flags.SkipBrokenOption = False,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
-    output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write .npz, .csv, .json or .ndjson; - is ndjson on stdout, as images are decided."),
+    ] = None,
     route: flags.RouteOption = "image",
     batch_size: flags.RouteSizeOption = None,
     router: flags.RouterOption = "fused",
@@ -40,14 +43,22 @@ def predict(
     from clmoe_cli.reading import Seeing, read
 
     if output is not None:
-        render.check_output(output)
+        render.check_output(output, json_)
     quiet |= not leading()
     where = resolved(device)
     with together(where):
         seeing = Seeing(features, features_weights, device=where)
         images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
         report = call(
-            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+            store,
+            images,
+            route=route,
+            batch_size=batch_size,
+            router=router,
+            task=task,
+            reject=reject,
+            device=where,
+            on_part=render.print_rows if output == render.STDOUT and leading() else None,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
