@@ -15,6 +15,7 @@ from clmoe_cli.verbs.inspect import inspect
 from clmoe_cli.verbs.learn import learn
 from clmoe_cli.verbs.predict import predict
 from clmoe_cli.verbs.prune import prune
+from clmoe_cli.verbs.schema import schema
 from clmoe_cli.verbs.tasks import tasks
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, prune, tasks):
+for command in (learn, detect, predict, inspect, prune, tasks, schema):
     # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
     variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
     app.command(cls=Command, context_settings=variables)(command)

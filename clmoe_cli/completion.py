@@ -46,6 +46,13 @@ def sources() -> list[str]:
     return list(SOURCES)
 
 
+def schemas() -> list[str]:
+    """Completes to what ``schema`` knows."""
+    from clmoe_cli.commands.schemas import names
+
+    return names()
+
+
 def _named(context: typer.Context, names: Callable[[Manifest], list[str]]) -> list[str]:
     from store_schema import ClmoeError, Store
 

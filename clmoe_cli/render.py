@@ -34,7 +34,8 @@ def repair_notes(report: InspectReport) -> None:
     found, lost = report.repaired["found"], ", ".join(report.repaired["lost"]) or "nothing"
     note(f"damaged: {', '.join(found)}" if found else "nothing was damaged")
     if found:
-        note(f"back at generation {report.repaired['generation']}; lost: {lost}")
+        way = "would go back to" if report.dry_run else "back at"
+        note(f"{way} generation {report.repaired['generation']}; lost: {lost}")
 
 
 def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:

@@ -37,6 +37,7 @@ def learn(
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
     batch_size: flags.BatchSizeOption = 128,
     device: flags.DeviceOption = "auto",
+    dry_run: flags.DryRunOption = False,
     lock_timeout: flags.TimeoutOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -45,6 +46,7 @@ def learn(
     """Learn a task: onset, placement, training, subnetwork, commit."""
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
+    from clmoe_cli.commands.planning import plan
     from clmoe_cli.commands.segment import check_boundaries, learn_stream
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
@@ -73,8 +75,10 @@ def learn(
         with progress(quiet) as shown:
             if segment:
                 by_label = boundaries != "images"
-                stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
+                stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **shown.callbacks())
                 reports = [part.report for part in stream.segments]
+            elif dry_run:
+                reports = [plan(store, batch, options)]
             else:
                 reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:

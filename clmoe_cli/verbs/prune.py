@@ -19,6 +19,7 @@ def prune(
     ] = None,
     to_frozen: flags.ToFrozenOption = None,
     gc: flags.GcOption = False,
+    dry_run: flags.DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
     lock_timeout: flags.TimeoutOption = None,
     json_: flags.JsonOption = False,
@@ -26,12 +27,15 @@ def prune(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Remove tasks; every other task's outputs stay bit-identical."""
-    from clmoe_cli.commands.prune import PruneOptions
+    from clmoe_cli.commands.prune import PruneOptions, would_prune
     from clmoe_cli.commands.prune import prune as call
 
     options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
-    with progress(quiet) as shown:
-        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+    if dry_run:
+        report = would_prune(store, options)
+    else:
+        with progress(quiet) as shown:
+            report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
     if verbose and not quiet:
         note(f"{report.freed_bytes} bytes freed")
     render.show(report, json_)
