@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Shells paste what they are offered into the command line as it is, and zsh evaluates it first. A name from somebody
 # else's store must be nothing but a word there.
-_PLAIN = re.compile(r"[\w.+@%/-][\w.+@%,/-]*")
+_PLAIN = re.compile(r"[\w.+@%/][\w.+@%,/-]*")
 
 
 def among(words: Sequence[str]) -> Callable[[], list[str]]:
