@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from clmoe_cli.labels import Label
-from store_schema import InputRecord
 
 
 class Accuracy(BaseModel):
@@ -122,6 +121,21 @@ class Rows(FrozenRows):
     rows: int
 
 
+class Features(BaseModel):
+    """A frozen network in front of the experts: its architecture and the hash of its weights."""
+
+    arch: str
+    sha256: str
+
+
+class Input(BaseModel):
+    """What pictures go through before an expert reads them; null leaves a step out."""
+
+    image_size: int | None
+    channels: int | None
+    features: Features | None
+
+
 class Expert(BaseModel):
     """An expert of the store."""
 
@@ -129,7 +143,7 @@ class Expert(BaseModel):
     arch: str
     input_shape: list[int]
     kind: str
-    input: InputRecord | None
+    input: Input | None
     tasks: list[str]
     layers: list[Frozen]
     frozen_percent: float
