@@ -99,7 +99,7 @@ def test_parts_are_what_is_decided_at_a_time(options: dict[str, Any], sizes: lis
 @pytest.mark.usefixtures("few_at_once")
 def test_all_rows_are_of_one_state_of_the_store(router: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit that sweeps, between two parts, what later parts need."""
-    monkeypatch.setattr(Gate.shortlist, "__defaults__", (2,))  # so that not all tasks are needed at once
+    monkeypatch.setattr(Gate.shortlist, "__defaults__", (1,))  # so that not all tasks are needed at once
     store = str(small.build(tmp_path / "store", 3))
     images = np.concatenate([small.batch(number).images for number in (1, 2, 3)])
     batch = Batch(images, None, "in the order of the tasks")
