@@ -214,14 +214,11 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_reader_that_leaves_ends_a_command_quietly(command: str, root: Path) -> None:
-    # The reader is gone before the first byte, and then after it.
-    for reader in ("true", "head -c 1"):
-        script = f"(sleep 0.3; exec clmoe {command} --store store) | {reader}; exit ${{PIPESTATUS[0]}}"
-        if command.startswith(("-", "schema")):
-            script = script.replace(" --store store", "")
-        done = shells.bash(script, root)
-        assert done.returncode == 0
-        assert not [line for line in done.stderr.splitlines() if not line.startswith(b"accuracy")], done.stderr
+    store = "" if command.startswith(("-", "schema")) else "--store store"
+    # The reader is gone before the first byte.
+    done = shells.bash(f"(sleep 0.3; exec clmoe {command} {store}) | true; exit ${{PIPESTATUS[0]}}", root)
+    assert done.returncode == 0
+    assert not [line for line in done.stderr.splitlines() if not line.startswith(b"accuracy")], done.stderr
 
 
 def test_a_learn_goes_on_when_nobody_reads_its_progress(root: Path, tmp_path: Path) -> None:
