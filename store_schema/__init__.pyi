@@ -1,7 +1,7 @@
 # Everything that the package offers; modules are imported when a name of theirs is asked for.
 from . import checkpoints as checkpoints
 from .checkpoints import Checkpoint as Checkpoint
-from .commit import Writer as Writer, writer as writer
+from .commit import Writer as Writer, unwritten as unwritten, writer as writer
 from .errors import (
     BadInput as BadInput,
     ClmoeError as ClmoeError,
@@ -33,7 +33,7 @@ from .removal import (
     subnetwork_digest as subnetwork_digest,
     used_and_kept as used_and_kept,
 )
-from .rollback import Repaired as Repaired, repair as repair
+from .rollback import Repaired as Repaired, repair as repair, would_repair as would_repair
 from .store import Store as Store, read_consistently as read_consistently
 from .subnetworks import (
     SubnetworkRecord as SubnetworkRecord,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -89,8 +90,8 @@ def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tupl
 
 def decide(
     loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str, batches: int | None
-) -> Decision:
-    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks.
+) -> Iterator[Decision]:
+    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
     ``names``: the tasks with images of this kind, in the order of learning. ``batches``: how many consecutive
     images belong to one task; None: each image is decided by itself. Raises StoreIncompatible for a store
@@ -113,19 +114,19 @@ def decide(
     def seen(rows: torch.Tensor) -> torch.Tensor:
         return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
 
-    everything, parts = torch.arange(len(batch.images)), []
+    everything = torch.arange(len(batch.images))
     chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if batches is None:
-        parts = [decide_images(sources, seen(rows), rows) for rows in everything.split(chunk)]
-        return Decision.joined(parts)
+        for rows in everything.split(chunk):
+            yield decide_images(sources, seen(rows), rows)
+        return
     for together in everything.split(batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
         values = seen(some)
         task, sure = task_of_batch(sources, values)
         for rows in together.split(chunk):
             own = values if len(some) == len(together) else seen(rows)
-            parts.append(decide_within(sources, task, sure, own, rows))
-    return Decision.joined(parts)
+            yield decide_within(sources, task, sure, own, rows)
 
 
 def _scale(manifest: Manifest, batch: Batch) -> float:

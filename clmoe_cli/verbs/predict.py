@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags
+from clmoe_cli.completion import task_names
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import note
 
@@ -19,11 +20,17 @@ def predict(
     skip_broken: flags.SkipBrokenOption = False,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
-    output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
-    route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write .npz, .csv, .json or .ndjson; - is ndjson on stdout, as images are decided."),
+    ] = None,
+    route: flags.RouteOption = "image",
     batch_size: flags.RouteSizeOption = None,
-    router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
-    task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
+    router: flags.RouterOption = "fused",
+    task: Annotated[
+        str | None,
+        typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
+    ] = None,
     reject: flags.RejectOption = None,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,
@@ -37,14 +44,22 @@ def predict(
     from clmoe_cli.reading import Seeing, read
 
     if output is not None:
-        render.check_output(output)
+        render.check_output(output, json_)
     quiet |= not leading()
     where = resolved(device)
     with together(where):
         seeing = Seeing(features, features_weights, device=where)
         images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
         report = call(
-            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+            store,
+            images,
+            route=route,
+            batch_size=batch_size,
+            router=router,
+            task=task,
+            reject=reject,
+            device=where,
+            on_part=render.print_rows if output == render.STDOUT and leading() else None,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
