@@ -81,7 +81,12 @@ ScoreOption = Annotated[str, typer.Option(help="gradient-weight, gradient (the p
 MaxDropOption = Annotated[
     float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
 ]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Draw what is frozen, accuracy, overlaps and shares (.png, .svg, .pdf, .html).")
+]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", help="Write all there is to see as one page for a browser (.html).")
+]
 FormatOption = Annotated[str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")]
 ToFrozenOption = Annotated[
     float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
