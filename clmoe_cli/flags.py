@@ -126,7 +126,12 @@ EvidenceOption = Annotated[
 MaxDropOption = Annotated[
     float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
 ]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Draw what is frozen, accuracy, overlaps and shares (.png, .svg, .pdf, .html).")
+]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", help="Write all there is to see as one page for a browser (.html).")
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, score_tables, tables
-from store_schema.errors import UsageProblem
+from store_schema.errors import DiskProblem, UsageProblem
 
 if TYPE_CHECKING:
     from clmoe_cli.commands.inspect import InspectReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 STDOUT = Path("-")
 """The ``--output`` that writes rows to stdout as they are decided."""
+PICTURES = (".png", ".svg", ".pdf", ".html")
 ROWS_SHOWN = 20
 
 
@@ -152,21 +154,51 @@ def frozen_table(report: InspectReport, table_format: str) -> str:
     return text.getvalue()
 
 
-def check_output(path: Path, as_json: bool) -> None:
+def check_output(path: Path, as_json: bool = False, suffixes: Sequence[str] = SUFFIXES) -> None:
     """UsageProblem for a suffix that means nothing; found out before any work is done."""
     if path == STDOUT:
         if as_json:
             hint = "leave out one of them; CLMOE_JSON and clmoe.toml count as well"
             raise UsageProblem("--json and --output - would both write to stdout", hint=hint)
         return
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in suffixes:
         raise UsageProblem(
-            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
+            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(suffixes)
         )
     if path.is_dir():
         raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
     if not path.parent.is_dir():
         raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+
+
+def check_pictures(plot: Path | None, page: Path | None) -> None:
+    """What :func:`draw_pictures` would refuse, before any work is done; DiskProblem for a folder that is read-only."""
+    for path, suffixes in ((plot, PICTURES), (page, PICTURES[-1:])):
+        if path is None:
+            continue
+        from clmoe_cli.plots import check_plotting
+
+        check_output(path, suffixes=suffixes)
+        check_plotting()
+        if not os.access(path.parent, os.W_OK):
+            hint = "check the permissions of the folder and the file"
+            raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
+
+
+def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -> Iterator[Path]:
+    """Writes the picture and the page that were asked for; tells each when it is written."""
+    if plot is not None:
+        from clmoe_cli.plots import draw
+
+        draw(report, plot)
+        yield plot
+    if page is not None:
+        from clmoe_cli.data.npz import replacing
+        from clmoe_cli.pages import report_page
+
+        with replacing(page) as file:
+            file.write(report_page(report))
+        yield page
 
 
 def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:

@@ -12,7 +12,6 @@ from rich.text import Text
 from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport, StreamReport
 
 if TYPE_CHECKING:
-    from clmoe_cli.commands.inspect import InspectReport
     from clmoe_cli.commands.scoring import Scores
 
 OVERLAP_SHOWN = 12
@@ -35,7 +34,7 @@ def score_tables(scores: Scores) -> list[Any]:
     """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks)."""
     table = columns("task", "accuracy")
     for name, accuracy in scores.accuracy_by_task.items():
-        table.add_row(name, _percent(accuracy))
+        table.add_row(name, percent(accuracy))
     names = sorted({name for row in scores.confusion for name in row["answered"]}, key=_number)
     if not names or max(len(names), len(scores.confusion)) > OVERLAP_SHOWN:
         return [table]
@@ -55,7 +54,9 @@ def _number(name: str) -> tuple[str, int]:
 def tables(report: Any) -> list[Any]:
     """What people see of a report."""
     if hasattr(report, "experts"):
-        return _inspect_tables(report)
+        from clmoe_cli.overview import overview
+
+        return overview(report)
     return _files_table(report)
 
 
@@ -81,9 +82,9 @@ def _(report: LearnReport) -> list[Any]:
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
     accuracy = report.accuracy
-    held = f"{_percent(accuracy['dense'])} dense, {_percent(accuracy['subnetwork'])} with its subnetwork"
+    held = f"{percent(accuracy['dense'])} dense, {percent(accuracy['subnetwork'])} with its subnetwork"
     lines = [
-        _headline(head, f"  ({report.seconds:.1f} s)"),
+        headline(head, f"  ({report.seconds:.1f} s)"),
         f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
         f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
     ]
@@ -119,7 +120,7 @@ def _(report: StreamReport) -> list[Any]:
             learned.task,
             learned.expert,
             ", ".join(map(str, learned.classes)),
-            _percent(learned.accuracy["subnetwork"]),
+            percent(learned.accuracy["subnetwork"]),
             f"{learned.seconds:.1f}",
         )
     new = sum(part.report.status == "learned" for part in report.segments)
@@ -127,7 +128,7 @@ def _(report: StreamReport) -> list[Any]:
         rest = f", {new} of them new to the store as it is; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
-    return [_headline(f"{len(report.segments)} segments", rest), table]
+    return [headline(f"{len(report.segments)} segments", rest), table]
 
 
 @tables.register
@@ -145,7 +146,7 @@ def _(report: DetectReport) -> list[Any]:
             f"{row['overlap']:.3f}",
             f"{row['divergence']:.3f}",
         )
-    return [_headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
+    return [headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
 
 
 @tables.register
@@ -153,7 +154,7 @@ def _(report: RemovalReport) -> list[Any]:
     verb = "removed" if report.applied else "would remove"
     names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
     return [
-        _headline(
+        headline(
             f"{verb} {names}",
             f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
             + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
@@ -161,37 +162,11 @@ def _(report: RemovalReport) -> list[Any]:
     ]
 
 
-def _inspect_tables(report: InspectReport) -> list[Any]:
-    parts: list[Any] = []
-    for expert in report.experts:
-        table = columns("task", "classes", "accuracy", *(f"{x['name']}" for x in expert["layers"]), "bytes")
-        for task in report.tasks:
-            if task["expert"] != expert["id"]:
-                continue
-            shares = [f"{layer['percent']:.2f} %" for layer in task["layers"]]
-            classes = ", ".join(map(str, task["classes"]))
-            table.add_row(task["name"], classes, _percent(task["accuracy"]["subnetwork"]), *shares, str(task["bytes"]))
-        frozen = [f"{layer['frozen_percent']:.2f} %" for layer in expert["layers"]]
-        table.add_section()
-        table.add_row("frozen", f"{expert['output_rows']['rows']} rows", "", *frozen, "")
-        parts += [_headline(f"expert {expert['id']}", f"  {expert['arch']}, images {expert['kind']}"), table]
-    names = [task["name"] for task in report.tasks]
-    if 1 < len(names) <= OVERLAP_SHOWN:
-        table = columns("overlap (kappa)", *names)
-        for name, row in zip(names, report.overlap, strict=True):
-            table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
-        parts.append(table)
-    checked = ", every file and output verified" if report.verified else ""
-    parts.append(
-        f"{len(report.tasks)} tasks, {report.frozen_percent:.2f} % of shared weights frozen, "
-        f"{report.bytes['total']} bytes, generation {report.generation}{checked}"
-    )
-    return parts
-
-
-def _headline(head: str, rest: str) -> Text:
+def headline(head: str, rest: str) -> Text:
+    """A line that begins in bold."""
     return Text.assemble((head, "bold"), rest)
 
 
-def _percent(value: float | int | None) -> str:
+def percent(value: float | int | None) -> str:
+    """A share of one in percent."""
     return "not measured" if value is None else f"{100 * value:.2f} %"

@@ -22,6 +22,6 @@ run clmoe predict --quiet --batch "$out/tasks/task4.test.npz" --route batch --ou
 printf "\nImages of all tasks, each by itself, with no task id; 5 %% of known ones may be called unknown:\n"
 run clmoe predict --batch "$out/tasks/mixed.test.npz" --reject 0.05
 run clmoe inspect
-run clmoe inspect --verify --plot "$out/frozen.png" --format md
+run clmoe inspect --verify --plot "$out/store.png" --report "$out/store.html" --format md
 run clmoe prune --task task3 --yes
 run clmoe inspect

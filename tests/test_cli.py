@@ -250,7 +250,10 @@ def test_bad_data_exit_3_with_one_line_and_change_nothing(kind: str, call: Call,
         ("prune --to-frozen nan --yes", 2, "0 to 100"),
         ("prune --task pets --to-frozen 3 --yes", 2, "one thing"),
         ("inspect --format xml", 2, "csv or md"),
-        ("inspect --plot frozen.gif", 2, ".png, .svg or .pdf"),
+        ("inspect --plot frozen.gif", 2, ".png, .svg, .pdf, .html"),
+        ("inspect --report report.htm", 2, "expected .html"),
+        ("inspect --report nowhere/report.html", 2, "no such folder"),
+        ("inspect --plot folder.csv/../folder.png --report folder.csv", 2, "expected .html"),
         ("inspect --verfy", 2, "No such option"),
         ("predict", 2, "--batch"),
         ("predct", 2, "predct"),
@@ -269,6 +272,7 @@ def test_bad_data_exit_3_with_one_line_and_change_nothing(kind: str, call: Call,
         ("predict --batch {test} --output /proc/out.npz", 6, "out.npz"),
         ("predict --batch {test} --output /proc/out.csv", 6, "out.csv"),
         ("inspect --plot /proc/out.png", 6, "out.png"),
+        ("inspect --report /proc/out.html", 6, "out.html"),
     ],
 )
 def test_errors_are_one_line_with_their_exit_code(
@@ -324,6 +328,8 @@ def test_no_permission_is_exit_6(own: Path, data: dict[str, Path], tmp_path: Pat
             ["prune", "--task", "pets", "--yes", "--store", own, "-q"],
             ["learn", "--data", data["other"], "--store", closed / "new", "-q"],
             ["predict", "--batch", data["pets.test"], "--output", closed / "out.npz"],
+            ["inspect", "--report", closed / "out.html", "--store", "nowhere"],
+            ["inspect", "--plot", closed / "out.svg", "--store", "nowhere"],
         ):
             done = spawn(*args, wrap=wrap)
             assert (done.returncode, done.stdout) == (6, b""), done.stderr

@@ -18,7 +18,11 @@ AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class InspectReport(Report):
-    """The contract's object: experts, tasks, overlap matrix, history, bytes; ``findings`` of ``--verify``."""
+    """The contract's object: experts, tasks, overlap matrix, history, bytes; ``findings`` of ``--verify``.
+
+    Of each layer of an expert, weights that one task reads (``single``), several tasks (``shared``) and none
+    (``free``) add up to its ``parameters``; the first two are ``frozen``.
+    """
 
     schema: ClassVar[str] = "clmoe.inspect/1"
     generation: int
@@ -111,10 +115,13 @@ def _expert(manifest: Manifest, expert: str, bits: AllBits) -> dict[str, Any]:
     tasks = manifest.tasks_of(expert)
     layers = []
     for layer in record.layers:
-        used = np.zeros(layer.shape, dtype=bool)
+        used, several = np.zeros((2, *layer.shape), dtype=bool)
         for t in tasks:
+            several |= used & bits[t.name][layer.name]
             used |= bits[t.name][layer.name]
-        layers.append(_share(layer.name, used.size, int(used.sum())))
+        frozen, shared = int(used.sum()), int(several.sum())
+        parts = {"single": frozen - shared, "shared": shared, "free": used.size - frozen}
+        layers.append({**_share(layer.name, used.size, frozen), **parts})
     rows = sum(len(t.classes) for t in tasks)
     return {
         "id": expert,

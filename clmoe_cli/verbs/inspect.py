@@ -18,6 +18,7 @@ def inspect(
     ] = False,
     dry_run: flags.DryRunOption = False,
     plot: flags.PlotOption = None,
+    report_file: flags.ReportOption = None,
     format_: flags.FormatOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -29,15 +30,13 @@ def inspect(
 
     if format_ is not None:
         render.check_format(format_)
+    render.check_pictures(plot, report_file)
     report = call(store, check=verify, mend=repair, dry_run=dry_run)
     if not quiet:
         render.repair_notes(report)
-    if plot is not None:
-        from clmoe_cli.plots import plot_frozen
-
-        plot_frozen(report, plot)
+    for path in render.draw_pictures(report, plot, report_file):
         if not quiet:
-            note(f"wrote {plot}")
+            note(f"wrote {path}")
     if verbose and not quiet:
         note(f"generation {report.generation}, content {report.content_hash}")
     if format_ is not None and not json_:
