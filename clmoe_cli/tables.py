@@ -98,7 +98,7 @@ def _plan_tables(report: LearnReport) -> list[Any]:
         "refined": f"would refine {report.task} in expert {report.expert}",
     }[report.status]
     lines = [
-        _headline(head, f": classes {', '.join(map(str, report.classes))}"),
+        headline(head, f": classes {', '.join(map(str, report.classes))}"),
         f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
     ]
     if report.plan is None:

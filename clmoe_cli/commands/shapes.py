@@ -136,6 +136,14 @@ class Input(BaseModel):
     features: Features | None
 
 
+class Shares(Frozen):
+    """The same; weights of one task, of several, and of none, which add up to the layer's."""
+
+    single: int
+    shared: int
+    free: int
+
+
 class Expert(BaseModel):
     """An expert of the store."""
 
@@ -145,7 +153,7 @@ class Expert(BaseModel):
     kind: str
     input: Input | None
     tasks: list[str]
-    layers: list[Frozen]
+    layers: list[Shares]
     frozen_percent: float
     output_rows: Rows
     owned_parameters: int
