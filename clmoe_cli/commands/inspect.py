@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.reports import Report
+from clmoe_cli.continual.steps import OnStep, Step, counted, silent, whole
 from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify
 
 AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
@@ -34,7 +35,7 @@ class InspectReport(Report):
     repaired: dict[str, Any] | None = None
 
 
-def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectReport:
+def inspect(store: str, *, check: bool = False, mend: bool = False, on_step: OnStep = silent) -> InspectReport:
     """Reports on a store, which is only read.
 
     ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
@@ -43,10 +44,15 @@ def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectRe
     (:func:`store_schema.repair`).
     """
     if mend:
-        repaired = asdict(repair(store))
-        return replace(inspect(store, check=check), repaired=repaired)
+        with whole(on_step, "repairing"):
+            repaired = asdict(repair(store))
+        return replace(inspect(store, check=check, on_step=on_step), repaired=repaired)
     if check:
-        findings = [f for f in verify(store) if f.damage]
+        findings = [
+            f
+            for f in verify(store, lambda what, done, total: on_step(Step(f"checking {what}", done, total, what)))
+            if f.damage
+        ]
         if findings:
             raise StoreDamaged(
                 f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
@@ -57,13 +63,16 @@ def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectRe
             )
         from clmoe_cli.commands.certify import certify_outputs
 
-        read_consistently(store, certify_outputs)
-    return read_consistently(store, lambda opened: _inspect(opened, check))
+        read_consistently(store, lambda opened: certify_outputs(opened, on_step))
+    return read_consistently(store, lambda opened: _inspect(opened, check, on_step))
 
 
-def _inspect(opened: Store, check: bool) -> InspectReport:
+def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
     manifest = opened.manifest
-    bits = {t.name: opened.read_subnetwork(t.name).masks for t in manifest.tasks}
+    bits = {
+        t.name: opened.read_subnetwork(t.name).masks
+        for t in counted(manifest.tasks, on_step, "reading the store", "tasks")
+    }
     experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
     parameters = sum(layer["parameters"] for e in experts for layer in e["layers"])
     frozen = sum(layer["frozen"] for e in experts for layer in e["layers"])

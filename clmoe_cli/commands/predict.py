@@ -20,6 +20,7 @@ from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import taken
 from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
+from clmoe_cli.continual.steps import OnStep, begun, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.seeing import check_backbone
@@ -104,6 +105,7 @@ def predict(
     task: str | None = None,
     reject: float | None = None,
     device: str = "cpu",
+    on_step: OnStep = silent,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
@@ -125,19 +127,27 @@ def predict(
             expected="1 or more, with --route batch",
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
-    return read_together(store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject))
+    return read_together(
+        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, on_step)
+    )
 
 
 def _predict(
-    loader: Loader, batch: Batch, router: str, together: int | None, only: str | None, reject: float | None
+    loader: Loader,
+    batch: Batch,
+    router: str,
+    together: int | None,
+    only: str | None,
+    reject: float | None,
+    on_step: OnStep,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
 
     def decide(own: Batch) -> Decision:
         if only is None and router in GATED:
-            return gating.decide(loader, own, names, book, router, together)
-        return _routed(loader, own, names, book, None if only else router, together)
+            return gating.decide(loader, own, names, book, router, together, on_step)
+        return _routed(loader, own, names, book, None if only else router, together, on_step)
 
     found = decided_together(batch, together or 1, decide)
     homes = [loader.manifest.task(name).expert for name in names]
@@ -183,21 +193,27 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
 
 
 def _routed(
-    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str | None, together: int | None
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str | None,
+    together: int | None,
+    on_step: OnStep,
 ) -> Decision:
     """Decides by evidence of whole subnetworks; without ``router`` the only task answers."""
-    tasks = loader.tasks(names)
+    tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
     scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
     n = len(batch.images)
     chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
     if router is not None:
-        chosen, posterior = routing.route(router, tasks, inputs, together)
+        chosen, posterior = routing.route(router, tasks, inputs, together, begun(on_step, "routing", n, "images"))
     codes = torch.zeros(n, dtype=torch.long)
     confidence = torch.zeros(n, dtype=torch.float64)
     p_value = torch.zeros(n, dtype=torch.float64)
-    for i in chosen.unique().tolist():
+    for i in counted(chosen.unique().tolist(), on_step, "answering", "tasks"):
         task, where = tasks[i], (chosen == i).nonzero()[:, 0]
         x = taken(inputs[i], where)
         best = logits(task.net, task.params, x).double().softmax(dim=1).max(dim=1)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import RemovalReport
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from store_schema import (
     GateRecord,
     HistoryEntry,
@@ -45,6 +46,7 @@ def prune(
     confirm: Callable[[RemovalReport], bool],
     *,
     on_wait: Callable[[str], None] = lambda holder: None,
+    on_step: OnStep = silent,
 ) -> RemovalReport:
     """Plans a removal, asks ``confirm`` with the plan, and commits it if that says yes.
 
@@ -66,7 +68,10 @@ def prune(
         raise UsageProblem("--to-frozen is a percentage", found=str(options.to_frozen), expected="0 to 100")
     Store.open(store)  # a missing store is an error, and no lock is made for it
     with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait) as locked:
-        bits = {t.name: locked.store.read_subnetwork(t.name).masks for t in locked.manifest.tasks}
+        bits = {
+            t.name: locked.store.read_subnetwork(t.name).masks
+            for t in counted(locked.manifest.tasks, on_step, "reading the store", "tasks")
+        }
         names = _chosen(locked.manifest, bits, options)
         plan, manifest = _plan(locked, bits, names, options)
         if not confirm(plan):

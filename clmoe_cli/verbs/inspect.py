@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def inspect(
@@ -27,7 +27,8 @@ def inspect(
 
     if format_ is not None:
         render.check_format(format_)
-    report = call(store, check=verify, mend=repair)
+    with progress(quiet) as shown:
+        report = call(store, check=verify, mend=repair, on_step=shown.step)
     if not quiet:
         render.repair_notes(report)
     if plot is not None:

@@ -65,15 +65,14 @@ def learn(
     )
     quiet |= not leading()
     seeing = Seeing(features, features_weights, arch, method.device)
-    with together(method.device):
-        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing)
-        with progress(quiet) as shown:
-            if segment:
-                by_label = boundaries != "images"
-                stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
-                reports = [part.report for part in stream.segments]
-            else:
-                reports = [learn_one(store, batch, options, **shown.callbacks())]
+    with together(method.device), progress(quiet) as shown:
+        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        if segment:
+            told = {**shown.callbacks(), "on_segment": shown.segment}
+            stream = learn_stream(store, batch, options, use_labels=boundaries != "images", **told)
+            reports = [part.report for part in stream.segments]
+        else:
+            reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:
         render.learn_notes(reports, verbose)
     if leading():

@@ -9,7 +9,7 @@ import typer
 
 from clmoe_cli import flags, render
 from clmoe_cli.distributed import leading, together
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def predict(
@@ -39,11 +39,19 @@ def predict(
         render.check_output(output)
     quiet |= not leading()
     where = resolved(device)
-    with together(where):
+    with together(where), progress(quiet) as shown:
         seeing = Seeing(features, features_weights, device=where)
-        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
+        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing, shown.step)
         report = call(
-            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+            store,
+            images,
+            route=route,
+            batch_size=batch_size,
+            router=router,
+            task=task,
+            reject=reject,
+            device=where,
+            on_step=shown.step,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")

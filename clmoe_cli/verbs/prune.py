@@ -28,7 +28,7 @@ def prune(
 
     options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
     with progress(quiet) as shown:
-        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting, on_step=shown.step)
     if verbose and not quiet:
         note(f"{report.freed_bytes} bytes freed")
     render.show(report, json_)

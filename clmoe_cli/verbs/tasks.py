@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def tasks(
@@ -25,7 +25,9 @@ def tasks(
     from clmoe_cli.commands.tasks import make_tasks, parse_classes
 
     groups = [parse_classes(text) for text in classes]
-    report = make_tasks(source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed)
+    folder = None if root is None else str(root)
+    with progress(quiet) as shown:
+        report = make_tasks(source, str(out_dir), classes=groups, root=folder, seed=seed, on_step=shown.step)
     if verbose and not quiet:
         note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)
