@@ -82,6 +82,9 @@ MaxDropOption = Annotated[
     float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
 ]
 PlotOption = Annotated[Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")]
+CurvesOption = Annotated[
+    Path | None, typer.Option("--plot", help="Draw losses and accuracy over all epochs (.png, .svg, .pdf).")
+]
 FormatOption = Annotated[str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")]
 ToFrozenOption = Annotated[
     float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")

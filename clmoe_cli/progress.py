@@ -192,7 +192,6 @@ class Progress:
             self._bar.remove_task(task)
         left_or_passed = item.left(now) or duration(now - item.began)
         self._bar.add_task(item.head, total=item.total, completed=item.done, text=item.text, left=left_or_passed)
-        self._bar.refresh()
 
     def _clear(self) -> None:
         if self._bar is not None:
@@ -258,5 +257,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def _has_bars() -> bool:
     """Whether stderr is a terminal that can move its cursor."""
+    if not sys.stderr.isatty():
+        return False
     screen = Console(stderr=True)
-    return sys.stderr.isatty() and screen.is_terminal and not screen.is_dumb_terminal
+    return screen.is_terminal and not screen.is_dumb_terminal

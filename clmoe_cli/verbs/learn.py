@@ -8,7 +8,7 @@ import typer
 
 from clmoe_cli import flags, render
 from clmoe_cli.distributed import leading, together
-from clmoe_cli.progress import progress
+from clmoe_cli.progress import note, progress
 
 
 def learn(
@@ -35,11 +35,16 @@ def learn(
     batch_size: flags.BatchSizeOption = 128,
     device: flags.DeviceOption = "auto",
     lock_timeout: flags.TimeoutOption = None,
+    plot: flags.CurvesOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
+    from clmoe_cli.curves import Curves, check_plot, plot_curves
+
+    if plot is not None:
+        check_plot(plot)
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
     from clmoe_cli.commands.segment import check_boundaries, learn_stream
@@ -64,16 +69,24 @@ def learn(
         weights=weights,
     )
     quiet |= not leading()
-    seeing = Seeing(features, features_weights, arch, method.device)
+    seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
     with together(method.device), progress(quiet) as shown:
         batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
         if segment:
-            told = {**shown.callbacks(), "on_segment": shown.segment}
+            told = curves.hears({**shown.callbacks(), "on_segment": shown.segment})
             stream = learn_stream(store, batch, options, use_labels=boundaries != "images", **told)
             reports = [part.report for part in stream.segments]
         else:
-            reports = [learn_one(store, batch, options, **shown.callbacks())]
+            reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
+    drawn = curves.drawn(reports)
     if not quiet:
         render.learn_notes(reports, verbose)
+        if verbose:
+            for report, curve in drawn:
+                note(f"{report.task}: {curve.summary()}")
     if leading():
         render.show(stream if segment else reports[0], json_)
+        if plot is not None and drawn:
+            plot_curves(drawn, plot)
+    if plot is not None and not quiet:
+        note(f"wrote {plot}" if drawn else f"no curve, {plot} was not written: nothing was trained")

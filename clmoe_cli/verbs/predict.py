@@ -56,4 +56,5 @@ def predict(
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     if leading():
-        render.show_predictions(report, output, json_, quiet)
+        with progress(quiet) as shown:
+            render.show_predictions(report, output, json_, quiet, shown.step)
