@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BLOCKS = "▁▂▃▄▅▆▇█"
+TINY = 1e-6
+"""Losses below this are as good as none."""
 
 
 def check_plot(path: Path) -> None:
@@ -57,14 +59,15 @@ class Curve:
     def summary(self) -> str:
         """The held-out loss in one line: a block an epoch on a logarithmic scale, a bar between phases."""
         losses = [e.held_out.loss for e in self.epochs]
-        tiny = 1e-6
-        low, high = math.log(min(losses) + tiny), math.log(max(losses) + tiny)
-        steps = (len(BLOCKS) - 1) / ((high - low) or 1.0)
-        marks = (
-            "".join(BLOCKS[round((math.log(e.held_out.loss + tiny) - low) * steps)] for e in part)
-            for _, part in self.phases()
-        )
-        return f"held-out loss {'|'.join(marks)}  {losses[0]:.4f} to {losses[-1]:.4f}"
+        logs = [math.log(max(loss, TINY)) for loss in losses if math.isfinite(loss)] or [0.0]
+        steps = (len(BLOCKS) - 1) / ((max(logs) - min(logs)) or 1.0)
+
+        def block(epoch: Epoch) -> str:
+            loss = epoch.held_out.loss
+            return BLOCKS[round((math.log(max(loss, TINY)) - min(logs)) * steps)] if math.isfinite(loss) else "?"
+
+        marks = "|".join("".join(map(block, epochs)) for _, epochs in self.phases())
+        return f"held-out loss {marks}  {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
 class Curves:
