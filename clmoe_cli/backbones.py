@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clmoe_cli.continual import skeletons
+from clmoe_cli.continual.steps import OnDone
 from clmoe_cli.data.npz import one_line
 from clmoe_cli.weights_files import InMemory, Source, Weights, WeightsFile, fit
 from store_schema.errors import BadInput, UsageProblem
@@ -53,7 +54,7 @@ class Backbone:
             _check_size(self._net, self.arch, (height, width), self.image_size)
             self._sizes.add((height, width))
 
-    def features(self, images: Tensor, device: str = "cpu") -> Tensor:
+    def features(self, images: Tensor, device: str = "cpu", on_done: OnDone = lambda done: None) -> Tensor:
         """Features [N, width] float32 of pictures [N, C, H, W], uint8 or floating in [0, 1]; C is 1 (grey) or 3.
 
         ``device``: where to compute; pictures and features are on the CPU.
@@ -84,6 +85,7 @@ class Backbone:
             for start in range(0, count, step):
                 part = self._normalised(images[start : start + step]).to(device)
                 out[start : start + step] = functional_call(self._net, tensors, (part,)).cpu()
+                on_done(min(start + step, count))
         if not bool(torch.isfinite(out).all()):
             raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")
         return out

@@ -142,6 +142,9 @@ FormatOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+CurvesOption = Annotated[
+    Path | None, typer.Option("--plot", help="Draw losses and accuracy over all epochs (.png, .svg, .pdf).")
+]
 ToFrozenOption = Annotated[
     float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
 ]

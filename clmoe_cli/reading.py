@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clmoe_cli import render
 from clmoe_cli.commands.inputs import following
+from clmoe_cli.continual.steps import OnStep, silent
 from clmoe_cli.data import Batch, LabelUse, read_batch
 from clmoe_cli.distributed import launched
 from clmoe_cli.progress import note
@@ -24,6 +25,7 @@ def read(
     quiet: bool,
     task: str | None = None,
     seeing: Seeing | None = None,
+    on_step: OnStep = silent,
 ) -> Batch:
     """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`.
 
@@ -37,8 +39,9 @@ def read(
             hint="name a file or a folder",
         )
     seeing = seeing or Seeing()
+    seeing.on_step = on_step
     through = following(store, image_size=image_size, task=task, seeing=seeing)
-    batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken)
+    batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken, on_step=on_step)
     if not quiet:
         render.skip_note(batch.skipped)
         if batch.input is not None and batch.input.features is not None:

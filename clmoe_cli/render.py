@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
+from clmoe_cli.continual.steps import OnStep, silent, whole
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, score_tables, tables
 from store_schema.errors import DiskProblem, UsageProblem
@@ -201,7 +202,9 @@ def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -
         yield page
 
 
-def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:
+def show_predictions(
+    report: PredictReport, output: Path | None, as_json: bool, quiet: bool, on_step: OnStep = silent
+) -> None:
     """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well.
 
     Where :func:`print_rows` has written them, what is left is said on stderr.
@@ -209,7 +212,8 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
     if output == STDOUT:
         pass
     elif output is not None:
-        _write(report, output)
+        with whole(on_step, "writing the predictions"):
+            _write(report, output)
         if as_json:
             _print_json({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)})
         elif not quiet:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clmoe_cli.continual.steps import OnStep, after, begun, silent, whole
 from clmoe_cli.data.batch import Batch
 from clmoe_cli.data.spool import Spool, blocks, rows_of
 from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
@@ -38,6 +39,7 @@ class Seeing:
         device: str = "cpu",
     ) -> None:
         self.arch, self.weights, self.experts, self.device = arch, weights, experts, device
+        self.on_step: OnStep = silent
         self._loaded: Backbone | None = None
 
     def record(self, known: FeaturesRecord | None, size: int | None) -> InputRecord:
@@ -59,7 +61,8 @@ class Seeing:
         from clmoe_cli.backbones import load
 
         if self._loaded is None:
-            self._loaded = load(arch, self.weights, None if size is None else (size, size))
+            with whole(self.on_step, f"loading {arch}"):
+                self._loaded = load(arch, self.weights, None if size is None else (size, size))
         found = FeaturesRecord(arch=arch, sha256=self._loaded.sha256)
         if known is not None or self.experts is None:
             check_same(known, found)
@@ -78,11 +81,12 @@ class Seeing:
 
         backbone = self._loaded
         assert backbone is not None
-        rows = rows_of(batch.input_shape, batch.images.itemsize)
-        with Spool((len(batch.images), backbone.width), np.dtype(np.float32), batch.source) as spool:
-            for _, block in blocks(batch.images, rows):
+        rows, n = rows_of(batch.input_shape, batch.images.itemsize), len(batch.images)
+        to = begun(self.on_step, f"features of {backbone.arch}", n, "pictures")
+        with Spool((n, backbone.width), np.dtype(np.float32), batch.source) as spool:
+            for first, block in blocks(batch.images, rows):
                 try:
-                    spool.append(backbone.features(torch.from_numpy(block), self.device).numpy())
+                    spool.append(backbone.features(torch.from_numpy(block), self.device, after(to, first)).numpy())
                 except ClmoeError as error:
                     error.where = error.where or batch.source
                     raise

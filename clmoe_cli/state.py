@@ -22,6 +22,7 @@ from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from store_schema import ExpertRecord, ExpertWeights, InputRecord, Manifest, Store, StoreDamaged, SubnetworkRecord
 
 GATE = ("means", "directions", "quantiles", "counts")
@@ -121,10 +122,11 @@ class Loader:
             self._answering[name] = _subspaces(name, arrays, len(task.classes)), compacted(net, values)
         return self._answering[name]
 
-    def frozen(self, expert: str, tasks: Sequence[str] | None = None) -> masks.Masks:
+    def frozen(self, expert: str, tasks: Sequence[str] | None = None, on_step: OnStep = silent) -> masks.Masks:
         """Entries that the expert's tasks (or those named) use."""
         names = [t.name for t in self.manifest.tasks_of(expert)] if tasks is None else tasks
-        return masks.union(self.shared(expert), [self.task(name).mask for name in names])
+        read = counted(names, on_step, "reading the store", "tasks")
+        return masks.union(self.shared(expert), [self.task(name).mask for name in read])
 
 
 def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: Network, device: str) -> Params:

@@ -18,6 +18,12 @@ from store_schema.removal import subnetwork_digest
 from store_schema.store import Store, check_format, manifest_of
 
 Report = Callable[[ClmoeError, Path], None]
+OnDone = Callable[[str, int, int], None]
+"""Is told what is checked (files, tasks), how many of them are, and of how many."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Finding:
     damage: bool
 
 
-def verify(path: str | Path) -> list[Finding]:
+def verify(path: str | Path, on_done: OnDone = _silent) -> list[Finding]:
     """Every damaged file of a store: hashes, structure, and the subnetwork hash of each task.
 
     A commit in the meantime sweeps files away, which is no damage: the check is made again then. Raises
@@ -38,7 +44,7 @@ def verify(path: str | Path) -> list[Finding]:
     root = Path(path)
     while True:
         before = _head(root)
-        findings = _verify(root)
+        findings = _verify(root, on_done)
         if not findings or before == _head(root):
             return findings
 
@@ -50,7 +56,7 @@ def _head(root: Path) -> bytes | None:
         return None
 
 
-def _verify(root: Path) -> list[Finding]:
+def _verify(root: Path, on_done: OnDone) -> list[Finding]:
     findings: dict[str, Finding] = {}
 
     def found(error: ClmoeError, file: Path) -> None:
@@ -63,12 +69,15 @@ def _verify(root: Path) -> list[Finding]:
         raise
     except ClmoeError as error:
         found(error, root / layout.FORMAT)
-    for path in objects.present(root):
+    present = list(objects.present(root))
+    for done, path in enumerate(present):
+        on_done("files", done, len(present))
         # Objects are named by their hash, so that each can be checked without a manifest.
         try:
             objects.check(path, files.digest(path, layout.MAX_OBJECT), path.stem)
         except ClmoeError as error:
             found(error, path)
+    on_done("files", len(present), len(present))
     for key in checkpoints.present(root):
         try:
             for path in checkpoints.files_of(root, key):
@@ -94,7 +103,7 @@ def _verify(root: Path) -> list[Finding]:
         except ClmoeError as error:
             found(error, path)
             continue
-        check_contents(Store(root, manifest, b""), found)
+        check_contents(Store(root, manifest, b""), found, on_done)
     for stray in _strays(root):
         findings.setdefault(str(stray), Finding(str(stray), "not a file of the store", False))
     return list(findings.values())
@@ -119,9 +128,11 @@ def _current(root: Path, found: Report) -> Manifest | None:
         return None
 
 
-def check_contents(store: Store, found: Report) -> None:
+def check_contents(store: Store, found: Report, on_done: OnDone = _silent) -> None:
     """Everything that one generation names: that it is there, its structure, and the hash of each subnetwork."""
     statistics: dict[str, Mapping[str, NDArray[Any]]] = {}
+    done, total = 0, len(store.manifest.tasks)
+    on_done("tasks", done, total)
     for expert in store.manifest.experts:
         try:
             weights = store.read_expert(expert.id)
@@ -130,6 +141,7 @@ def check_contents(store: Store, found: Report) -> None:
             weights = None
         changed: list[str] = []
         for task in store.manifest.tasks_of(expert.id):
+            done += 1
             try:
                 record = store.read_subnetwork(task.name)
             except ClmoeError as error:
@@ -138,10 +150,12 @@ def check_contents(store: Store, found: Report) -> None:
             statistics[task.name] = record.gate
             if weights is not None and subnetwork_digest(weights, record.masks, task.name) != task.subnetwork_sha256:
                 changed.append(f"task {task.name} changed")
+            on_done("tasks", done, total)
         if changed:
             assert expert.weights is not None
             where = layout.object_path(store.root, expert.weights.sha256, expert.weights.suffix)
             found(StoreDamaged(f"the subnetwork of {' and that of '.join(changed)}", where=str(where)), where)
+    on_done("tasks", total, total)
     for gate in store.manifest.gates:
         tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape, gate.input)]
         where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)

@@ -6,6 +6,7 @@ import numpy as np
 
 from clmoe_cli.commands import common
 from clmoe_cli.continual.learning import probe
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.state import Loader, environment
 from store_schema import Store, StoreDamaged
 
@@ -13,12 +14,12 @@ TOLERANCE = 1e-4
 """Largest difference of a logit elsewhere than in the environment of the commit (kernels differ)."""
 
 
-def certify_outputs(store: Store) -> None:
+def certify_outputs(store: Store, on_step: OnStep = silent) -> None:
     """Raises StoreDamaged naming every task that answers otherwise than when it was learned."""
     here = " ".join(f"{k}={v}" for k, v in sorted(environment().items()))
     loader = Loader(store)
     changed, largest, exactly = [], 0.0, False
-    for record in store.manifest.tasks:
+    for record in counted(store.manifest.tasks, on_step, "checking outputs", "tasks"):
         stored = loader.record(record.name).probe_outputs
         task = loader.task(record.name)
         now = probe(task.net, task.params).numpy()

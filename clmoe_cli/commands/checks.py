@@ -11,6 +11,7 @@ from clmoe_cli.commands.names import one_of
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.images import Rows
 from clmoe_cli.continual.learning import FEW
+from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from store_schema import BadInput, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
@@ -44,9 +45,14 @@ def check_seed(manifest: Manifest, seed: int | None) -> None:
         )
 
 
-def check_range(x: Rows, scale: float, source: str) -> None:
+def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) -> None:
     """Refuses images [N, D], in units of the expert's input scale, of which one is far beyond the others (BadInput)."""
-    largest = torch.cat([part.abs().amax(dim=1) for part in x.split(CHUNK)])
+    parts, done, to = [], 0, begun(on_step, "range", len(x), "images")
+    for part in x.split(CHUNK):
+        parts.append(part.abs().amax(dim=1))
+        done += len(part)
+        to(done)
+    largest = torch.cat(parts)
     if bool((largest > LARGEST).any()):
         worst = int(largest.argmax())
         raise BadInput(

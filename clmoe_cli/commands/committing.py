@@ -14,6 +14,7 @@ from clmoe_cli.continual.experts import Network
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.onset import Verdict
 from clmoe_cli.continual.placement import Candidate, Placement
+from clmoe_cli.continual.steps import OnStep, counted, silent, whole
 from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader, environment, merged, to_record
 from store_schema import (
@@ -54,6 +55,7 @@ def commit_learned(
     action: Literal["learn", "refine"],
     origin: Origin,
     batch: Batch,
+    on_step: OnStep = silent,
 ) -> Manifest:
     """Commits a task, learned from ``batch``, to its expert ``record`` (without weights: a new one).
 
@@ -61,14 +63,15 @@ def commit_learned(
     """
     task, manifest = learned.subnetwork, locked.manifest
     before = loader.weights(record.id) if record.weights is not None else None
-    used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in others)])
+    read = counted(others, on_step, "reading the store", "tasks")
+    used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in read)])
     weights = merged(before, net, learned, used)
     stored = locked.put(encode_weights(weights, record.id), "safetensors")
     record = record.model_copy(update={"weights": stored})
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.both(task.mask, masks.union(task.mask, earlier))
-    statistics = gating.statistics(manifest, batch, origin.classes)
+    statistics = gating.statistics(manifest, batch, origin.classes, on_step)
     body = to_record(learned, statistics)
     entry = _task_record(locked, record, learned, body, weights, reused, origin)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
@@ -85,13 +88,14 @@ def commit_learned(
     update = {
         "tasks": tuple(tasks),
         "experts": tuple(experts),
-        "gates": gating.updated(locked, batch, origin.number, statistics),
+        "gates": gating.updated(locked, batch, origin.number, statistics, on_step),
         "next_task": max(manifest.next_task, origin.number + 1),
         "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
         "environment": environment(),
         "history": (*manifest.history, history),
     }
-    return locked.commit(manifest.model_copy(update=update))
+    with whole(on_step, "commit"):
+        return locked.commit(manifest.model_copy(update=update))
 
 
 def _task_record(

@@ -16,6 +16,7 @@ from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.shortlist import shortlist
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader
@@ -72,7 +73,7 @@ def reads(record: ExpertRecord, batch: Batch) -> bool:
     return (record.input_shape, record.input) == (batch.input_shape, batch.input)
 
 
-def input_scale(batch: Batch) -> float:
+def input_scale(batch: Batch, on_step: OnStep = silent) -> float:
     """Scale of an expert's inputs, fixed when the expert is made: 1 for pixels in 0 to 1 and standardised vectors.
 
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
@@ -80,7 +81,8 @@ def input_scale(batch: Batch) -> float:
     """
     every = torch.arange(len(batch.images)).split(max(1, NUMBERS // math.prod(batch.input_shape)))
     # A call for each part: a comprehension would hold one part while it reads the next.
-    rms = float(np.median(np.concatenate([_root_mean_squares(part(batch, index)) for index in every])))
+    parts = counted(every, on_step, "scale", "parts")
+    rms = float(np.median(np.concatenate([_root_mean_squares(part(batch, index)) for index in parts])))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
 
 
@@ -105,13 +107,19 @@ def shortlisted(manifest: Manifest, names: Sequence[str], batch: Batch) -> list[
 
 
 def onset_evidence(
-    loader: Loader, names: Sequence[str], batch: Batch, index: Tensor, book: Codebook, kind: str
+    loader: Loader,
+    names: Sequence[str],
+    batch: Batch,
+    index: Tensor,
+    book: Codebook,
+    kind: str,
+    on_step: OnStep = silent,
 ) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
     """Evidence of each named task on the chosen images, and its raw deviations [n]."""
     found: dict[str, Evidence] = {}
     raw: dict[str, Tensor] = {}
     few = part(batch, index)
-    for name in names:
+    for name in counted(names, on_step, "onset", "tasks"):
         record = loader.manifest.task(name)
         task: Subnetwork = loader.task(name)
         x = flat(few, loader.manifest.expert(record.expert).input_scale)

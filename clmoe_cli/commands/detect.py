@@ -11,6 +11,7 @@ from clmoe_cli.commands.reports import DetectReport
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.seeing import check_backbone
@@ -26,6 +27,7 @@ def detect(
     alpha: float = 0.01,
     evidence: str = "fisher",
     device: str = "cpu",
+    on_step: OnStep = silent,
 ) -> DetectReport:
     """Decides whether a batch is known or new; the store is only read.
 
@@ -37,10 +39,12 @@ def detect(
     one_of("evidence", evidence, EVIDENCE)
     if use_labels and batch.labels is None:
         raise BadInput("--use-labels needs labels", where=batch.source, expected="labels y [N]")
-    return read_consistently(store, lambda opened: _detect(Loader(opened, device), batch, use_labels, alpha, evidence))
+    return read_consistently(
+        store, lambda opened: _detect(Loader(opened, device), batch, use_labels, alpha, evidence, on_step)
+    )
 
 
-def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str) -> DetectReport:
+def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str, on_step: OnStep) -> DetectReport:
     manifest = loader.manifest
     check_backbone(manifest, batch)
     experts = common.experts_for(manifest, batch)
@@ -51,13 +55,13 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
     names = common.shortlisted(manifest, names, few)
-    found, raw = common.onset_evidence(loader, names, batch, index, book, kind)
+    found, raw = common.onset_evidence(loader, names, batch, index, book, kind, on_step)
     labels = None
     if use_labels and batch.labels is not None:
         labels = torch.from_numpy(book.encode(batch.labels))[index]
     verdict = decide(found, labels, alpha)
     rows = []
-    for name in names:
+    for name in counted(names, on_step, "overlap", "tasks"):
         task = loader.task(name)
         record = manifest.expert(manifest.task(name).expert)
         x = common.flat(few, record.input_scale)

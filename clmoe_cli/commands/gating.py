@@ -14,6 +14,7 @@ from clmoe_cli.continual.features import features, kind, width
 from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
 from clmoe_cli.continual.images import taken
+from clmoe_cli.continual.steps import OnStep, after, begun, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader, gate_arrays
@@ -49,23 +50,30 @@ def features_of(batch: Batch) -> str:
     return kind(batch.input_shape, batch.input is not None and batch.input.features is not None)
 
 
-def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...]) -> Subspaces:
+def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...], on_step: OnStep = silent) -> Subspaces:
     """The gate's statistics of a task that is being learned, from all its images (at most ``MOST`` of a class).
 
     The features of one class at a time are in memory, at most ``NUMBERS`` of them.
     """
     assert batch.labels is not None
     y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    x, name, parts = common.rows(batch, _scale(manifest, batch)), features_of(batch), []
+    x, name, parts = common.rows(batch, _scale(manifest, batch, on_step)), features_of(batch), []
     most = min(MOST, NUMBERS // width(batch.input_shape, name))
+    counts = torch.bincount(y, minlength=len(classes)).clamp(max=most).tolist()
+    to = begun(on_step, "gate", sum(counts), "images")
     for c in range(len(classes)):
         rows = (y == c).nonzero()[:, 0]
-        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
-        parts.append(gate.fit(features(taken(x, rows), batch.input_shape, name)))
+        rows = rows[torch.linspace(0, len(rows) - 1, counts[c]).round().long()]
+        # One image short: a class is done when its subspace is.
+        seen = after(to, sum(counts[:c]) - 1)
+        parts.append(gate.fit(features(taken(x, rows), batch.input_shape, name, seen)))
+    to(sum(counts))
     return Subspaces.joined(parts)
 
 
-def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tuple[GateRecord, ...]:
+def updated(
+    locked: Writer, batch: Batch, number: int, found: Subspaces, on_step: OnStep = silent
+) -> tuple[GateRecord, ...]:
     """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
     manifest, shape, through = locked.manifest, batch.input_shape, batch.input
     arrays = gate_arrays(found)
@@ -80,7 +88,7 @@ def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tupl
     name = features_of(batch)
     record = GateRecord(
         input_shape=shape,
-        input_scale=_scale(manifest, batch),
+        input_scale=_scale(manifest, batch, on_step),
         features=name,
         solved=locked.put(encode_gate(own, name), "safetensors"),
         input=through,
@@ -89,7 +97,13 @@ def updated(locked: Writer, batch: Batch, number: int, found: Subspaces) -> tupl
 
 
 def decide(
-    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str, batches: int | None
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str,
+    batches: int | None,
+    on_step: OnStep = silent,
 ) -> Iterator[Decision]:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
@@ -115,10 +129,12 @@ def decide(
         return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
 
     everything = torch.arange(len(batch.images))
+    to = begun(on_step, "deciding", len(everything), "images")
     chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if batches is None:
         for rows in everything.split(chunk):
             yield decide_images(sources, seen(rows), rows)
+            to(int(rows[-1]) + 1)
         return
     for together in everything.split(batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
@@ -127,9 +143,10 @@ def decide(
         for rows in together.split(chunk):
             own = values if len(some) == len(together) else seen(rows)
             yield decide_within(sources, task, sure, own, rows)
+            to(int(rows[-1]) + 1)
 
 
-def _scale(manifest: Manifest, batch: Batch) -> float:
+def _scale(manifest: Manifest, batch: Batch, on_step: OnStep = silent) -> float:
     """What inputs of this kind are multiplied by: fixed by the first task of the kind."""
     record = manifest.gate(batch.input_shape, batch.input)
-    return record.input_scale if record else common.input_scale(batch)
+    return record.input_scale if record else common.input_scale(batch, on_step)

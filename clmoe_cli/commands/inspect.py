@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.reports import Report
+from clmoe_cli.continual.steps import OnStep, Step, counted, silent, whole
 from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify, would_repair
 
 AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
@@ -39,7 +40,9 @@ class InspectReport(Report):
     dry_run: bool = False
 
 
-def inspect(store: str, *, check: bool = False, mend: bool = False, dry_run: bool = False) -> InspectReport:
+def inspect(
+    store: str, *, check: bool = False, mend: bool = False, dry_run: bool = False, on_step: OnStep = silent
+) -> InspectReport:
     """Reports on a store, which is only read.
 
     ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
@@ -48,15 +51,20 @@ def inspect(store: str, *, check: bool = False, mend: bool = False, dry_run: boo
     (:func:`store_schema.repair`); with ``dry_run`` it stays as it is, and the report is what it would be afterwards.
     """
     if mend and dry_run:
-        found, whole = would_repair(store)
+        found, left = would_repair(store)
         if check:
-            _certify(whole)
-        return replace(_inspect(whole, check), repaired=asdict(found), dry_run=True)
+            _certify(left, on_step)
+        return replace(_inspect(left, check, on_step), repaired=asdict(found), dry_run=True)
     if mend:
-        repaired = asdict(repair(store))
-        return replace(inspect(store, check=check), repaired=repaired)
+        with whole(on_step, "repairing"):
+            repaired = asdict(repair(store))
+        return replace(inspect(store, check=check, on_step=on_step), repaired=repaired)
     if check:
-        findings = [f for f in verify(store) if f.damage]
+        findings = [
+            f
+            for f in verify(store, lambda what, done, total: on_step(Step(f"checking {what}", done, total, what)))
+            if f.damage
+        ]
         if findings:
             raise StoreDamaged(
                 f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
@@ -65,19 +73,22 @@ def inspect(store: str, *, check: bool = False, mend: bool = False, dry_run: boo
                 expected="every file as it was committed",
                 hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
             )
-        read_consistently(store, _certify)
-    return replace(read_consistently(store, lambda opened: _inspect(opened, check)), dry_run=dry_run)
+        read_consistently(store, lambda opened: _certify(opened, on_step))
+    return replace(read_consistently(store, lambda opened: _inspect(opened, check, on_step)), dry_run=dry_run)
 
 
-def _certify(opened: Store) -> None:
+def _certify(opened: Store, on_step: OnStep) -> None:
     from clmoe_cli.commands.certify import certify_outputs
 
-    certify_outputs(opened)
+    certify_outputs(opened, on_step)
 
 
-def _inspect(opened: Store, check: bool) -> InspectReport:
+def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
     manifest = opened.manifest
-    bits = {t.name: opened.read_subnetwork(t.name, ("masks",)).masks for t in manifest.tasks}
+    bits = {
+        t.name: opened.read_subnetwork(t.name, ("masks",)).masks
+        for t in counted(manifest.tasks, on_step, "reading the store", "tasks")
+    }
     experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
     parameters = sum(layer["parameters"] for e in experts for layer in e["layers"])
     frozen = sum(layer["frozen"] for e in experts for layer in e["layers"])

@@ -23,6 +23,7 @@ from clmoe_cli.continual.experts import Network, parse_arch
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
 from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
+from clmoe_cli.continual.steps import OnStep, counted, silent, whole
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -47,6 +48,7 @@ def learn(
     on_epoch: OnEpoch = lambda epoch: None,
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
+    on_step: OnStep = silent,
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
@@ -55,16 +57,17 @@ def learn(
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
     is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
-    bit. A KeyboardInterrupt becomes Interrupted, which says so.
+    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long.
     """
     options = options or LearnOptions()
     started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
     check_expert(store, options.expert)
-    start = Start.of(options, batch)
+    with whole(on_step, "loading weights"):
+        start = Start.of(options, batch)
     with (
         ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
-        Resuming(locked, batch, replace(options, weights=start.sha256), on_resume) as resuming,
+        Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
     ):
         report = Learning(locked, batch, options, start, on_epoch, resuming).run()
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
@@ -77,7 +80,7 @@ class Learning:
         self, locked: Writer, batch: Batch, options: LearnOptions, start: Start, on_epoch: OnEpoch, resuming: Resuming
     ) -> None:
         assert batch.labels is not None
-        self.start, self.resuming = start, resuming
+        self.start, self.resuming, self.on_step = start, resuming, resuming.on_step
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
         self.loader = Loader(locked.store, options.method.device)
@@ -113,7 +116,7 @@ class Learning:
         new_expert = placement.expert is None
         zeros = {key: torch.zeros(shape) for key, shape in net.shared_shapes().items()}
         base = zeros if new_expert else self.loader.shared(record.id)
-        frozen = masks.none_of(zeros) if new_expert else self.loader.frozen(record.id)
+        frozen = masks.none_of(zeros) if new_expert else self.loader.frozen(record.id, on_step=self.on_step)
         readable = masks.none_of(zeros) if new_expert else self.loader.frozen(record.id, placement.reads)
         learned = learning.learn_task(
             name,
@@ -130,6 +133,7 @@ class Learning:
             self.on_epoch,
             self.resuming.begin(name),
             self.start.params,
+            self.on_step,
         )
         committed = self._commit(record, net, learned, old, "learn")
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
@@ -143,7 +147,7 @@ class Learning:
         if not self.names:
             return Verdict(False, (), None, "no task with images of this shape is known yet")
         self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
-        evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher")
+        evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher", self.on_step)
         verdict = decide(evidence, codes[index], self.options.alpha)
         # A class so rare that the sample has missed it is as conclusive as any other.
         seen = set(codes.unique().tolist())
@@ -171,7 +175,7 @@ class Learning:
             index = common.sample(len(self.batch.images), IMAGES, self.generator)
             few = self._labelled(common.part(self.batch, index), record.input_scale)
             draws = self.start.draws(net, self.generator)
-            for name in near:
+            for name in counted(near, self.on_step, "placement", "tasks"):
                 t = self.loader.task(name)
                 known = KnownTask(t.name, t.expert, t.net, t.params, t.mask, t.scores)
                 candidates.append(
@@ -180,8 +184,8 @@ class Learning:
             used = frozen[record.id]
             sizes = {x.name: math.prod(x.shape) for x in record.layers}
             # A few kernels near the pixels may well be full: the next task reads them.
-            counted = [name for name, size in sizes.items() if size >= common.COUNTED * sum(sizes.values())]
-            room[record.id] = min(1.0 - used[name] / sizes[name] for name in counted)
+            large = [name for name, size in sizes.items() if size >= common.COUNTED * sum(sizes.values())]
+            room[record.id] = min(1.0 - used[name] / sizes[name] for name in large)
         if wanted not in (None, "new"):
             reads = tuple(c.task for c in candidates if c.constructive)
             return Placement(str(wanted), reads, f"expert {wanted} was asked for"), candidates, fitting[0]
@@ -199,7 +203,7 @@ class Learning:
             id=f"e{number}",
             arch=self.options.arch,
             input_shape=self.batch.input_shape,
-            input_scale=common.input_scale(self.batch),
+            input_scale=common.input_scale(self.batch, self.on_step),
             seed=derived_seed(self.manifest.seed, number, "expert"),
             layers=tuple(LayerRecord(name=name, shape=shape) for name, shape in net.shared_shapes().items()),
             weights=None,
@@ -239,6 +243,7 @@ class Learning:
             self.on_epoch,
             self.resuming.begin(old.name),
             self.start.params,
+            self.on_step,
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
@@ -266,7 +271,9 @@ class Learning:
         )
         return ranks.committed(
             self.locked,
-            lambda: commit_learned(self.locked, self.loader, record, net, learned, others, action, origin, self.batch),
+            lambda: commit_learned(
+                self.locked, self.loader, record, net, learned, others, action, origin, self.batch, self.on_step
+            ),
         )
 
     def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
@@ -274,7 +281,7 @@ class Learning:
         assert batch.labels is not None
         y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
         x = common.rows(batch, scale)
-        check_range(x, scale, batch.source)
+        check_range(x, scale, batch.source, self.on_step)
         return Labelled(x, y)
 
     def _new_name(self) -> str:

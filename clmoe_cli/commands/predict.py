@@ -22,6 +22,7 @@ from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import taken
 from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
+from clmoe_cli.continual.steps import OnStep, begun, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.seeing import check_backbone
@@ -109,6 +110,7 @@ def predict(
     reject: float | None = None,
     device: str = "cpu",
     on_part: Callable[[PredictReport], None] | None = None,
+    on_step: OnStep = silent,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
@@ -132,7 +134,7 @@ def predict(
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     return read_together(
-        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, on_part)
+        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, on_part, on_step)
     )
 
 
@@ -144,6 +146,7 @@ def _predict(
     only: str | None,
     reject: float | None,
     on_part: Callable[[PredictReport], None] | None,
+    on_step: OnStep,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
@@ -152,8 +155,8 @@ def _predict(
 
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
-            return gating.decide(loader, own, names, book, router, together)
-        return _routed(loader, own, names, book, None if only else router, together)
+            return gating.decide(loader, own, names, book, router, together, on_step)
+        return _routed(loader, own, names, book, None if only else router, together, on_step)
 
     def told(found: Decision, first: int = 0) -> PredictReport:
         codes, p_value = found.code.numpy(), found.p_value.numpy()
@@ -212,13 +215,20 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
 
 
 def _routed(
-    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str | None, together: int | None
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str | None,
+    together: int | None,
+    on_step: OnStep,
 ) -> Iterator[Decision]:
     """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
-    tasks = loader.tasks(names)
+    tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
     scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
+    to = begun(on_step, "deciding", len(batch.images), "images")
     for rows in torch.arange(len(batch.images)).split((together if router else None) or routing.CHUNK):
         x = [taken(every, rows) for every in inputs]
         chosen, posterior = torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), 1, dtype=torch.float64)
@@ -236,3 +246,4 @@ def _routed(
             confidence[where] = best.values * posterior[where, i]
             p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, own, ["fisher"])["fisher"])
         yield Decision(chosen, codes, confidence, p_value)
+        to(int(rows[-1]) + 1)

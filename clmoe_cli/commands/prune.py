@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import RemovalReport
+from clmoe_cli.continual.steps import OnStep, counted, silent
 from store_schema import (
     GateRecord,
     HistoryEntry,
@@ -46,6 +47,7 @@ def prune(
     confirm: Callable[[RemovalReport], bool],
     *,
     on_wait: Callable[[str], None] = lambda holder: None,
+    on_step: OnStep = silent,
 ) -> RemovalReport:
     """Plans a removal, asks ``confirm`` with the plan, and commits it if that says yes.
 
@@ -59,7 +61,7 @@ def prune(
     _check(options)
     Store.open(store)  # a missing store is an error, and no lock is made for it
     with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait) as locked:
-        bits, names, plan, manifest = _planned(locked.store, options)
+        bits, names, plan, manifest = _planned(locked.store, options, on_step)
         if not confirm(plan):
             return plan
         before = locked.bytes_on_disk()
@@ -89,9 +91,12 @@ def _check(options: PruneOptions) -> None:
         raise UsageProblem("--to-frozen is a percentage", found=str(options.to_frozen), expected="0 to 100")
 
 
-def _planned(store: Store, options: PruneOptions) -> tuple[AllBits, list[str], RemovalReport, Manifest]:
+def _planned(
+    store: Store, options: PruneOptions, on_step: OnStep = silent
+) -> tuple[AllBits, list[str], RemovalReport, Manifest]:
     """Every task's masks, the tasks to remove, the plan, and the manifest without them."""
-    bits = {t.name: store.read_subnetwork(t.name).masks for t in store.manifest.tasks}
+    tasks = counted(store.manifest.tasks, on_step, "reading the store", "tasks")
+    bits = {t.name: store.read_subnetwork(t.name, ("masks",)).masks for t in tasks}
     names = _chosen(store.manifest, bits, options)
     return bits, names, *_plan(store.manifest, bits, names, options)
 

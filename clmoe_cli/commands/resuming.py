@@ -15,6 +15,7 @@ from clmoe_cli.commands import ranks
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.journal import Journal, State
+from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.data.spool import blocks, rows_of
 from clmoe_cli.distributed import PeerLost
@@ -33,7 +34,15 @@ class Resuming:
     earlier run had reached, if there was one.
     """
 
-    def __init__(self, locked: Writer, batch: Batch, options: LearnOptions, on_resume: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        locked: Writer,
+        batch: Batch,
+        options: LearnOptions,
+        on_resume: Callable[[str], None],
+        on_step: OnStep = silent,
+    ) -> None:
+        self.on_step = on_step
         self.locked, self.batch, self.options, self.on_resume = locked, batch, options, on_resume
         self.root, self.head, self.seed = locked.root, locked.store.head, locked.manifest.seed
         self.parent = hashlib.sha256(self.head).hexdigest()
@@ -45,7 +54,7 @@ class Resuming:
 
         Raises StoreDamaged, DiskProblem, and BadInput where processes were not given the same.
         """
-        self.key, self.task = _key(self.batch, self.options, self.parent, self.seed), task
+        self.key, self.task = _key(self.batch, self.options, self.parent, self.seed, self.on_step), task
         kept: State = {}
         found = checkpoints.load(self.root, self.key)
         if found is not None:
@@ -86,7 +95,7 @@ class Resuming:
             raise Interrupted("interrupted; the store is as it was before this command", hint=hint) from error
 
 
-def _key(batch: Batch, options: LearnOptions, parent: str, seed: int) -> str:
+def _key(batch: Batch, options: LearnOptions, parent: str, seed: int, on_step: OnStep) -> str:
     """sha256 of all that decides the result: data, arguments, parent generation, seed, version, environment."""
     arguments = asdict(options)
     del arguments["lock_timeout"]
@@ -105,7 +114,9 @@ def _key(batch: Batch, options: LearnOptions, parent: str, seed: int) -> str:
         "labels": [labels.dtype.str, labels.shape],
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    to = begun(on_step, "fingerprint", len(batch.images), "images")
     for array in (batch.images, labels):
-        for _, block in blocks(array, rows_of(array.shape[1:], array.itemsize)):
+        for first, block in blocks(array, rows_of(array.shape[1:], array.itemsize)):
             digest.update(np.ascontiguousarray(block).data)
+            to(first + len(block))
     return digest.hexdigest()

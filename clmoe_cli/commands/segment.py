@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.planning import plan
 from clmoe_cli.commands.reports import Segment, StreamReport
 from clmoe_cli.continual.segmentation import RARE, boundaries
+from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -44,12 +46,15 @@ def learn_stream(
     on_epoch: OnEpoch = lambda epoch: None,
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
+    on_step: OnStep = silent,
+    on_segment: Callable[[int, int, int, int], None] = lambda number, count, start, stop: None,
 ) -> StreamReport:
     """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
 
     ``use_labels``: boundaries are found from labels and images, else from the images alone; learning needs labels
     in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment. ``dry_run``: nothing is learned; each segment is
-    compared with the store as it is, and not with the segments before it.
+    compared with the store as it is, and not with the segments before it. ``on_segment`` is told which of how many
+    begins, and where it starts and stops.
 
     Raises BadInput for a segment that cannot be learned, before anything is, and whatever
     :func:`clmoe_cli.commands.learn.learn` raises; segments committed until then stay, and are known when the
@@ -58,19 +63,21 @@ def learn_stream(
     options = options or LearnOptions()
     if batch.labels is None:
         check(batch, options)
-    cuts = [0, *_boundaries(batch, options.seed or 0, use_labels), len(batch.images)]
+    cuts = [0, *_boundaries(batch, options.seed or 0, use_labels, on_step), len(batch.images)]
     parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
     if not use_labels:
         parts = [part.without_strays() for part in parts]
     for part in parts:
         part.check()
     done: list[Segment] = []
-    for part in parts:
+    told: dict[str, Any] = {"on_epoch": on_epoch, "on_wait": on_wait, "on_resume": on_resume, "on_step": on_step}
+    for number, part in enumerate(parts, start=1):
+        on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
                 report = plan(store, part.batch, part.options, [segment.report for segment in done])
             else:
-                report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait, on_resume=on_resume)
+                report = learn(store, part.batch, part.options, **told)
         except ClmoeError as error:
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place
@@ -120,10 +127,11 @@ class _Part:
         check(self.batch, self.options)
 
 
-def _boundaries(batch: Batch, seed: int, use_labels: bool) -> list[int]:
+def _boundaries(batch: Batch, seed: int, use_labels: bool, on_step: OnStep) -> list[int]:
     """Positions at which a segment begins, without 0; the same for the same file and seed."""
     assert batch.labels is not None
     # Scaling is left out: a segment's images are standardised by themselves, and a stream of uint8 stays small.
     x = torch.from_numpy(batch.images.reshape(len(batch.images), -1))
     y = torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)) if use_labels else None
-    return boundaries(x, y, generator(derived_seed(seed, len(x), "segments")))
+    to = begun(on_step, "boundaries", len(x), "images")
+    return boundaries(x, y, generator(derived_seed(seed, len(x), "segments")), on_done=to)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from clmoe_cli.commands.reports import Report
+from clmoe_cli.continual.steps import OnStep, begun, silent, whole
 from clmoe_cli.data.npz import one_line, read_problem, write_npz
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -61,6 +62,7 @@ def make_tasks(
     test_fraction: float = 0.2,
     per_class: int | None = None,
     dry_run: bool = False,
+    on_step: OnStep = silent,
 ) -> TasksReport:
     """Write ``task1.npz``, ``task1.test.npz``, ``task2.npz``, … and ``mixed.test.npz`` into ``out_dir``.
 
@@ -76,7 +78,8 @@ def make_tasks(
         hint = f"did you mean {close[0]}?" if close else "choose one of them"
         raise UsageProblem("unknown data set", found=one_line(source), expected=", ".join(SOURCES), hint=hint)
     _check_options(classes, seed, test_fraction, per_class)
-    train, test = _load(source, root, seed, test_fraction)
+    with whole(on_step, f"reading {source}"):
+        train, test = _load(source, root, seed, test_fraction)
     known = sorted(set(np.unique(train[1]).tolist()) & set(np.unique(test[1]).tolist()))
     wanted = [_known_labels(task, known) for task in classes]
 
@@ -90,6 +93,7 @@ def make_tasks(
             "cannot make the folder", where=one_line(folder), found=reason, hint="choose another"
         ) from error
     files: list[dict[str, Any]] = []
+    to = begun(on_step, "writing", 2 * len(wanted) + 1, "files")
 
     def write(name: str, task: str, labels: list[int], part: Part, rng: np.random.Generator, most: int | None) -> None:
         chosen = rng.permutation(np.flatnonzero(np.isin(part[1], labels)))
@@ -100,6 +104,7 @@ def make_tasks(
         if not dry_run:
             write_npz(path, {"x": part[0][chosen], "y": part[1][chosen]})
         files.append({"path": str(path), "task": task, "classes": labels, "images": len(chosen)})
+        to(len(files))
 
     for number, labels in enumerate(wanted, start=1):
         task = f"task{number}"

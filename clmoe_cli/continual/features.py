@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual.images import Rows
+from clmoe_cli.continual.steps import OnDone
 
 SIZES = (5, 9, 13)
 """Pixels of the first layer's filters."""
@@ -73,15 +74,22 @@ def width(input_shape: Sequence[int], name: str | None = None) -> int:
     return input_shape[0] * (first * (1 + ORIENTATIONS[1]) + (input_shape[0] == 3)) * GRID**2
 
 
-def features(x: Rows, input_shape: Sequence[int], name: str | None = None) -> Tensor:
+def features(
+    x: Rows, input_shape: Sequence[int], name: str | None = None, on_done: OnDone = lambda done: None
+) -> Tensor:
     """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
 
     ``name``: which ones; None for those of :func:`kind`.
     """
     by_shape = _of_images if is_image(input_shape) else _of_vectors
     of: Callable[[Tensor], Tensor] = _unit if name == UNIT else by_shape
+    parts, done = [], 0
     with torch.inference_mode():
-        return torch.cat([of(part.reshape(-1, *input_shape)) for part in x.split(CHUNK)])
+        for part in x.split(CHUNK):
+            parts.append(of(part.reshape(-1, *input_shape)))
+            done += len(parts[-1])
+            on_done(done)
+        return torch.cat(parts)
 
 
 def gabor(size: int, orientations: int, cycles: float) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from clmoe_cli.continual import parallel
 from clmoe_cli.continual.experts import STATISTICS, Convolution, Dense, Network, Normalisation, Params, device_of
 from clmoe_cli.continual.images import Rows
+from clmoe_cli.continual.steps import OnDone
 
 BUDGET = 1 << 22
 """Numbers of the images' gradients that are in memory at a time."""
@@ -51,7 +52,13 @@ def factors(net: Network, params: Mapping[str, Tensor], x: Tensor, targets: Tens
 
 
 def gradient_scores(
-    net: Network, params: Mapping[str, Tensor], x: Rows, targets: Tensor, chunk: int = 2048, alone: bool = False
+    net: Network,
+    params: Mapping[str, Tensor],
+    x: Rows,
+    targets: Tensor,
+    chunk: int = 2048,
+    alone: bool = False,
+    on_done: OnDone = lambda done: None,
 ) -> Params:
     """Mean absolute gradient of single images, ``mean_n |∂ℓₙ/∂W̄|``; of dense layers ``|Δ|ᵀ|Ā| / N``.
 
@@ -62,6 +69,7 @@ def gradient_scores(
     sums: Params = {}
     size = min(chunk, net.chunk, -(-len(x) // world))
     for start in range(0, len(x), size)[rank::world]:
+        on_done(start)
         here = slice(start, start + size)
         found = factors(net, params, x[here], targets[here])
         for layer, delta in found.delta.items():
@@ -73,6 +81,7 @@ def gradient_scores(
     sums = {name: sums[name] for name in params if name in sums}
     if not alone:
         parallel.summed(sums.values())
+    on_done(len(x))
     return {name: total.div_(len(x)) for name, total in sums.items()}
 
 

@@ -20,6 +20,7 @@ from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
 from clmoe_cli.continual.shortlist import sketch
+from clmoe_cli.continual.steps import OnStep, begun, silent, whole
 from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, quality, train
 
 KINDS = ("gradient", "fisher", "loss")
@@ -98,6 +99,7 @@ def learn_task(
     on_epoch: OnEpoch = lambda epoch: None,
     journal: Journal | None = None,
     start: Mapping[str, Tensor] | None = None,
+    on_step: OnStep = silent,
 ) -> Learned:
     """Learns one task.
 
@@ -113,10 +115,10 @@ def learn_task(
     zero = torch.zeros(())
     shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
     first = shared | _begun(net.initial_owned(classes, generator), start)
-    dense, chosen = _search(net, first, free, readable, parts, options, generator, on_epoch, journal)
+    dense, chosen = _search(net, first, free, readable, parts, options, generator, on_epoch, journal, on_step)
     held = parts.calibration if len(parts.calibration) else None
     reference = quality(net, dense, held) if held else None
-    return finish(name, expert, net, chosen.params, chosen.mask, parts, classes, reference)
+    return finish(name, expert, net, chosen.params, chosen.mask, parts, classes, reference, on_step)
 
 
 def refine_task(
@@ -130,6 +132,7 @@ def refine_task(
     on_epoch: OnEpoch = lambda epoch: None,
     journal: Journal | None = None,
     start: Mapping[str, Tensor] | None = None,
+    on_step: OnStep = silent,
 ) -> Learned:
     """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
 
@@ -146,7 +149,7 @@ def refine_task(
         known = _on("cpu", task.params)
         first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
         dense, chosen = _search(
-            net, first, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal
+            net, first, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal, on_step
         )
         params, mask = chosen.params, chosen.mask
     else:
@@ -163,12 +166,13 @@ def refine_task(
             phase="refine",
             on_epoch=on_epoch,
             journal=journal,
+            on_step=on_step,
         )
     if quality(net, params, parts.tuning).loss >= quality(net, before[0], parts.tuning).loss:
         params, mask = before
     held = parts.calibration if len(parts.calibration) else None
     reference = quality(net, dense, held) if held and dense else None
-    return finish(task.name, task.expert, net, params, mask, parts, task.classes, reference)
+    return finish(task.name, task.expert, net, params, mask, parts, task.classes, reference, on_step)
 
 
 def _begun(fresh: Params, start: Mapping[str, Tensor] | None) -> Params:
@@ -186,6 +190,7 @@ def _search(
     generator: torch.Generator,
     on_epoch: OnEpoch,
     journal: Journal | None,
+    on_step: OnStep,
 ) -> tuple[Params, Selection]:
     """Trains the free weights from ``start``, then finds the mask; the dense parameters and the selection."""
     begin, free, readable = (
@@ -194,9 +199,22 @@ def _search(
         _on(options.device, readable),
     )
     schedule, training, tuning = options.schedule, parts.training, parts.tuning
-    dense, _ = train(net, begin, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal)
+    dense, _ = train(
+        net, begin, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal, on_step=on_step
+    )
     chosen = select(
-        net, dense, free, training, tuning, schedule, options.tolerance, options.score, generator, on_epoch, journal
+        net,
+        dense,
+        free,
+        training,
+        tuning,
+        schedule,
+        options.tolerance,
+        options.score,
+        generator,
+        on_epoch,
+        journal,
+        on_step,
     )
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
@@ -212,18 +230,22 @@ def finish(
     parts: Split,
     classes: int,
     dense: Quality | None,
+    on_step: OnStep = silent,
 ) -> Learned:
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
     mask = _on("cpu", mask)
-    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y))
+    to = begun(on_step, "scores", len(parts.training), "images")
+    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
     half, scale = halved(masks.applied(raw, mask))
     held = parts.calibration
     own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
-    whitening = fisher.fit(net, params, parts.training, own, classes)
+    with whole(on_step, "statistics"):
+        whitening = fisher.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.
     task = Subnetwork(name, expert, net, params, mask, restored(half, scale), whitening, {})
-    calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
-    accuracy = quality(net, params, held) if len(held) else None
+    with whole(on_step, "calibration"):
+        calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
+        accuracy = quality(net, params, held) if len(held) else None
     params = _on("cpu", params)
     task = replace(task, params=params, calibration=calibration)
     sketched, outputs = sketch(parts.training, classes), probe(net, params)

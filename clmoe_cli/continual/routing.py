@@ -33,6 +33,7 @@ from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, normalised, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
+from clmoe_cli.continual.steps import OnDone
 
 DEFAULT_ROUTER = "fused"
 GATED = ("fused", "gate")
@@ -151,7 +152,11 @@ ROUTERS: dict[str, Router] = {
 
 
 def route(
-    router: str, tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batches: int | None
+    router: str,
+    tasks: Sequence[Subnetwork],
+    inputs: Sequence[Rows],
+    batches: int | None,
+    on_done: OnDone = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
     """The chosen task [N] and the posterior over tasks [N, T] by one of :data:`ROUTERS`.
 
@@ -164,5 +169,6 @@ def route(
         if batches is not None:
             evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
         found.append(evidence)
+        on_done(int(rows[-1]) + 1)
     evidence = torch.cat(found)
     return evidence.argmax(dim=1), evidence.softmax(dim=1)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clmoe_cli.continual.steps import OnDone
+
 
 @dataclass(frozen=True)
 class Options:
@@ -148,7 +150,13 @@ def swap(reference: Tensor, window: Tensor) -> float:
     return float(torch.minimum(arrived, left))
 
 
-def boundaries(x: Tensor, y: Tensor | None, generator: torch.Generator, options: Options | None = None) -> list[int]:
+def boundaries(
+    x: Tensor,
+    y: Tensor | None,
+    generator: torch.Generator,
+    options: Options | None = None,
+    on_done: OnDone = lambda done: None,
+) -> list[int]:
     """Positions at which a new segment begins, ascending, without 0.
 
     ``x`` [N, D], any real type and unit; ``y`` [N] label codes, or None to go by the images alone. ``generator``
@@ -158,16 +166,23 @@ def boundaries(x: Tensor, y: Tensor | None, generator: torch.Generator, options:
     codes = None if y is None else y.unique(return_inverse=True)[1]
     found: list[int] = []
     start = 0
-    while (length := _first(x[start:], None if codes is None else codes[start:], generator, options)) is not None:
+
+    def first() -> int | None:
+        rest = None if codes is None else codes[start:]
+        return _first(x[start:], rest, generator, options, lambda done: on_done(start + done))
+
+    while (length := first()) is not None:
         start += length
         found.append(start)
+    on_done(len(x))
     return found
 
 
-def _first(x: Tensor, y: Tensor | None, generator: torch.Generator, options: Options) -> int | None:
+def _first(x: Tensor, y: Tensor | None, generator: torch.Generator, options: Options, on_done: OnDone) -> int | None:
     """Length of the segment that the stream begins with; None when it never ends."""
     window, fitted, classes = options.window, 0, 0 if y is None else int(y.max()) + 1
     for t in range(options.minimum, len(x) - 2 * window + 1, window):
+        on_done(t)
         # The window before this one may lie behind the boundary already, at least in part: it has no say yet.
         past = max(options.minimum, t - window)
         if past >= 2 * fitted and fitted < options.largest:

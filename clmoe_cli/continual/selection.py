@@ -18,6 +18,7 @@ from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.journal import Journal
+from clmoe_cli.continual.steps import OnDone, OnStep, begun, silent
 from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, losses, quality
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
@@ -97,7 +98,7 @@ class Selection:
     rounds: tuple[Level, ...]
 
 
-def importance(net: Network, params: Params, data: Labelled, score: str) -> Params:
+def importance(net: Network, params: Params, data: Labelled, score: str, on_done: OnDone = lambda done: None) -> Params:
     """Normalised importance of every shared weight, over the whole data.
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
@@ -109,7 +110,7 @@ def importance(net: Network, params: Params, data: Labelled, score: str) -> Para
     if score == "last-batch":
         rest = len(data) % LAST_BATCH or LAST_BATCH
         data = Labelled(data.x[torch.arange(len(data) - rest, len(data))], data.y[-rest:])
-    scores = gradient_scores(net, params, data.x, data.y)
+    scores = gradient_scores(net, params, data.x, data.y, on_done=on_done)
     if score == "gradient-weight":
         scores = {name: value * params[name].abs() for name, value in scores.items()}
     elif score not in SCORES:
@@ -142,6 +143,7 @@ def select(
     generator: torch.Generator,
     on_epoch: OnEpoch = lambda epoch: None,
     journal: Journal | None = None,
+    on_step: OnStep = silent,
 ) -> Selection:
     """Prunes a trained network in rounds and consolidates what is left.
 
@@ -167,10 +169,11 @@ def select(
             phase=phase,
             on_epoch=on_epoch,
             journal=journal,
+            on_step=on_step,
         )
 
     def prune(current: Params, mask: masks.Masks, density: float) -> None:
-        scores = importance(net, current, data, score)
+        scores = importance(net, current, data, score, begun(on_step, "scores", len(data), "images"))
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.

@@ -19,6 +19,7 @@ from clmoe_cli.continual.experts import STATISTICS, Drop, Network, Params, devic
 from clmoe_cli.continual.freezing import freeze_guard
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.journal import Journal, Phase, State, below, optimizer_state, restore_optimizer, under
+from clmoe_cli.continual.steps import OnStep, silent, within
 
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
@@ -113,6 +114,7 @@ def run_epoch(
     generator: torch.Generator,
     after_step: Callable[[], None] = lambda: None,
     drop: MakeDrop | None = None,
+    on_part: Callable[[int, int], None] = lambda done, images: None,
 ) -> float:
     """One pass over the data in random order; returns the mean loss. ``params`` are changed in place.
 
@@ -143,6 +145,7 @@ def run_epoch(
         after_step()
         total += loss.detach() * len(index)
         seen += len(index)
+        on_part(seen, len(order))
     parallel.summed([total])
     return float(total) / seen
 
@@ -160,6 +163,7 @@ def train(
     on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
     journal: Journal | None = None,
+    on_step: OnStep = silent,
 ) -> tuple[Params, Quality]:
     """Trains until the held-out loss has converged; returns the best parameters and their quality.
 
@@ -184,7 +188,8 @@ def train(
         working, step, restore = _start(anchor, trainable, optimizer(lr))
         restore_optimizer(step, below("optimizer", state))
     for epoch in range(before + 1, schedule.epochs + 1):
-        loss = run_epoch(net, working, data, step, restore, schedule.batch_size, generator, drop=drop)
+        part = within(on_step, phase, epoch, schedule.epochs)
+        loss = run_epoch(net, working, data, step, restore, schedule.batch_size, generator, drop=drop, on_part=part)
         now = quality(net, working, held_out)
         on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
         if now.loss < reached.loss:
@@ -222,6 +227,7 @@ def anneal(
     on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
     journal: Journal | None = None,
+    on_step: OnStep = silent,
 ) -> tuple[Params, Quality]:
     """Trains for that many epochs while the learning rate falls from ``lr`` to zero along a cosine.
 
@@ -248,7 +254,8 @@ def anneal(
     shares = schedule.dropout if _passes(len(data), size) > 1 else schedule.annealing_dropout
     drop = dropout(net.layers[0], shares, generator)
     for epoch in range(before + 1, epochs + 1):
-        loss = run_epoch(net, working, data, step, restore, size, generator, rate.step, drop)
+        part = within(on_step, phase, epoch, epochs)
+        loss = run_epoch(net, working, data, step, restore, size, generator, rate.step, drop, part)
         reached = quality(net, working, held_out)
         on_epoch(Epoch(phase, epoch, epochs, loss, reached))
         counts = torch.tensor([epoch, rate.last_epoch])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.sources import open_npz
@@ -36,13 +37,20 @@ _PIXEL_HINTS = {
 }
 
 
-def read_batch(source: str, *, labels: LabelUse, input: Choice = None, skip_broken: bool = False) -> Batch:
+def read_batch(
+    source: str,
+    *,
+    labels: LabelUse,
+    input: Choice = None,
+    skip_broken: bool = False,
+    on_step: OnStep = silent,
+) -> Batch:
     """Read an npz, ``-`` (an npz on stdin) or a folder of pictures.
 
     A 4-D array is channels-first if its second axis is 1, 3 or 4, else channels-last. "ignored" labels are
     not even looked at. ``input``: what the images are to go through, or a function that says so of their
     :class:`Raw` shape; the batch's own says it with channels. ``skip_broken``: leave out pictures of a folder that
-    cannot be read, and name them in the batch.
+    cannot be read, and name them in the batch. ``on_step``: is told how much is read.
 
     Raises BadInput for anything wrong with the data, UsageProblem for an empty source, DiskProblem for a failing disk,
     or one that has no room for images that memory has none for; each is one line.
@@ -54,8 +62,8 @@ def read_batch(source: str, *, labels: LabelUse, input: Choice = None, skip_brok
     if source != "-" and _is_folder(source):
         from clmoe_cli.data.pictures import read_folder
 
-        return read_folder(source, labels, input, skip_broken)
-    with open_npz(source) as reader:
+        return read_folder(source, labels, input, skip_broken, on_step)
+    with open_npz(source, on_step) as reader:
         key = next((key for key in IMAGE_KEYS if key in reader.names), None)
         if key is None:
             wanted = "one of " + ", ".join(IMAGE_KEYS)
@@ -68,7 +76,7 @@ def read_batch(source: str, *, labels: LabelUse, input: Choice = None, skip_brok
         if record is not None and len(shape) == 3:
             record = resolved(record, shape[0])
         found_labels = None if labels == "ignored" else read_labels(reader, header.shape[0], labels)
-        return Batch(_pixels(reader, key, header, shape, record), found_labels, source, record)
+        return Batch(_pixels(reader, key, header, shape, record, on_step), found_labels, source, record)
 
 
 def _is_folder(source: str) -> bool:
@@ -100,7 +108,14 @@ def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:
     return (shape[3], *shape[1:3]) if len(shape) == 4 and shape[1] not in CHANNELS else shape[1:]
 
 
-def _pixels(reader: NpzReader, key: str, header: Header, shape: tuple[int, ...], record: InputRecord | None) -> Array:
+def _pixels(
+    reader: NpzReader,
+    key: str,
+    header: Header,
+    shape: tuple[int, ...],
+    record: InputRecord | None,
+    on_step: OnStep,
+) -> Array:
     """Images in canonical layout, C-contiguous, native byte order, float32 unless uint8, after their transform.
 
     BadInput for NaN or Inf, once the file is known to be whole.
@@ -115,7 +130,7 @@ def _pixels(reader: NpzReader, key: str, header: Header, shape: tuple[int, ...],
     if math.prod(out) * dtype.itemsize > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
         raise fail("the images are too big", found=str(list(out)), expected=wanted, hint="split the file")
-    seen, bad = 0, ""
+    seen, bad, to = 0, "", begun(on_step, "reading", header.shape[0], "images")
     with Spool(out, dtype, reader.where) as spool:
         for raw in reader.blocks(key):
             images = _canonical(raw)
@@ -124,6 +139,7 @@ def _pixels(reader: NpzReader, key: str, header: Header, shape: tuple[int, ...],
                 for part in transformed(images, record):
                     spool.append(part)
             seen += len(images)
+            to(seen)
         if bad:
             raise fail("not every pixel is a number", found=bad, hint="drop or repair the image")
         return spool.finish()

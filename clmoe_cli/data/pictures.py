@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from clmoe_cli.continual.steps import OnStep, begun, silent, whole
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
 from clmoe_cli.data.npz import name_list, one_line, read_problem
@@ -37,7 +38,9 @@ class _Broken:
 
     found: dict[str, BadInput] = field(default_factory=dict)
 
-    def each(self, paths: Sequence[str], read: Callable[[str], T], at_once: int) -> Iterator[tuple[str, T]]:
+    def each(
+        self, paths: Sequence[str], read: Callable[[str], T], at_once: int, on_step: OnStep, name: str
+    ) -> Iterator[tuple[str, T]]:
         """Path and what was read of each that is not broken, in order; several are read at the same time."""
 
         def attempt(path: str) -> T | BadInput:
@@ -47,6 +50,7 @@ class _Broken:
                 return error
 
         left = [path for path in paths if path not in self.found]
+        to = begun(on_step, name, len(left), "pictures")
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(left), at_once):
                 part = left[start : start + at_once]
@@ -55,6 +59,7 @@ class _Broken:
                         self.found[path] = result
                     else:
                         yield path, result
+                to(start + len(part))
 
     def refuse(self, folder: str, count: int) -> None:
         """BadInput that names the first and counts them all, of ``count`` pictures."""
@@ -64,14 +69,14 @@ class _Broken:
         raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
 
 
-def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool) -> Batch:
+def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool, on_step: OnStep = silent) -> Batch:
     """Pictures of an ImageFolder tree, or of a flat folder without labels, as :func:`clmoe_cli.data.read_batch` does.
 
     Without ``image_size`` they have one size. Without ``channels`` they are grey if all are, else RGB.
     """
     where = one_line(folder)
     try:
-        paths, names = _list_pictures(folder, where)
+        paths, names = _list_pictures(folder, where, on_step)
     except OSError as error:
         raise read_problem(error, where) from error
     if names is None and use == "required":
@@ -83,7 +88,7 @@ def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool) -
     with warnings.catch_warnings():  # decoders warn of what is of no matter here
         warnings.simplefilter("ignore")
         record = choice(Raw(True, _first_shape(paths))) if callable(choice) else choice
-        images, record, broken = _read(paths, record, folder, skip_broken)
+        images, record, broken = _read(paths, record, folder, skip_broken, on_step)
     kept = [i for i, path in enumerate(paths) if path not in broken]
     labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
     files = tuple(_relative(paths[i], folder) for i in kept)
@@ -91,16 +96,18 @@ def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool) -
 
 
 def _read(
-    paths: list[str], record: InputRecord | None, folder: str, skip_broken: bool
+    paths: list[str], record: InputRecord | None, folder: str, skip_broken: bool, on_step: OnStep
 ) -> tuple[Array, InputRecord | None, Sequence[str]]:
     """Images ``[N, C, H, W]``, the record with its channels said, and the paths of broken pictures."""
     where, broken = one_line(folder), _Broken()
     size: tuple[int, int] | None = None
     grey: bool | None = None
     if record is None or record.image_size is None or record.channels is None:
-        size, grey = _survey(paths, broken, resizing=record is not None and record.image_size is not None)
+        resizing = record is not None and record.image_size is not None
+        size, grey = _survey(paths, broken, resizing, on_step)
     if broken.found and (not skip_broken or len(broken.found) == len(paths)):
-        for _ in broken.each(paths, decode, 4 * THREADS):  # those whose pixels only are broken count as well
+        # Those whose pixels only are broken count as well.
+        for _ in broken.each(paths, decode, 4 * THREADS, on_step, "looking for broken ones"):
             pass
         broken.refuse(folder, len(paths))
     if record is not None and record.channels is None:
@@ -126,18 +133,19 @@ def _read(
         return next(transformed(pixels[None], record))
 
     with Spool(shape, np.dtype(np.uint8), where) as spool:
-        for _, pixels in broken.each(paths, read, max(THREADS, min(16 * THREADS, _AT_ONCE // image))):
+        at_once = max(THREADS, min(16 * THREADS, _AT_ONCE // image))
+        for _, pixels in broken.each(paths, read, at_once, on_step, "reading"):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
             broken.refuse(folder, len(paths))
         return spool.finish(), record, tuple(path for path in paths if path in broken.found)
 
 
-def _survey(paths: list[str], broken: _Broken, resizing: bool) -> tuple[tuple[int, int] | None, bool]:
+def _survey(paths: list[str], broken: _Broken, resizing: bool, on_step: OnStep) -> tuple[tuple[int, int] | None, bool]:
     """Height and width of the first readable picture, and whether all are grey; all are of one size, unless resized."""
     first: tuple[str, Look] | None = None
     grey = True
-    for path, seen in broken.each(paths, look, 64 * THREADS):
+    for path, seen in broken.each(paths, look, 64 * THREADS, on_step, "looking through"):
         first = first or (path, seen)
         grey &= seen.grey
         size, wanted = (seen.height, seen.width), (first[1].height, first[1].width)
@@ -170,14 +178,15 @@ def _relative(path: str, folder: str) -> str:
     return one_line(os.path.relpath(path, folder))
 
 
-def _list_pictures(folder: str, where: str) -> tuple[list[str], list[str] | None]:
+def _list_pictures(folder: str, where: str, on_step: OnStep) -> tuple[list[str], list[str] | None]:
     """Sorted paths of the pictures and their classes (None for a flat folder); hidden folders are skipped."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
     with os.scandir(folder) as scan:
         entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
     if any(is_dir for _, is_dir in entries):
-        tree = ImageFolder(folder, allow_empty=True)
+        with whole(on_step, "listing the pictures"):
+            tree = ImageFolder(folder, allow_empty=True)
         named = [(path, tree.classes[index]) for path, index in tree.samples]
         samples = [(path, name) for path, name in named if not name.startswith(".")]
         filled = {name for _, name in samples}

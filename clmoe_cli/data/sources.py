@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from clmoe_cli.continual.steps import OnStep, Step, silent
 from clmoe_cli.data.npz import NpzReader, one_line, read_problem
 from clmoe_cli.data.spool import pipe
 from store_schema.errors import BadInput, UsageProblem
@@ -17,9 +18,13 @@ MAX_STREAM_BYTES = 64 << 30
 
 
 @contextlib.contextmanager
-def open_npz(source: str) -> Iterator[NpzReader]:
+def open_npz(source: str, on_step: OnStep = silent) -> Iterator[NpzReader]:
     """Open an npz by path, or ``-`` for stdin; of a pipe at most MAX_STREAM_BYTES are taken."""
     where = "stdin" if source == "-" else one_line(source)
+
+    def to(taken: int, ended: bool) -> None:
+        on_step(Step(f"receiving {where}", taken >> 20, taken >> 20 if ended else None, "MiB"))
+
     try:
         if source == "-":
             if sys.stdin.isatty():
@@ -28,7 +33,7 @@ def open_npz(source: str) -> Iterator[NpzReader]:
                     where=where,
                     hint="name a file, or feed one: clmoe predict --batch - < file.npz",
                 )
-            with pipe(sys.stdin.buffer, MAX_STREAM_BYTES, where) as held:
+            with pipe(sys.stdin.buffer, MAX_STREAM_BYTES, where, to) as held:
                 yield NpzReader(held, where)
             return
         mode = Path(source).stat().st_mode
@@ -38,7 +43,7 @@ def open_npz(source: str) -> Iterator[NpzReader]:
             if stat.S_ISREG(mode):
                 yield NpzReader(file, where)
                 return
-            with pipe(file, MAX_STREAM_BYTES, where) as held:
+            with pipe(file, MAX_STREAM_BYTES, where, to) as held:
                 yield NpzReader(held, where)
     except OSError as error:
         raise read_problem(error, where) from error

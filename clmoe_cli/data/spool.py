@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -97,13 +97,17 @@ class Spool:
 
 
 @contextlib.contextmanager
-def pipe(stream: IO[bytes], limit: int, where: str) -> Iterator[IO[bytes]]:
+def pipe(
+    stream: IO[bytes], limit: int, where: str, on_bytes: Callable[[int, bool], None] = lambda taken, ended: None
+) -> Iterator[IO[bytes]]:
     """Everything from a pipe as a file at its start: in memory, beyond ``THRESHOLD`` on disk.
 
-    Raises BadInput for more than ``limit`` bytes, DiskProblem.
+    ``on_bytes``: is told how many have come, and whether these are all. Raises BadInput for more than ``limit`` bytes,
+    DiskProblem.
     """
     with tempfile.SpooledTemporaryFile(THRESHOLD, dir=folder()) as held:
         taken = 0
+        on_bytes(0, False)
         while piece := stream.read(_PIECE):
             taken += len(piece)
             if taken > limit:
@@ -112,9 +116,11 @@ def pipe(stream: IO[bytes], limit: int, where: str) -> Iterator[IO[bytes]]:
                 raise BadInput("too much data in the pipe", where=where, expected=wanted, hint=hint)
             with _disk_errors():
                 held.write(piece)
+            on_bytes(taken, False)
         with _disk_errors():
             held.flush()
         held.seek(0)
+        on_bytes(taken, True)
         yield held
 
 

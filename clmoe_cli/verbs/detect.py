@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from clmoe_cli import flags
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def detect(
@@ -35,8 +35,11 @@ def detect(
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
     where = resolved(device)
     seeing = Seeing(features, features_weights, device=where)
-    batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing)
-    report = call(store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where)
+    with progress(quiet) as shown:
+        batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        report = call(
+            store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
+        )
     if verbose and not quiet:
         note(report.reason)
     render.show(report, json_)

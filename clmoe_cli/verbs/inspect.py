@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def inspect(
@@ -31,7 +31,8 @@ def inspect(
     if format_ is not None:
         render.check_format(format_)
     render.check_pictures(plot, report_file)
-    report = call(store, check=verify, mend=repair, dry_run=dry_run)
+    with progress(quiet) as shown:
+        report = call(store, check=verify, mend=repair, dry_run=dry_run, on_step=shown.step)
     if not quiet:
         render.repair_notes(report)
     for path in render.draw_pictures(report, plot, report_file):

@@ -9,7 +9,7 @@ import typer
 from clmoe_cli import flags
 from clmoe_cli.completion import homes
 from clmoe_cli.distributed import leading, together
-from clmoe_cli.progress import progress
+from clmoe_cli.progress import note, progress
 
 
 def learn(
@@ -39,12 +39,17 @@ def learn(
     device: flags.DeviceOption = "auto",
     dry_run: flags.DryRunOption = False,
     lock_timeout: flags.TimeoutOption = None,
+    plot: flags.CurvesOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
     from clmoe_cli import render
+    from clmoe_cli.curves import Curves, check_plot, plot_curves
+
+    if plot is not None:
+        check_plot(plot)
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
     from clmoe_cli.commands.planning import plan
@@ -70,19 +75,27 @@ def learn(
         weights=weights,
     )
     quiet |= not leading()
-    seeing = Seeing(features, features_weights, arch, method.device)
-    with together(method.device):
-        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing)
-        with progress(quiet) as shown:
-            if segment:
-                by_label = boundaries != "images"
-                stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **shown.callbacks())
-                reports = [part.report for part in stream.segments]
-            elif dry_run:
-                reports = [plan(store, batch, options)]
-            else:
-                reports = [learn_one(store, batch, options, **shown.callbacks())]
+    seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
+    with together(method.device), progress(quiet) as shown:
+        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        if segment:
+            told = curves.hears({**shown.callbacks(), "on_segment": shown.segment})
+            by_label = boundaries != "images"
+            stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **told)
+            reports = [part.report for part in stream.segments]
+        elif dry_run:
+            reports = [plan(store, batch, options)]
+        else:
+            reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
+    drawn = curves.drawn(reports)
     if not quiet:
         render.learn_notes(reports, verbose)
+        if verbose:
+            for report, curve in drawn:
+                note(f"{report.task}: {curve.summary()}")
     if leading():
         render.show(stream if segment else reports[0], json_)
+        if plot is not None and drawn:
+            plot_curves(drawn, plot)
+    if plot is not None and not quiet:
+        note(f"wrote {plot}" if drawn else f"no curve, {plot} was not written: nothing was trained")

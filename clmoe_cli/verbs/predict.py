@@ -10,7 +10,7 @@ import typer
 from clmoe_cli import flags
 from clmoe_cli.completion import task_names
 from clmoe_cli.distributed import leading, together
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def predict(
@@ -47,9 +47,9 @@ def predict(
         render.check_output(output, json_)
     quiet |= not leading()
     where = resolved(device)
-    with together(where):
+    with together(where), progress(quiet) as shown:
         seeing = Seeing(features, features_weights, device=where)
-        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
+        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing, shown.step)
         report = call(
             store,
             images,
@@ -60,8 +60,10 @@ def predict(
             reject=reject,
             device=where,
             on_part=render.print_rows if output == render.STDOUT and leading() else None,
+            on_step=shown.step,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     if leading():
-        render.show_predictions(report, output, json_, quiet)
+        with progress(quiet) as shown:
+            render.show_predictions(report, output, json_, quiet, shown.step)

@@ -36,7 +36,7 @@ def prune(
         report = would_prune(store, options)
     else:
         with progress(quiet) as shown:
-            report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+            report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting, on_step=shown.step)
     if verbose and not quiet:
         note(f"{report.freed_bytes} bytes freed")
     render.show(report, json_)

@@ -9,7 +9,7 @@ import typer
 
 from clmoe_cli import flags
 from clmoe_cli.completion import sources
-from clmoe_cli.progress import note
+from clmoe_cli.progress import note, progress
 
 
 def tasks(
@@ -31,9 +31,11 @@ def tasks(
     from clmoe_cli.commands.tasks import make_tasks, parse_classes
 
     groups = [parse_classes(text) for text in classes]
-    report = make_tasks(
-        source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed, dry_run=dry_run
-    )
+    folder = None if root is None else str(root)
+    with progress(quiet) as shown:
+        report = make_tasks(
+            source, str(out_dir), classes=groups, root=folder, seed=seed, dry_run=dry_run, on_step=shown.step
+        )
     if verbose and not (quiet or dry_run):
         note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)
