@@ -228,7 +228,7 @@ def _routed(
     scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
-    to = begun(on_step, "deciding", len(batch.images), "images")
+    to = begun(on_step, "routing" if router else "answering", len(batch.images), "images")
     for rows in torch.arange(len(batch.images)).split((together if router else None) or routing.CHUNK):
         x = [taken(every, rows) for every in inputs]
         chosen, posterior = torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), 1, dtype=torch.float64)

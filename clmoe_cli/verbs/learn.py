@@ -89,10 +89,9 @@ def learn(
             reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
     drawn = curves.drawn(reports)
     if not quiet:
+        for report, curve in drawn if verbose else ():
+            note(f"{report.task}: {curve.summary()}")
         render.learn_notes(reports, verbose)
-        if verbose:
-            for report, curve in drawn:
-                note(f"{report.task}: {curve.summary()}")
     if leading():
         render.show(stream if segment else reports[0], json_)
         if plot is not None and drawn:
