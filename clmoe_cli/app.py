@@ -10,6 +10,7 @@ import typer
 
 from clmoe_cli.distributed import has_a_part, leave
 from clmoe_cli.verbs.detect import detect
+from clmoe_cli.verbs.export import export
 from clmoe_cli.verbs.inspect import inspect
 from clmoe_cli.verbs.learn import learn
 from clmoe_cli.verbs.predict import predict
@@ -46,7 +47,7 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, prune, tasks):
+for command in (learn, detect, predict, inspect, export, prune, tasks):
     app.command()(command)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clmoe_cli.commands import names
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.data.npz import name_list, replacing, write_npz
 from clmoe_cli.progress import note
@@ -143,14 +144,7 @@ def frozen_table(report: InspectReport, table_format: str) -> str:
 
 def check_output(path: Path) -> None:
     """UsageProblem for a suffix that means nothing; found out before any work is done."""
-    if path.suffix not in SUFFIXES:
-        raise UsageProblem(
-            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
-        )
-    if path.is_dir():
-        raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
-    if not path.parent.is_dir():
-        raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+    names.check_output(path, SUFFIXES)
 
 
 def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:
