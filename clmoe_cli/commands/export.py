@@ -109,7 +109,7 @@ def _model(store: Store, task: str) -> _Model:
         "classes": list(record.classes),
         "input": {
             "shape": list(expert.input_shape),
-            "values": "float32; uint8 divided by 255",
+            "values": "float32: uint8 divided by 255, floats as they are",
             "scale": scale,  # in the first layer's weights already
             **(through if expert.input is None else expert.input.model_dump(mode="json")),
         },
@@ -137,9 +137,11 @@ def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float
             found, runner = [net(part)[0] for part in parts], "torch"
     answers = torch.cat(found)
     deviation = float((answers - model.expected).abs().max())
-    if not torch.allclose(answers, model.expected, rtol=TOLERANCE, atol=TOLERANCE):
+    # Of the largest logit: what rounding does to the small ones comes from numbers as large.
+    within = TOLERANCE * max(1.0, float(model.expected.abs().max()))
+    if not deviation <= within:
         raise ClmoeError(
             "the exported model answers otherwise than the subnetwork; it was not kept", where=str(path),
-            found=f"largest difference {deviation:.3g}, run by {runner}", expected=f"within {TOLERANCE}",
+            found=f"largest difference {deviation:.3g}, run by {runner}", expected=f"within {within:.3g}",
         )  # fmt: skip
     return deviation, runner
