@@ -58,12 +58,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, questions to each task and all of its exports."""
     root = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "BATCHES", 6)
+        patched.setattr(training, "BATCHES", 4)
         for task, (arch, _) in TASKS.items():
-            for part, n, seed in (("train", 96, 1), ("test", 30, 2)):
+            for part, n, seed in (("train", 72, 1), ("test", 30, 2)):
                 x, y = images(task, n, seed)
                 np.savez(root / f"{task}.{part}.npz", x=x, y=y)
-            method = Options(Schedule(epochs=3, batch_size=24), Tolerance(epochs=1, final_epochs=2))
+            few = arch == "resnet18"
+            schedule = Schedule(epochs=1 if few else 4, batch_size=24)
+            method = Options(schedule, Tolerance(epochs=1, final_epochs=2, starts=(0.2,) if few else (0.2, 0.6)))
             batch = read_batch(str(root / f"{task}.train.npz"), labels="required")
             learn(str(root / "store"), batch, LearnOptions(name=task, arch=arch, expert="new", method=method))
     for task in TASKS:
@@ -341,6 +343,22 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     monkeypatch.chdir(tmp_path)
     export(str(world / "store"), "task1", "out.safetensors")
     assert (tmp_path / "out.safetensors").read_bytes() == (world / "task1.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"output.bias": None}, {"hidden9.bias": 3}, {"output.weight": 3}])
+def test_parameters_that_are_not_the_architectures_are_damage(
+    change: dict[str, int | None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = exporting.parameters
+
+    def other(*args: Any) -> dict[str, torch.Tensor | None]:
+        sizes = {key: None if n is None else torch.zeros(n, n) for key, n in change.items()}
+        return {key: value for key, value in (real(*args) | sizes).items() if value is not None}
+
+    monkeypatch.setattr(exporting, "parameters", other)
+    code, out, err = call(capfd, "export", "--task", "task1", "out.safetensors")
+    assert (code, out, err.count("\n")) == (4, "", 1)
+    assert "not those of its architecture" in err
 
 
 @pytest.fixture

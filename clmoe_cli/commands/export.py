@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clmoe_cli import __version__
 from clmoe_cli.commands.certify import TOLERANCE
@@ -15,7 +15,7 @@ from clmoe_cli.commands.reports import ExportReport
 from clmoe_cli.continual import plain
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.learning import probe_inputs
-from clmoe_cli.data.npz import replacing
+from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
 from clmoe_cli.state import Loader, parameters
 from store_schema import ClmoeError, Store, StoreDamaged, UsageProblem, read_consistently
@@ -27,6 +27,7 @@ SCHEMA = "clmoe.model/1"
 class _Model(NamedTuple):
     """``images`` [P, *shape] and the subnetwork's logits of them [P, C]; ``shared``: names of weights with a mask."""
 
+    net: plain.Answers
     values: dict[str, Tensor]
     about: dict[str, Any]
     shared: list[str]
@@ -51,15 +52,9 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
     if onnx:
         check_onnx()
     model = read_consistently(store, lambda opened: _model(opened, task))
-    network = model.about["network"]
     shape = model.about["input"]["shape"]
-    try:
-        net = plain.module(network, model.values)
-    except RuntimeError as error:
-        raise StoreDamaged("a task's parameters are not those of its architecture", where=store, key=task) from error
-    answers = plain.Answers(net, network.get("colour", False))
     data = (
-        to_onnx(answers, shape, model.about)
+        to_onnx(model.net, shape, model.about)
         if onnx
         else to_safetensors(model.values, model.about, model.shared if sparse else ())
     )
@@ -88,7 +83,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
 
 
 def _model(store: Store, task: str) -> _Model:
-    """A task of a store as values and what is said of them."""
+    """A task of a store as a module, its values, and what is said of them."""
     manifest = store.manifest
     one_of("task", task, [t.name for t in manifest.tasks])
     record = manifest.task(task)
@@ -96,6 +91,15 @@ def _model(store: Store, task: str) -> _Model:
     loader = Loader(store)
     net, scale = loader.network(expert.id), expert.input_scale
     params = parameters(store.read_subnetwork(task, ("masks",)), loader.weights(expert.id), net, "cpu")
+    network = plain.described(net, len(record.classes))
+    try:
+        values = plain.state(net, params, scale)
+        module = _answering(network, values)
+    except (KeyError, RuntimeError) as error:
+        raise StoreDamaged(
+            "a task's parameters are not those of its architecture", where=str(store.root), key=task,
+            found=one_line(error), expected=expert.arch,
+        ) from error  # fmt: skip
     images = probe_inputs(net)
     images = images if scale == 1.0 else images / scale
     through = {"image_size": None, "channels": None, "features": None}
@@ -113,15 +117,20 @@ def _model(store: Store, task: str) -> _Model:
             "scale": scale,  # in the first layer's weights already
             **(through if expert.input is None else expert.input.model_dump(mode="json")),
         },
-        "network": plain.described(net, len(record.classes)),
+        "network": network,
     }
     return _Model(
-        values=plain.state(net, params, scale),
+        net=module,
+        values=values,
         about=about,
         shared=plain.named(net, list(net.shared_shapes())),
         images=images.reshape(-1, *expert.input_shape),
         expected=logits(net, params, images if scale == 1.0 else images * scale),
     )
+
+
+def _answering(network: plain.Described, values: dict[str, Tensor]) -> plain.Answers:
+    return plain.Answers(plain.module(network, values), network.get("colour", False))
 
 
 def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float, str]:
@@ -131,8 +140,7 @@ def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float
         found, runner = run_onnx(written, parts)
     else:
         values, about = from_safetensors(written)
-        network = about["network"]
-        net: nn.Module = plain.Answers(plain.module(network, values), network.get("colour", False))
+        net = _answering(about["network"], values)
         with torch.inference_mode():
             found, runner = [net(part)[0] for part in parts], "torch"
     answers = torch.cat(found)
