@@ -11,6 +11,7 @@ import typer
 from clmoe_cli.distributed import has_a_part, leave
 from clmoe_cli.settings import PREFIX, Command
 from clmoe_cli.verbs.detect import detect
+from clmoe_cli.verbs.export import export
 from clmoe_cli.verbs.inspect import inspect
 from clmoe_cli.verbs.learn import learn
 from clmoe_cli.verbs.predict import predict
@@ -47,7 +48,7 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, prune, tasks, schema):
+for command in (learn, detect, predict, inspect, export, prune, tasks, schema):
     # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
     variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
     app.command(cls=Command, context_settings=variables)(command)

@@ -19,7 +19,7 @@ from store_schema.errors import ClmoeError, UsageProblem
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
-SINGLE = ("detect", "inspect", "schema")
+SINGLE = ("detect", "inspect", "export", "schema")
 WRITING = ("prune", "tasks")
 
 _first: bool | None = None
@@ -54,7 +54,7 @@ def speaks() -> bool:
 
 
 def has_a_part(command: str | None) -> bool:
-    """Whether this process has something to do in a command: ``detect`` and ``inspect`` are for process 0 alone.
+    """Whether this process has something to do in a command: those of ``SINGLE`` are for process 0 alone.
 
     Raises UsageProblem for commands that several processes would run several times.
     """

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clmoe_cli.commands import names
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.continual.steps import OnStep, silent, whole
 from clmoe_cli.progress import note
@@ -162,14 +163,7 @@ def check_output(path: Path, as_json: bool = False, suffixes: Sequence[str] = SU
             hint = "leave out one of them; CLMOE_JSON and clmoe.toml count as well"
             raise UsageProblem("--json and --output - would both write to stdout", hint=hint)
         return
-    if path.suffix not in suffixes:
-        raise UsageProblem(
-            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(suffixes)
-        )
-    if path.is_dir():
-        raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
-    if not path.parent.is_dir():
-        raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+    names.check_output(path, suffixes)
 
 
 def check_pictures(plot: Path | None, page: Path | None) -> None:

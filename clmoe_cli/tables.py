@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clmoe_cli.commands.reports import DetectReport, LearnReport, RemovalReport, StreamReport
+from clmoe_cli.commands.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 
 if TYPE_CHECKING:
     from clmoe_cli.commands.scoring import Scores
@@ -159,6 +159,17 @@ def _(report: RemovalReport) -> list[Any]:
             f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
             + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
         )
+    ]
+
+
+@tables.register
+def _(report: ExportReport) -> list[Any]:
+    what = "images" if report.features is None else f"features of {report.features['arch']}, which is not in the file,"
+    size = f"{report.parameters} parameters, {report.nonzero} of them not 0, {report.bytes} bytes"
+    return [
+        headline(f"exported {report.task} to {report.output}", f": {size}"),
+        f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
+        f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
     ]
 
 

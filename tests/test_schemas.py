@@ -31,6 +31,7 @@ CONTRACT = {
     "detect": ["schema verdict task expert p_value tasks"],
     "predict": ["schema predictions accuracy", "schema accuracy output"],
     "inspect": ["schema experts tasks overlap history bytes frozen_percent"],
+    "export": ["schema output format task expert arch classes input_shape parameters nonzero bytes deviation"],
     "prune": ["schema removed freed_parameters frozen_percent"],
     "tasks": ["schema files"],
     "prediction": ["index label task expert confidence known p_value"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from store_schema import UsageProblem
 
@@ -20,3 +21,15 @@ def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
         expected=f"one of {shown}" if choices else "none: there is none yet",
         hint=f"did you mean {close[0]!r}?" if close else None,
     )
+
+
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Raises UsageProblem for a suffix that means nothing, a folder, or a file in a folder that is not there."""
+    if path.suffix not in suffixes:
+        raise UsageProblem(
+            "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(suffixes)
+        )
+    if path.is_dir():
+        raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
+    if not path.parent.is_dir():
+        raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")

@@ -138,3 +138,32 @@ class RemovalReport(Report):
     gc: bool
     freed_bytes: int
     dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport(Report):
+    """What ``export`` wrote.
+
+    ``classes``: in the order of the outputs. ``input_shape``: of one image, or the features of one where ``features``
+    names the backbone (``arch``, ``sha256``) that the file does not hold. ``input_scale``: what the expert multiplies
+    its inputs by, which the first layer's weights have taken over. ``parameters``: numbers that the model computes
+    with, running statistics included; ``nonzero``: those that are not 0. ``bytes``: of the file. ``deviation``: the
+    largest difference of a logit between the file, read back and run by ``checked_with``, and the subnetwork.
+    """
+
+    schema: ClassVar[str] = "clmoe.export/1"
+    output: str
+    format: str
+    sparse: bool
+    task: str
+    expert: str
+    arch: str
+    classes: tuple[int | str, ...]
+    input_shape: tuple[int, ...]
+    input_scale: float
+    features: dict[str, str] | None
+    parameters: int
+    nonzero: int
+    bytes: int
+    deviation: float
+    checked_with: str

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from clmoe_cli.commands import shapes
 from clmoe_cli.commands.inspect import InspectReport
 from clmoe_cli.commands.names import one_of
-from clmoe_cli.commands.reports import DetectReport, LearnReport, Report, Segment, StreamReport
+from clmoe_cli.commands.reports import DetectReport, ExportReport, LearnReport, Report, Segment, StreamReport
 from clmoe_cli.commands.reports import RemovalReport as PruneReport
 from clmoe_cli.commands.tasks import TasksReport
 
@@ -56,6 +56,7 @@ def _models() -> dict[str, Any]:
             bytes=shapes.Bytes,
             repaired=shapes.Repaired | None,
         ),
+        "export": _of(ExportReport),
         "prune": _of(PruneReport),
         "tasks": _of(TasksReport, files=list[shapes.File]),
         "prediction": shapes.Prediction,

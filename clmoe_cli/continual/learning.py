@@ -252,10 +252,14 @@ def finish(
     return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched)
 
 
+def probe_inputs(net: Network) -> Tensor:
+    """Fixed inputs [P, D] that hold no data, in 0 to 1."""
+    return torch.rand((PROBES, net.input_size), generator=torch.Generator().manual_seed(0))
+
+
 def probe(net: Network, params: Mapping[str, Tensor]) -> Tensor:
-    """Outputs [P, C] of a subnetwork on fixed inputs that hold no data: the certificate of ``inspect --verify``."""
-    inputs = torch.rand((PROBES, net.input_size), generator=torch.Generator().manual_seed(0))
-    return logits(net, params, inputs)
+    """Outputs [P, C] of a subnetwork on the probe inputs: the certificate of ``inspect --verify``."""
+    return logits(net, params, probe_inputs(net))
 
 
 def _on(device: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,9 +32,10 @@ from torch.overrides import TorchFunctionMode
 from clmoe_cli.continual.experts import MAX_WEIGHTS, MAX_WIDTH
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-_PLAIN: dict[str, dict[str, Any]] = {
+PLAIN: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")
 }
+"""What torchvision's networks are made with, besides the number of classes."""
 
 
 class EmptyOnMeta(TorchFunctionMode):
@@ -93,7 +94,7 @@ def torchvision_net(name: str, **options: Any) -> nn.Module:
     from torchvision import models
 
     with EmptyOnMeta():
-        net: nn.Module = models.get_model(name, weights=None, **_PLAIN.get(name, {}), **options)
+        net: nn.Module = models.get_model(name, weights=None, **PLAIN.get(name, {}), **options)
     return net.train(False)
 
 

@@ -1,0 +1,155 @@
+"""``export``: a subnetwork as an ordinary model without ``clmoe``, read back and run before it takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clmoe_cli import __version__
+from clmoe_cli.commands.certify import TOLERANCE
+from clmoe_cli.commands.names import check_output, one_of
+from clmoe_cli.commands.reports import ExportReport
+from clmoe_cli.continual import plain
+from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.learning import probe_inputs
+from clmoe_cli.data.npz import one_line, replacing
+from clmoe_cli.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
+from clmoe_cli.state import Loader, parameters
+from store_schema import ClmoeError, Store, StoreDamaged, UsageProblem, read_consistently
+
+SUFFIXES = (".safetensors", ".onnx")
+SCHEMA = "clmoe.model/1"
+
+
+class _Model(NamedTuple):
+    """``images`` [P, *shape] and the subnetwork's logits of them [P, C]; ``shared``: names of weights with a mask."""
+
+    net: plain.Answers
+    values: dict[str, Tensor]
+    about: dict[str, Any]
+    shared: list[str]
+    images: Tensor
+    expected: Tensor
+
+
+def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -> ExportReport:
+    """Writes a task's subnetwork to a ``.safetensors`` or ``.onnx`` file, replacing an earlier one in one step.
+
+    ``sparse``: of shared weights only the entries that the task uses, in a ``.safetensors`` file.
+
+    The written file is read back and run on the probe inputs, in batches of two sizes, before it takes its place.
+    Raises UsageProblem for an unknown task, a file that cannot be written, or missing packages; ClmoeError where the
+    file answers otherwise than the subnetwork does; DiskProblem; the store's errors.
+    """
+    path = Path(output)
+    check_output(path, SUFFIXES)
+    onnx = path.suffix == ".onnx"
+    if onnx and sparse:
+        raise UsageProblem("--sparse is for safetensors", where=str(path), hint="leave it out, or name a .safetensors")
+    if onnx:
+        check_onnx()
+    model = read_consistently(store, lambda opened: _model(opened, task))
+    shape = model.about["input"]["shape"]
+    data = (
+        to_onnx(model.net, shape, model.about)
+        if onnx
+        else to_safetensors(model.values, model.about, model.shared if sparse else ())
+    )
+    with replacing(path) as file:
+        file.write(data)
+        file.flush()
+        deviation, runner = _checked(model, file.name, onnx, path)
+    counted = [value for value in model.values.values() if value.is_floating_point()]
+    return ExportReport(
+        output=str(path),
+        format=path.suffix[1:],
+        sparse=sparse,
+        task=task,
+        expert=model.about["expert"],
+        arch=model.about["arch"],
+        classes=tuple(model.about["classes"]),
+        input_shape=tuple(shape),
+        input_scale=model.about["input"]["scale"],
+        features=model.about["input"]["features"],
+        parameters=sum(value.numel() for value in counted),
+        nonzero=sum(int(value.count_nonzero()) for value in counted),
+        bytes=len(data),
+        deviation=deviation,
+        checked_with=runner,
+    )
+
+
+def _model(store: Store, task: str) -> _Model:
+    """A task of a store as a module, its values, and what is said of them."""
+    manifest = store.manifest
+    one_of("task", task, [t.name for t in manifest.tasks])
+    record = manifest.task(task)
+    expert = manifest.expert(record.expert)
+    loader = Loader(store)
+    net, scale = loader.network(expert.id), expert.input_scale
+    params = parameters(store.read_subnetwork(task, ("masks",)), loader.weights(expert.id), net, "cpu")
+    network = plain.described(net, len(record.classes))
+    try:
+        values = plain.state(net, params, scale)
+        module = _answering(network, values)
+    except (KeyError, RuntimeError) as error:
+        raise StoreDamaged(
+            "a task's parameters are not those of its architecture", where=str(store.root), key=task,
+            found=one_line(error), expected=expert.arch,
+        ) from error  # fmt: skip
+    images = probe_inputs(net)
+    images = images if scale == 1.0 else images / scale
+    through = {"image_size": None, "channels": None, "features": None}
+    about = {
+        "schema": SCHEMA,
+        "clmoe": __version__,
+        "store": manifest.content_hash(),
+        "task": task,
+        "expert": expert.id,
+        "arch": expert.arch,
+        "classes": list(record.classes),
+        "input": {
+            "shape": list(expert.input_shape),
+            "values": "float32: uint8 divided by 255, floats as they are",
+            "scale": scale,  # in the first layer's weights already
+            **(through if expert.input is None else expert.input.model_dump(mode="json")),
+        },
+        "network": network,
+    }
+    return _Model(
+        net=module,
+        values=values,
+        about=about,
+        shared=plain.named(net, list(net.shared_shapes())),
+        images=images.reshape(-1, *expert.input_shape),
+        expected=logits(net, params, images if scale == 1.0 else images * scale),
+    )
+
+
+def _answering(network: plain.Described, values: dict[str, Tensor]) -> plain.Answers:
+    return plain.Answers(plain.module(network, values), network.get("colour", False))
+
+
+def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float, str]:
+    """The largest difference of a logit between the written file and the subnetwork, and what ran the file."""
+    parts = [model.images[:1], model.images[1:]]
+    if onnx:
+        found, runner = run_onnx(written, parts)
+    else:
+        values, about = from_safetensors(written)
+        net = _answering(about["network"], values)
+        with torch.inference_mode():
+            found, runner = [net(part)[0] for part in parts], "torch"
+    answers = torch.cat(found)
+    deviation = float((answers - model.expected).abs().max())
+    # Of the largest logit: what rounding does to the small ones comes from numbers as large.
+    within = TOLERANCE * max(1.0, float(model.expected.abs().max()))
+    if not deviation <= within:
+        raise ClmoeError(
+            "the exported model answers otherwise than the subnetwork; it was not kept", where=str(path),
+            found=f"largest difference {deviation:.3g}, run by {runner}", expected=f"within {within:.3g}",
+        )  # fmt: skip
+    return deviation, runner

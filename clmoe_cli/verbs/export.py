@@ -1,0 +1,31 @@
+"""``clmoe export``: its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli import flags
+from clmoe_cli.completion import task_names
+from clmoe_cli.progress import note
+
+
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors or .onnx.")],
+    task: Annotated[str, typer.Option(autocompletion=task_names, help="The task whose subnetwork is written.")],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    sparse: Annotated[bool, typer.Option("--sparse", help="In safetensors: only the weights that are used.")] = False,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Write a task's subnetwork as an ordinary model that runs without clmoe."""
+    from clmoe_cli import render
+    from clmoe_cli.commands.export import export as call
+
+    report = call(store, task, out, sparse=sparse)
+    if verbose and not quiet and report.input_scale != 1.0:
+        note(f"the expert's input scale, {report.input_scale:.6g}, is in the first layer's weights")
+    render.show(report, json_)

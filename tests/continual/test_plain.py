@@ -1,0 +1,59 @@
+"""Ordinary modules compute what experts do, and are described so that anyone can build them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import random_params
+from torch import nn
+from torchvision import models
+
+from clmoe_cli.continual import plain
+from clmoe_cli.continual.convolutions import ConvNet
+from clmoe_cli.continual.experts import logits, parse_arch
+
+SIDES = {
+    "alexnet": 64, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 32, "inception_v3": 75, "mnasnet0_5": 32,
+    "mobilenet_v2": 32, "mobilenet_v3_small": 32, "regnet_y_400mf": 32, "resnet50": 32, "shufflenet_v2_x0_5": 32,
+}  # fmt: skip
+NETS: dict[str, tuple[int, ...]] = {
+    "mlp:5": (2, 3, 4), "mlp:6,5,4": (11,), "cnn:4,6": (1, 9, 7), "cnn:3": (2, 3, 2), "cnn:4,5,6,7": (3, 30, 30),
+    "resnet18": (1, 32, 32), **{name: (3, side, side) for name, side in SIDES.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", NETS)
+def test_plain_modules_compute_what_experts_do(arch: str, rng: torch.Generator) -> None:
+    shape, scale = NETS[arch], 0.37
+    net = parse_arch(arch, shape)
+    params = random_params(net, 3, rng, torch.float32)
+    values = plain.state(net, params, scale)
+    description = json.loads(json.dumps(plain.described(net, 3)))
+    found = plain.Answers(plain.module(description, values), description.get("colour", False))
+    x = torch.rand((3, *shape), generator=rng)
+    with torch.no_grad():
+        answers, probabilities = found(x)
+    wanted = logits(net, params, scale * x.flatten(1))
+    torch.testing.assert_close(answers, wanted, rtol=0, atol=1e-4 * max(1.0, float(wanted.abs().max())))
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3))
+    assert float((answers[0] - answers[1]).abs().max()) > 0
+    shared = plain.named(net, list(net.shared_shapes()))
+    assert set(shared) < set(values)
+    if "torchvision" in description:
+        theirs = models.get_model(arch, **description["options"])
+        assert list(theirs.state_dict()) == list(values)
+        assert not any(type(m).__module__.startswith("clmoe") for m in found.net.modules())
+    head = net.names["output"] if isinstance(net, ConvNet) else "output"
+    assert [name for name, module in found.net.named_modules() if isinstance(module, nn.Linear)][-1] == head
+
+
+def test_parameters_of_another_network_are_refused(rng: torch.Generator) -> None:
+    net = parse_arch("mlp:5", (4,))
+    values = plain.state(net, random_params(net, 3, rng, torch.float32), 1.0)
+    plain.module(plain.described(net, 3), values)
+    with pytest.raises(RuntimeError):
+        plain.module(plain.described(net, 2), values)
+    with pytest.raises(RuntimeError):
+        plain.module(plain.described(net, 3), {k: v for k, v in values.items() if k != "output.bias"})
