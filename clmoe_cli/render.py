@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.data.npz import name_list, replacing, write_npz
 from clmoe_cli.progress import note
-from clmoe_cli.tables import columns, console, score_tables, tables
+from clmoe_cli.tables import columns, console, reasons_table, score_tables, tables
 from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def show_predictions(report: PredictReport, output: Path | None, as_json: bool, 
             known = "yes" if row["known"] else "no"
             about = str(row.get("file", row["index"])), str(row["label"]), row["task"], row["expert"]
             table.add_row(*about, f"{row['confidence']:.3f}", known, p)
-        screen.print(table)
+        screen.print(table if report.explained is None else reasons_table(first, report.rows()[:ROWS_SHOWN]))
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
@@ -197,7 +197,7 @@ def _write(report: PredictReport, path: Path) -> None:
         text = "".join(to_text(row) + "\n" for row in rows)
     else:
         out = io.StringIO()
-        writer = csv.DictWriter(out, ["index", *report.arrays()])
+        writer = csv.DictWriter(out, ["index", *report.arrays()], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         text = out.getvalue()

@@ -21,7 +21,7 @@ from clmoe_cli.commands.starting import Start, homes
 from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import Network, parse_arch
 from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
+from clmoe_cli.continual.onset import Verdict, decide, listed, unseen
 from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
@@ -139,14 +139,15 @@ class _Learning:
             return Verdict(False, (), None, "no task with images of this shape is known yet")
         self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
         evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher")
-        verdict = decide(evidence, codes[index], self.options.alpha)
+        verdict = decide(evidence, codes[index], self.options.alpha, lambda code: book.labels[code])
         # A class so rare that the sample has missed it is as conclusive as any other.
         seen = set(codes.unique().tolist())
-        if verdict.known and not seen <= self._codes(book, self.names):
-            return Verdict(False, (), verdict.p_value, UNSEEN)
-        if verdict.known and not seen <= self._codes(book, verdict.tasks):
-            fitted = ", ".join(verdict.tasks)
-            return Verdict(False, (), verdict.p_value, f"some of its labels are not of task {fitted}, which it fits")
+        for names in (self.names, verdict.tasks) if verdict.known else ():
+            foreign = [book.labels[code] for code in sorted(seen - self._codes(book, names))]
+            if foreign:
+                fitted = ", ".join(verdict.tasks)
+                why = f"it has classes that are not of {fitted}, which its images fit: {listed(foreign)}"
+                return Verdict(False, (), verdict.p_value, unseen(foreign) if names is self.names else why)
         return verdict
 
     def _codes(self, book: Codebook, names: Sequence[str]) -> set[int]:
@@ -157,7 +158,7 @@ class _Learning:
         fitting = homes(self.start, self.experts, self.manifest, self.options, self.batch)
         candidates: list[Candidate] = []
         frozen = self.manifest.history[-1].frozen if self.manifest.history else {}
-        room: dict[str, float] = {}
+        room: dict[str, tuple[float, str]] = {}
         for record in fitting:
             near = [t.name for t in self.manifest.tasks_of(record.id) if t.name in self.near]
             if not near:
@@ -176,13 +177,13 @@ class _Learning:
             sizes = {x.name: math.prod(x.shape) for x in record.layers}
             # A few kernels near the pixels may well be full: the next task reads them.
             counted = [name for name, size in sizes.items() if size >= common.COUNTED * sum(sizes.values())]
-            room[record.id] = min(1.0 - used[name] / sizes[name] for name in counted)
+            room[record.id] = min((1.0 - used[name] / sizes[name], name) for name in counted)
         if wanted not in (None, "new"):
             reads = tuple(c.task for c in candidates if c.constructive)
-            return Placement(str(wanted), reads, f"expert {wanted} was asked for"), candidates, fitting[0]
+            return Placement(str(wanted), reads, f"into expert {wanted}, as asked"), candidates, fitting[0]
         placement = place(candidates, room, self.options.thresholds)
         if wanted == "new":
-            placement = Placement(None, (), "a new expert was asked for")
+            placement = Placement(None, (), "a new expert, as asked")
         if placement.expert is not None:
             return placement, candidates, self.manifest.expert(placement.expert)
         return placement, candidates, self._new_expert()
@@ -233,7 +234,7 @@ class _Learning:
             self.start.params,
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
-        placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
+        placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
         return learn_report(committed, name, "refined", False, verdict, placement, [])
 
     def _commit(
@@ -281,5 +282,5 @@ class _Learning:
         return name
 
     def _skipped(self, verdict: Verdict) -> LearnReport:
-        placement = Placement(None, (), f"nothing changed: {verdict.reason}")
+        placement = Placement(None, (), "nothing was changed, since its task is known (--if-known says otherwise)")
         return learn_report(self.manifest, verdict.tasks[0], "known", False, verdict, placement, [])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clmoe_cli.commands import common, gating
+from clmoe_cli.commands import common, explaining, gating
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.ranks import decided_together, read_together
+from clmoe_cli.commands.reasons import Case
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import routing
@@ -38,7 +39,8 @@ class PredictReport(Report):
 
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
-    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row.
+    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``explained``: why,
+    where it was asked for.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -54,6 +56,7 @@ class PredictReport(Report):
     scores: Scores | None
     file: NDArray[np.str_] | None = None
     skipped: int = 0
+    explained: explaining.Explanation | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -62,7 +65,8 @@ class PredictReport(Report):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
-        return {k: getattr(self, k) for k in self._keys()}
+        own = {k: getattr(self, k) for k in self._keys()}
+        return own if self.explained is None else own | self.explained.arrays()
 
     def _keys(self) -> tuple[str, ...]:
         return (*(("file",) if self.file is not None else ()), *COLUMNS)
@@ -79,7 +83,9 @@ class PredictReport(Report):
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
         )
         keys = self._keys()
-        return [{"index": i, **dict(zip(keys, row, strict=True))} for i, row in enumerate(zip(*columns, strict=True))]
+        why = [{}] * len(self.labels) if self.explained is None else self.explained.rows()
+        rows = enumerate(zip(*columns, strict=True))
+        return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i]} for i, row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object."""
@@ -90,6 +96,7 @@ class PredictReport(Report):
             "predictions": self.rows(),
             "rejected": int((~self.known).sum()),
             "skipped": self.skipped,
+            **({} if self.explained is None else {"decided_by": self.explained.decided_by}),
             **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
         }
 
@@ -104,12 +111,14 @@ def predict(
     task: str | None = None,
     reject: float | None = None,
     device: str = "cpu",
+    explain: bool = False,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
     ``route``: ``image`` (each by itself) or ``batch`` (all images are one task's, or every ``batch_size``
     consecutive ones). ``task``: no routing, answer
-    among that task's classes. ``reject``: images whose p-value is below it are marked unknown.
+    among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``explain``: the report
+    says of each image why; the answers stay the same.
 
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
@@ -125,19 +134,28 @@ def predict(
             expected="1 or more, with --route batch",
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
-    return read_together(store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject))
+    return read_together(
+        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, explain)
+    )
 
 
 def _predict(
-    loader: Loader, batch: Batch, router: str, together: int | None, only: str | None, reject: float | None
+    loader: Loader,
+    batch: Batch,
+    router: str,
+    together: int | None,
+    only: str | None,
+    reject: float | None,
+    explain: bool,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
 
     def decide(own: Batch) -> Decision:
         if only is None and router in GATED:
-            return gating.decide(loader, own, names, book, router, together)
-        return _routed(loader, own, names, book, None if only else router, together)
+            asked = explaining.asked(loader, own, names) if explain else None
+            return gating.decide(loader, own, names, book, router, together, asked)
+        return _routed(loader, own, names, book, None if only else router, together, explain)
 
     found = decided_together(batch, together or 1, decide)
     homes = [loader.manifest.task(name).expert for name in names]
@@ -147,6 +165,7 @@ def _predict(
     if batch.labels is not None:
         classes = {name: loader.manifest.task(name).classes for name in names}
         scores = score(batch.labels, codes, book, task, found.confidence.numpy(), classes)
+    case = Case("task" if only else router, together is not None and not only, reject)
     return PredictReport(
         label=label,
         labels=tuple(book.labels[i] for i in codes.tolist()),
@@ -160,6 +179,7 @@ def _predict(
         scores=scores,
         file=None if batch.files is None else np.array(batch.files, dtype=np.str_),
         skipped=len(batch.skipped),
+        explained=explaining.explained(found, case, names, homes, book),
     )
 
 
@@ -183,7 +203,13 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
 
 
 def _routed(
-    loader: Loader, batch: Batch, names: list[str], book: Codebook, router: str | None, together: int | None
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str | None,
+    together: int | None,
+    explain: bool,
 ) -> Decision:
     """Decides by evidence of whole subnetworks; without ``router`` the only task answers."""
     tasks = loader.tasks(names)
@@ -191,9 +217,10 @@ def _routed(
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
     n = len(batch.images)
-    chosen, posterior = torch.zeros(n, dtype=torch.long), torch.ones(n, 1, dtype=torch.float64)
+    evidence = torch.zeros(n, 1, dtype=torch.float64)
     if router is not None:
-        chosen, posterior = routing.route(router, tasks, inputs, together)
+        evidence = routing.weigh(ROUTERS[router], tasks, inputs, together)
+    chosen, posterior = evidence.argmax(dim=1), evidence.softmax(dim=1)
     codes = torch.zeros(n, dtype=torch.long)
     confidence = torch.zeros(n, dtype=torch.float64)
     p_value = torch.zeros(n, dtype=torch.float64)
@@ -205,4 +232,9 @@ def _routed(
         codes[where] = own[best.indices]
         confidence[where] = best.values * posterior[where, i]
         p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, x, ["fisher"])["fisher"])
-    return Decision(chosen, codes, confidence, p_value)
+    found = Decision(chosen, codes, confidence, p_value)
+    if not explain:
+        return found
+    return replace(
+        found, why=explaining.of_evidence(loader, batch, names, book, inputs, router, together, evidence, found)
+    )

@@ -25,6 +25,7 @@ def predict(
     router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
     task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
     reject: flags.RejectOption = None,
+    explain: flags.ExplainOption = False,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -43,7 +44,15 @@ def predict(
         seeing = Seeing(features, features_weights, device=where)
         images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing)
         report = call(
-            store, images, route=route, batch_size=batch_size, router=router, task=task, reject=reject, device=where
+            store,
+            images,
+            route=route,
+            batch_size=batch_size,
+            router=router,
+            task=task,
+            reject=reject,
+            device=where,
+            explain=explain,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
