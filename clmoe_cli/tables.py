@@ -130,7 +130,7 @@ def _(report: DetectReport) -> list[Any]:
             f"{row['overlap']:.3f}",
             f"{row['divergence']:.3f}",
         )
-    return [_headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({report.verdict: report.reason}), table]
+    return [_headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
 
 
 @tables.register

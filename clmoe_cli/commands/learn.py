@@ -184,6 +184,11 @@ class _Learning:
         placement = place(candidates, room, self.options.thresholds)
         if wanted == "new":
             placement = Placement(None, (), "a new expert, as asked")
+        elif not fitting:
+            lacks = (
+                f"has architecture {self.options.arch} and this start" if self.experts else "reads images of this shape"
+            )
+            placement = Placement(None, (), f"a new expert, since none yet {lacks}")
         if placement.expert is not None:
             return placement, candidates, self.manifest.expert(placement.expert)
         return placement, candidates, self._new_expert()

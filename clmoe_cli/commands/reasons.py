@@ -46,7 +46,7 @@ def sentence(case: Case, found: tuple[Candidate, ...]) -> str:
     other = next((c for c in found[1:] if c["task"] != answer["task"]), None)
     head = f"{answer['label']} by {answer['task']} ({answer['expert']})"
     p_value, end = answer["p_value"], ""
-    p = "no p-value (too few images)" if p_value is None else f"p = {p_value:.2g}"
+    p = "no p-value (too few images)" if p_value is None else f"p = {p_value:.3g}"
     if case.reject is not None and p_value is not None:
         if p_value < case.reject:
             head = f"unknown, since {p} is below {case.reject:g}; at best {head}"
@@ -70,8 +70,8 @@ def _gated(
     """The gate: against a class of the same task, of which the subnetwork may have an ``opinion``, and another's."""
     parts = [_near(answer), *([_class(answer, mate)] if mate else [])]
     if opinion:
-        say = f"{OPINION:g} of the say in it have the subnetwork's"
-        parts.append(f"{say} {answer['probability']:.3f} and {opinion['probability']:.3f}")
+        gives = f"{answer['probability']:.3f} and {opinion['probability']:.3f}"
+        parts.append(f"its subnetwork, with {OPINION:g} of the say, gives {gives}")
     if not case.batch:
         return "; ".join([*parts, _class(answer, other) if other else "no other task is near"])
     behind = f"{other['task']} {_figure(other['margin'])} nats behind" if other else "the only task"

@@ -215,7 +215,7 @@ def place(candidates: Sequence[Candidate], room: Mapping[str, tuple[float, str]]
     ``room``: expert → smallest share of free weights over its layers, and that layer.
     """
     if not candidates:
-        return Placement(None, (), "a new expert, since no task near it has this input shape and architecture")
+        return Placement(None, (), "a new expert, since no task near it lies in one that could take it")
     good = [c for c in candidates if c.constructive]
     if not good:
         close = max(candidates, key=lambda c: c.overlap)

@@ -290,7 +290,7 @@ FREE, FULL = (0.9, "hidden2"), (0.01, "hidden1")
 @pytest.mark.parametrize(
     ("candidates", "room", "expert", "reads", "reason"),
     [
-        ([], {}, None, (), "a new expert, since no task near it has this input shape and architecture"),
+        ([], {}, None, (), "a new expert, since no task near it lies in one that could take it"),
         ([candidate("a", "e1", 0.3, 0.4)], {"e1": FREE}, "e1", ("a",),
          "into expert e1, since it overlaps with a more than by chance (0.30 against 0.10; at least 0.14) and layer "
          "hidden2 has 90.0 % free"),
