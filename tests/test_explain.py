@@ -84,7 +84,7 @@ def test_what_is_said_decided_and_changed_nothing(
     for key in ANSWERS:
         assert getattr(plain, key).tobytes() == getattr(report, key).tobytes()
     found = explanation(report)
-    for i, candidates in enumerate(found.candidates):
+    for i, candidates in enumerate(found.candidates()):
         answer = candidates[0]
         assert (answer["task"], answer["label"], answer["expert"]) == (
             report.task[i],
@@ -140,9 +140,10 @@ def by_hand(loader: Loader, x: Tensor, fused: bool) -> dict[tuple[str, int], dic
 @pytest.mark.parametrize("router", ["fused", "gate"])
 def test_figures_of_the_gate_equal_the_slow_reference(store: str, mixed: Batch, loader: Loader, router: str) -> None:
     found = explanation(predict(store, mixed, router=router, explain=True))
+    every = list(found.candidates())
     for i in range(0, 60, 4):
         wanted = by_hand(loader, torch.from_numpy(mixed.scaled()[i].reshape(-1)), router == "fused")
-        candidates = found.candidates[i]
+        candidates = every[i]
         assert len(candidates) == KEPT
         answer = candidates[0]
         unit = wanted[answer["task"], position(loader, answer)]["usual"]
@@ -175,12 +176,13 @@ def test_figures_of_other_routers_equal_the_slow_reference(store: str, mixed: Ba
         route = "image" if size is None else "batch"
         for router in ("loss", "fisher", "paper", "gradient"):
             found = explanation(predict(store, mixed, router=router, route=route, batch_size=size, explain=True))
+            candidates = list(found.candidates())
             evidence = {"loss": losses, "fisher": deviations}.get(router)
             for i in range(0, 60, 7):
                 part = slice(i, i + 1) if size is None else slice(i // size * size, i // size * size + size)
-                answer, names = found.candidates[i][0], {c["task"] for c in found.candidates[i]}
+                answer, names = candidates[i][0], {c["task"] for c in candidates[i]}
                 assert names == set(TASKS)
-                for c in found.candidates[i]:
+                for c in candidates[i]:
                     if evidence is not None:
                         assert c["task_score"] == pytest.approx(-evidence[c["task"]][part].mean(), rel=2e-3, abs=1e-4)
                     if router == "paper":
@@ -206,7 +208,7 @@ def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, load
         for name, own in zip(TASKS, apart, strict=True):
             totals[name] -= SHARPNESS * min(*own, BOUND * unit) / noise
     found = explanation(report)
-    for candidates in found.candidates:
+    for candidates in found.candidates():
         for c in candidates:
             assert c["task_score"] == pytest.approx(totals[c["task"]], rel=1e-3)
             assert (c["score"] is not None) == (c["task"] == "task2")
@@ -225,7 +227,7 @@ def test_a_task_that_was_asked_for(store: str) -> None:
     assert np.array_equal(plain.confidence, report.confidence)
     assert set(found.runner_up_task.tolist()) == {"task3"}
     assert found.decided_by == ("score", "probability")
-    for i, (answer, other) in enumerate(found.candidates):
+    for i, (answer, other) in enumerate(found.candidates()):
         assert (answer["label"], other["label"]) == (report.labels[i], found.runner_up_labels[i])
         assert answer["probability"] == pytest.approx(report.confidence[i])
         assert answer["probability"] + other["probability"] == pytest.approx(1)
@@ -252,7 +254,7 @@ def test_without_a_gate_the_other_routers_still_explain(store: str, mixed: Batch
     with writer(str(own)) as locked:
         locked.commit(locked.manifest.model_copy(update={"gates": ()}))
     found = explanation(predict(str(own), mixed, router="fisher", explain=True))
-    assert all(c["distance"] is None for image in found.candidates for c in image)
+    assert all(c["distance"] is None for image in found.candidates() for c in image)
     assert "gate" not in found.reason[0]
     assert "deviates least from" in found.reason[0]
 
@@ -266,7 +268,7 @@ def test_several_processes_explain_what_one_does(store: str, mixed: Batch, tmp_p
             found = explanation(predict(store, mixed, explain=True, **told))
             assert np.array_equal(found.runner_up_task, wanted.runner_up_task)
             np.testing.assert_allclose(found.margin, wanted.margin, rtol=1e-3, atol=1e-4)
-            assert [len(c) for c in found.candidates] == [len(c) for c in wanted.candidates]
+            assert [len(c) for c in found.candidates()] == [len(c) for c in wanted.candidates()]
         return {}
 
     together(2, act, tmp_path / "found")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,38 +22,69 @@ from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader
 
-COLUMNS = ("runner_up_task", "runner_up_label", "margin", "reason")
+CHUNK = 256
+"""Images whose candidates are plain objects at a time."""
 
 
 @dataclass(frozen=True)
 class Explanation:
     """Why N images were answered as they were.
 
-    ``candidates``: of each image plain objects, the answer first, with ``task``, ``expert``, ``label`` (None: nobody
-    asked), ``margin`` (how far it stays behind the answer), ``by`` (the figure that puts it there; None for the answer)
-    and the figures of :data:`~clmoe_cli.continual.candidates.FIGURES` (None: not known). ``runner_up_task``,
-    ``runner_up_label`` [N]: the best class of another task; where no other was compared, the next class of the same.
-    ``margin`` [N] ≥ 0: how far that stays behind, in units of the evidence. ``reason`` [N]: one sentence.
-    ``decided_by``: the figures that decided; the others are context.
+    ``runner_up_task``, ``runner_up_label`` [N]: the best class of another task; where no other was compared, the next
+    class of the same; ``runner_up_labels``: as Python values. ``margin`` [N] ≥ 0: how far that stays behind, in units
+    of the evidence. ``reason``: N sentences. ``decided_by``: the figures that decided; the others are context.
+    ``why``: the :meth:`candidates` as arrays, with ``names`` and ``homes`` of the tasks and of their experts.
     """
 
-    candidates: tuple[tuple[Candidate, ...], ...]
     runner_up_task: NDArray[np.str_]
     runner_up_label: NDArray[np.generic]
     runner_up_labels: tuple[Label, ...]
     margin: NDArray[np.float64]
-    reason: NDArray[np.str_]
+    reason: tuple[str, ...]
     decided_by: tuple[str, ...]
+    why: Candidates
+    names: list[str]
+    homes: list[str]
+    book: Codebook
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Columns for tables, all [N]."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        return {
+            "runner_up_task": self.runner_up_task,
+            "runner_up_label": self.runner_up_label,
+            "margin": self.margin,
+            "reason": np.array(self.reason, dtype=np.str_),
+        }
 
-    def rows(self) -> list[dict[str, Any]]:
-        """What is added to the plain object of each image."""
-        columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason.tolist())
-        keys = (*COLUMNS, "explanation")
-        return [dict(zip(keys, row, strict=True)) for row in zip(*columns, map(list, self.candidates), strict=True)]
+    def rows(self, candidates: bool = True) -> list[dict[str, Any]]:
+        """What is added to the plain object of each image; its :meth:`candidates` only if they are wanted."""
+        columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason)
+        keys = ("runner_up_task", "runner_up_label", "margin", "reason")
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+        if not candidates:
+            return rows
+        return [row | {"explanation": own} for row, own in zip(rows, self.candidates(), strict=True)]
+
+    def candidates(self) -> Iterator[list[Candidate]]:
+        """Of each image plain objects, the answer first; some images at a time are turned into such.
+
+        They have ``task``, ``expert``, ``label`` (None: nobody asked), ``margin`` (how far it stays behind the answer),
+        ``by`` (the figure that puts it there; None for the answer) and the figures of
+        :data:`~clmoe_cli.continual.candidates.FIGURES` (None: not known).
+        """
+        labels, levels = (*self.book.labels, None), (*LEVELS, None)  # −1 finds the last
+        margins, by = self.why.margins()
+        by[:, 0] = -1
+        values = (self.why.task, self.why.code, margins, by, self.why.figures)
+        for part in zip(*(value.split(CHUNK) for value in values), strict=True):
+            for image in zip(*(value.tolist() for value in part), strict=True):
+                yield [
+                    {"task": self.names[task], "expert": self.homes[task], "label": labels[code], "margin": margin}
+                    | {"by": levels[level]}
+                    | {name: None if f != f else f for name, f in zip(FIGURES, figures, strict=True)}
+                    for task, code, margin, level, figures in zip(*image, strict=True)
+                    if task >= 0
+                ]
 
 
 def explained(found: Decision, case: Case, names: list[str], homes: list[str], book: Codebook) -> Explanation | None:
@@ -65,34 +96,20 @@ def explained(found: Decision, case: Case, names: list[str], homes: list[str], b
     if why is None:
         return None
     rival = why.rival()[:, None]
-    rival_code = why.code.gather(1, rival)[:, 0].tolist()
-    candidates = _plain(why, names, homes, book)
-    return Explanation(
-        candidates=candidates,
+    codes = why.code.gather(1, rival)[:, 0].numpy()
+    told = Explanation(
         runner_up_task=np.array(names, dtype=np.str_)[why.task.gather(1, rival)[:, 0].numpy()],
-        runner_up_label=book.decode(np.array(rival_code)),
-        runner_up_labels=tuple(book.labels[code] for code in rival_code),
+        runner_up_label=book.decode(codes),
+        runner_up_labels=tuple(book.labels[code] for code in codes.tolist()),
         margin=why.margins()[0].gather(1, rival)[:, 0].numpy(),
-        reason=np.array([sentence(case, image) for image in candidates], dtype=np.str_),
+        reason=(),
         decided_by=case.decided_by,
+        why=why,
+        names=names,
+        homes=homes,
+        book=book,
     )
-
-
-def _plain(why: Candidates, names: list[str], homes: list[str], book: Codebook) -> tuple[tuple[Candidate, ...], ...]:
-    labels, levels = (*book.labels, None), (*LEVELS, None)  # the code −1 finds the last
-    margins, by = why.margins()
-    by[:, 0] = -1
-    figures = [[[None if v != v else v for v in c] for c in image] for image in why.figures.tolist()]
-    every = zip(why.task.tolist(), why.code.tolist(), margins.tolist(), by.tolist(), figures, strict=True)
-    return tuple(
-        tuple(
-            {"task": names[task], "expert": homes[task], "label": labels[code], "margin": margin, "by": levels[level]}
-            | dict(zip(FIGURES, values, strict=True))
-            for task, code, margin, level, values in zip(*image, strict=True)
-            if task >= 0
-        )
-        for image in every
-    )
+    return replace(told, reason=tuple(sentence(case, image) for image in told.candidates()))
 
 
 def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[Rows] | None = None) -> Asked:

@@ -71,8 +71,8 @@ class PredictReport(Report):
     def _keys(self) -> tuple[str, ...]:
         return (*(("file",) if self.file is not None else ()), *COLUMNS)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One plain object per image."""
+    def rows(self, candidates: bool = True) -> list[dict[str, Any]]:
+        """One plain object per image; of what is explained the ``candidates`` only if they are wanted."""
         columns = (
             *(() if self.file is None else (self.file.tolist(),)),
             self.labels,
@@ -83,7 +83,7 @@ class PredictReport(Report):
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
         )
         keys = self._keys()
-        why = [{}] * len(self.labels) if self.explained is None else self.explained.rows()
+        why = [{}] * len(self.labels) if self.explained is None else self.explained.rows(candidates)
         rows = enumerate(zip(*columns, strict=True))
         return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i]} for i, row in rows]
 

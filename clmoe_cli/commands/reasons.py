@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Case:
         return (*whole, *DECISIVE[self.router], *(() if self.reject is None else ("p_value",)))
 
 
-def sentence(case: Case, found: tuple[Candidate, ...]) -> str:
+def sentence(case: Case, found: Sequence[Candidate]) -> str:
     """The reason for the first of an image's candidates.
 
     Each has ``margin``, how far it stays behind the first, and ``by``, the figure that puts it there.
@@ -103,7 +104,7 @@ def _said(answer: Candidate, other: Candidate | None, had_a_say: bool) -> str:
     return (f"subnetwork of {sure} sure, " if sure else "") + f"deviation {deviation} spreads"
 
 
-def _routed(case: Case, found: tuple[Candidate, ...], mate: Candidate | None, other: Candidate | None) -> str:
+def _routed(case: Case, found: Sequence[Candidate], mate: Candidate | None, other: Candidate | None) -> str:
     """Evidence of whole subnetworks: expert, task, class."""
     parts, answer = [], found[0]
     if case.router == "paper":
@@ -114,7 +115,7 @@ def _routed(case: Case, found: tuple[Candidate, ...], mate: Candidate | None, ot
     return "; ".join([*parts, sure + (f", {mate['label']} {mate['probability']:.3f}" if mate else "")])
 
 
-def _expert(case: Case, found: tuple[Candidate, ...]) -> str:
+def _expert(case: Case, found: Sequence[Candidate]) -> str:
     """The first of the paper's stages."""
     own = found[0]["expert"]
     other = next((c for c in found if c["expert"] != own), None)
