@@ -147,19 +147,23 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
 
 def of_evidence(
     loader: Loader,
-    batch: Batch,
     names: Sequence[str],
     book: Codebook,
-    inputs: Sequence[Rows],
     router: str | None,
     together: int | None,
     evidence: torch.Tensor,
     found: Decision,
+    inputs: Sequence[Rows],
+    rows: torch.Tensor,
+    ask: Asked,
 ) -> Candidates:
-    """The candidates of a decision by ``evidence`` [N, T] of a router, or (None) within the only task."""
+    """The candidates of a decision by ``evidence`` [n, T] of a router, or (None) within the only task.
+
+    ``rows`` [n]: which of the images that each task reads as ``inputs`` they are; of batches the whole.
+    """
     levels = {} if router is None else {"task_score": evidence}
     if router == "paper":
-        levels["expert_score"] = routing.weigh(routing.by_expert, loader.tasks(names), inputs, together)
+        some = [taken(x, rows) for x in inputs]
+        levels["expert_score"] = routing.weigh(routing.by_expert, loader.tasks(names), some, together)
     codes = [torch.tensor(book.codes(loader.manifest.task(name).classes)) for name in names]
-    rows = torch.arange(len(found.code))
-    return of_subnetworks(codes, levels, found.task, found.code, rows, asked(loader, batch, names, inputs))
+    return of_subnetworks(codes, levels, found.task, found.code, rows, ask)

@@ -235,6 +235,6 @@ def _routed(
     found = Decision(chosen, codes, confidence, p_value)
     if not explain:
         return found
-    return replace(
-        found, why=explaining.of_evidence(loader, batch, names, book, inputs, router, together, evidence, found)
-    )
+    rows, ask = torch.arange(n), explaining.asked(loader, batch, names, inputs)
+    why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
+    return replace(found, why=why)
