@@ -9,25 +9,26 @@ from typing import Annotated
 import typer
 
 from clmoe_cli.distributed import has_a_part, leave
+from clmoe_cli.settings import PREFIX, Command
 from clmoe_cli.verbs.detect import detect
 from clmoe_cli.verbs.inspect import inspect
 from clmoe_cli.verbs.learn import learn
 from clmoe_cli.verbs.predict import predict
 from clmoe_cli.verbs.prune import prune
+from clmoe_cli.verbs.schema import schema
 from clmoe_cli.verbs.tasks import tasks
 
 app = typer.Typer(
     name="clmoe",
     help="Continual learning: each task lives as a frozen subnetwork in a store that keeps it.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CLMOE"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
         from clmoe_cli import __version__
 
         typer.echo(f"clmoe {__version__}")
@@ -46,8 +47,10 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, prune, tasks):
-    app.command()(command)
+for command in (learn, detect, predict, inspect, prune, tasks, schema):
+    # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
+    variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
+    app.command(cls=Command, context_settings=variables)(command)
 
 
 def main(args: list[str] | None = None) -> None:

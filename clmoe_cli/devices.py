@@ -6,11 +6,10 @@ import os
 
 import torch
 
+from clmoe_cli.choices import DEVICES
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.distributed import launched
 from store_schema import UsageProblem
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def resolved(device: str) -> str:

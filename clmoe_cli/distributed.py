@@ -19,7 +19,7 @@ from store_schema.errors import ClmoeError, UsageProblem
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
-SINGLE = ("detect", "inspect")
+SINGLE = ("detect", "inspect", "schema")
 WRITING = ("prune", "tasks")
 
 _first: bool | None = None

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from clmoe_cli import choices
+from clmoe_cli.completion import among
+from clmoe_cli.settings import warn_of_variables
+
 DEFAULT_STORE = "./clmoe-store"
 
 
@@ -20,7 +24,13 @@ StoreOption = Annotated[
     str, typer.Option("--store", envvar="CLMOE_STORE", callback=_folder, help="Folder of the store.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", envvar="CLMOE_QUIET", help="No progress, no hints.")]
+QuietOption = Annotated[
+    bool,
+    # Eager: what a variable was meant to say comes before the complaint that it is missing.
+    typer.Option(
+        "--quiet", "-q", envvar="CLMOE_QUIET", is_eager=True, callback=warn_of_variables, help="No progress, no hints."
+    ),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", envvar="CLMOE_VERBOSE", help="Say more on stderr.")]
 TimeoutOption = Annotated[
     float | None, typer.Option(min=0.0, envvar="CLMOE_LOCK_TIMEOUT", help="Seconds to wait for another writer.")
@@ -45,10 +55,17 @@ SegmentOption = Annotated[
 ]
 BoundariesOption = Annotated[
     str | None,
-    typer.Option(help="With --segment: find them by labels (and images), or by images alone [default: labels]."),
+    typer.Option(
+        autocompletion=among(choices.BOUNDARIES),
+        help="With --segment: find them by labels (and images), or by images alone [default: labels].",
+    ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="Where to compute: cpu, cuda, mps, or auto: the first accelerator that is there.")
+    str,
+    typer.Option(
+        autocompletion=among(choices.DEVICES),
+        help="Where to compute: cpu, cuda, mps, or auto: the first accelerator that is there.",
+    ),
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=2, help="Images of one step of training.")]
 RejectOption = Annotated[
@@ -65,6 +82,7 @@ FeaturesOption = Annotated[
     str | None,
     typer.Option(
         metavar="ARCH",
+        autocompletion=among(choices.BACKBONES),
         help="Frozen network of torchvision in front of experts and gate, as resnet50; none: without "
         "[default: the store's].",
     ),
@@ -80,12 +98,48 @@ WeightsOption = Annotated[
 EpochsOption = Annotated[
     int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
 ]
-ScoreOption = Annotated[str, typer.Option(help="gradient-weight, gradient (the paper's) or last-batch (its code's).")]
+ArchOption = Annotated[str, typer.Option(autocompletion=among(choices.ARCHS), help="Architecture of the experts.")]
+IfKnownOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=among(choices.IF_KNOWN), help="What to do with data of a known task: skip, refine, new."
+    ),
+]
+ScoreOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=among(choices.SCORES),
+        help="gradient-weight, gradient (the paper's) or last-batch (its code's).",
+    ),
+]
+RouteOption = Annotated[
+    str,
+    typer.Option(autocompletion=among(choices.ROUTES), help="image: each by itself; batch: the file is one task."),
+]
+RouterOption = Annotated[
+    str,
+    typer.Option(autocompletion=among(choices.ROUTERS), help="Evidence: fused, gate, fisher, loss, gradient or paper."),
+]
+EvidenceOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=among(choices.EVIDENCE), help="Deviation to judge by: fisher, or gradient (the paper's)."
+    ),
+]
 MaxDropOption = Annotated[
     float, typer.Option(min=0.0, max=100.0, help="Points of held-out accuracy that sparsity may cost.")
 ]
 PlotOption = Annotated[Path | None, typer.Option(help="Draw frozen percentages over the tasks (.png, .svg, .pdf).")]
-FormatOption = Annotated[str | None, typer.Option("--format", help="csv or md: the frozen report as such a table.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        envvar="CLMOE_INSPECT_FORMAT",
+        autocompletion=among(choices.FORMATS),
+        help="csv or md: the frozen report as such a table.",
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 ToFrozenOption = Annotated[
     float | None, typer.Option(help="Remove tasks until at most this percentage of each expert is frozen.")
 ]

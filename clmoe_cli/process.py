@@ -1,4 +1,4 @@
-"""From a command to an exit code: configuration file, errors as one line (or JSON), interruption."""
+"""From a command to an exit code: errors as one line (or JSON), interruption, pipes that nobody reads."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import io
 import json
 import os
 import sys
-import tomllib
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from clmoe_cli.distributed import speaks
-from store_schema.errors import ClmoeError, DiskProblem, UsageProblem
+from clmoe_cli.progress import note
+from clmoe_cli.settings import DEBUG, from_file
+from store_schema.errors import ClmoeError, DiskProblem
 
-CONFIG = "clmoe.toml"
 INTERRUPTED = 130
+NAME = "clmoe"
+COMPLETE = "_CLMOE_COMPLETE"
+"""The variable by which a shell asks what could come next."""
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -33,12 +37,14 @@ def usable_streams() -> None:
 
 def run(app: typer.Typer, args: list[str]) -> int:
     """Runs the app; every error becomes one line on stderr and its exit code."""
+    if os.environ.get(COMPLETE):
+        return _complete(app)
     as_json = "--json" in args or os.environ.get("CLMOE_JSON", "").strip().lower() in TRUE
     try:
-        settings = _configured(app)
+        settings = from_file(typer.main.get_command(app))
         if "CLMOE_JSON" not in os.environ:
             as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
-        code = app(args, standalone_mode=False, default_map=settings)
+        code = app(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
@@ -68,50 +74,23 @@ def run(app: typer.Typer, args: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _configured(app: typer.Typer) -> dict[str, Any]:
-    """``clmoe.toml`` as defaults: top-level keys for every command that has them, a table per command.
-
-    Raises UsageProblem for a file that is no TOML or has a key that no command knows.
-    """
-    path = Path(CONFIG)
-    if not path.is_file():
-        return {}
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageProblem("not a valid TOML file", where=CONFIG, found=str(error)) from error
-    group: Any = typer.main.get_command(app)
-    result: dict[str, Any] = {}
-    names = {command: {p.name for p in sub.params} for command, sub in group.commands.items()}
-    tables = {key: value for key, value in found.items() if isinstance(value, dict)}
-    common = {key: value for key, value in found.items() if key not in tables}
-    for key in common:
-        if not any(_parameter(key) in known for known in names.values()):
-            raise UsageProblem("unknown setting", where=CONFIG, key=key, hint="settings are named like the options")
-    for table, values in tables.items():
-        if table not in names:
-            raise UsageProblem("unknown table", where=CONFIG, key=table, expected=f"one of {', '.join(names)}")
-        for key in values:
-            if _parameter(key) not in names[table]:
-                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}")
-    for command, known in names.items():
-        merged = {**common, **tables.get(command, {})}
-        result[command] = {_parameter(k): v for k, v in merged.items() if _parameter(k) in known}
-    return result
-
-
-def _parameter(key: str) -> str:
-    name = key.replace("-", "_")
-    return f"{name}_" if name in ("json", "format") else name
+def _complete(app: typer.Typer) -> int:
+    """Answers a shell that completes a command line; whatever is wrong is for the command to say, not for this."""
+    with suppress(Exception):
+        settings = {}
+        with suppress(ClmoeError, OSError):
+            settings = from_file(typer.main.get_command(app))
+        app([], prog_name=NAME, standalone_mode=False, default_map=settings)
+    return 0
 
 
 def _fail(fields: dict[str, Any], code: int, as_json: bool, line: str | None = None) -> int:
     if not speaks():
         return code  # another process says so
     if as_json:
-        print(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}), file=sys.stderr)
+        note(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}))
     else:
-        print(f"clmoe: {line or fields['what']}", file=sys.stderr)
+        note(f"clmoe: {line or fields['what']}")
     return code
 
 
@@ -120,5 +99,5 @@ def _line(text: str) -> str:
 
 
 def _trace() -> None:
-    if os.environ.get("CLMOE_DEBUG") == "1":
+    if os.environ.get(DEBUG) == "1":
         traceback.print_exc()

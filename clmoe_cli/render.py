@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from clmoe_cli.commands.predict import PredictReport
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
+STDOUT = Path("-")
+"""The ``--output`` that writes rows to stdout as they are decided."""
 ROWS_SHOWN = 20
 
 
@@ -32,7 +34,8 @@ def repair_notes(report: InspectReport) -> None:
     found, lost = report.repaired["found"], ", ".join(report.repaired["lost"]) or "nothing"
     note(f"damaged: {', '.join(found)}" if found else "nothing was damaged")
     if found:
-        note(f"back at generation {report.repaired['generation']}; lost: {lost}")
+        way = "would go back to" if report.dry_run else "back at"
+        note(f"{way} generation {report.repaired['generation']}; lost: {lost}")
 
 
 def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
@@ -54,16 +57,22 @@ class _Report(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def to_text(value: Any) -> str:
+def to_text(value: Any, ascii_only: bool = False) -> str:
     """One JSON object; NaN has no place in JSON and becomes null."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _print_json(value: Any) -> None:
     # Where stdout cannot take every character, the characters are escaped: the same JSON in any locale.
-    text = to_text(value)
     encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
-    print(text if encoding == "utf8" else json.dumps(json.loads(text)))
+    print(to_text(value, ascii_only=encoding != "utf8"))
+
+
+def print_rows(part: PredictReport) -> None:
+    """The rows of a part of a prediction as NDJSON, out of the buffer before the next part is decided."""
+    for row in part.rows():
+        _print_json(row)
+    sys.stdout.flush()
 
 
 def _finite(value: Any) -> Any:
@@ -141,8 +150,13 @@ def frozen_table(report: InspectReport, table_format: str) -> str:
     return text.getvalue()
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, as_json: bool) -> None:
     """UsageProblem for a suffix that means nothing; found out before any work is done."""
+    if path == STDOUT:
+        if as_json:
+            hint = "leave out one of them; CLMOE_JSON and clmoe.toml count as well"
+            raise UsageProblem("--json and --output - would both write to stdout", hint=hint)
+        return
     if path.suffix not in SUFFIXES:
         raise UsageProblem(
             "unknown output format", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
@@ -154,8 +168,13 @@ def check_output(path: Path) -> None:
 
 
 def show_predictions(report: PredictReport, output: Path | None, as_json: bool, quiet: bool) -> None:
-    """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well."""
-    if output is not None:
+    """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well.
+
+    Where :func:`print_rows` has written them, what is left is said on stderr.
+    """
+    if output == STDOUT:
+        pass
+    elif output is not None:
         _write(report, output)
         if as_json:
             _print_json({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)})

@@ -72,11 +72,13 @@ def _files_table(report: Any) -> list[Any]:
     table = columns("file", "task", "classes", "images")
     for file in report.files:
         table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
-    return [table]
+    return ["nothing was written; this would be:", table] if report.dry_run else [table]
 
 
 @tables.register
 def _(report: LearnReport) -> list[Any]:
+    if report.dry_run:
+        return _plan_tables(report)
     head = {
         "learned": f"learned {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
         "known": f"known: this is {report.task}; nothing was changed",
@@ -97,6 +99,24 @@ def _(report: LearnReport) -> list[Any]:
     return [*lines, table]
 
 
+def _plan_tables(report: LearnReport) -> list[Any]:
+    head = {
+        "learned": f"would learn {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
+        "known": f"known: this is {report.task}; nothing would be changed",
+        "refined": f"would refine {report.task} in expert {report.expert}",
+    }[report.status]
+    lines = [
+        _headline(head, f": classes {', '.join(map(str, report.classes))}"),
+        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
+    ]
+    if report.plan is None:
+        return lines
+    table = columns("layer", "weights", "read of other tasks", "free")
+    for layer in report.plan:
+        table.add_row(layer.name, str(layer.parameters), str(layer.read), str(layer.free))
+    return [*lines, table]
+
+
 @tables.register
 def _(report: StreamReport) -> list[Any]:
     table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
@@ -112,7 +132,11 @@ def _(report: StreamReport) -> list[Any]:
             f"{learned.seconds:.1f}",
         )
     new = sum(part.report.status == "learned" for part in report.segments)
-    return [_headline(f"{len(report.segments)} segments", f", {new} of them learned as new tasks"), table]
+    if any(part.report.dry_run for part in report.segments):
+        rest = f", {new} of them new to the store as it is; nothing was changed"
+    else:
+        rest = f", {new} of them learned as new tasks"
+    return [_headline(f"{len(report.segments)} segments", rest), table]
 
 
 @tables.register

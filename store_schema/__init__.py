@@ -2,7 +2,7 @@
 
 from store_schema import checkpoints
 from store_schema.checkpoints import Checkpoint
-from store_schema.commit import Writer, writer
+from store_schema.commit import Writer, unwritten, writer
 from store_schema.errors import (
     BadInput,
     ClmoeError,
@@ -30,7 +30,7 @@ from store_schema.records import (
     TaskRecord,
 )
 from store_schema.removal import remove_tasks, subnetwork_digest, used_and_kept
-from store_schema.repair import Repaired, repair
+from store_schema.repair import Repaired, repair, would_repair
 from store_schema.store import Store, read_consistently
 from store_schema.subnetworks import SubnetworkRecord, decode_subnetwork, encode_subnetwork
 from store_schema.verify import Finding, verify
@@ -78,7 +78,9 @@ __all__ = [
     "repair",
     "rows_of",
     "subnetwork_digest",
+    "unwritten",
     "used_and_kept",
     "verify",
+    "would_repair",
     "writer",
 ]

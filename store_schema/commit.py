@@ -127,7 +127,9 @@ def writer(
     is told once who holds the lock. Raises StoreMissing, StoreLocked, StoreDamaged, StoreIncompatible, DiskProblem.
     """
     root = Path(path)
-    _prepare(root, create)
+    _check_place(root, create)
+    if create:
+        files.make_folder(root)
     with locked(root, timeout, on_wait):
         make_folders(root)  # copies of a store may lack the empty ones
         if create and not (root / layout.FORMAT).exists():
@@ -146,7 +148,23 @@ def writer(
         yield Writer(store)
 
 
-def _prepare(root: Path, create: bool) -> None:
+def unwritten(path: str | Path, *, seed: int = 0) -> Store:
+    """What the first commit would build on where :meth:`Store.open` finds nothing; nothing is made there.
+
+    Raises StoreMissing and DiskProblem where :func:`writer` could not create a store, StoreDamaged.
+    """
+    root = Path(path)
+    _check_place(root, create=True)
+    if committed(root):
+        check_format(root)
+    return Store(root, _empty(seed), b"")
+
+
+def _empty(seed: int) -> Manifest:
+    return Manifest(generation=0, parent=None, created_at="", seed=seed)
+
+
+def _check_place(root: Path, create: bool) -> None:
     """What must hold before the lock can be taken; nothing of a store counts before FORMAT is there."""
     with disk_errors(str(root)):
         if (root / layout.FORMAT).exists() or not create:
@@ -156,8 +174,6 @@ def _prepare(root: Path, create: bool) -> None:
         elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
             hint = "choose another --store or an empty folder"
             raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
-    if create:
-        files.make_folder(root)
 
 
 def make_folders(root: Path) -> None:
@@ -173,7 +189,7 @@ def _found(root: Path, seed: int) -> None:
     """Founds a store: generation 0, HEAD, and FORMAT last, so that a HEAD that is missing later is damage."""
     if committed(root):
         check_format(root)
-    data = Manifest(generation=0, parent=None, created_at="", seed=seed).to_bytes()
+    data = _empty(seed).to_bytes()
     tmp = root / layout.TMP
     files.write_durably(tmp, layout.manifest_path(root, 0), data)
     files.write_durably(tmp, root / layout.HEAD, head_bytes(0, hashlib.sha256(data).hexdigest(), 0))

@@ -12,7 +12,7 @@ from store_schema.commit import Writer, make_folders, write_format
 from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible
 from store_schema.locking import locked
 from store_schema.records import Manifest
-from store_schema.store import Store, head_bytes, parse_head
+from store_schema.store import Store, check_format, head_bytes, parse_head
 from store_schema.verify import check_contents, verify
 
 ALIKE = 40
@@ -40,29 +40,46 @@ def repair(
     root = Path(path)
     with locked(root, timeout, on_wait):
         make_folders(root)
-        try:
-            damage = [f.file for f in verify(root) if f.damage]
-        except StoreIncompatible:
-            damage = [str(root / layout.FORMAT)]
-        head = _head(root)
-        whole, unreadable, readable = _examined(root, head)
-        if not whole:
-            raise StoreDamaged(
-                "no generation is whole", where=", ".join(damage) or str(root),
-                expected="one since the last prune of which every file verifies",
-                hint="restore the store from a copy",
-            )  # fmt: skip
-        manifest, data = whole[0]
-        if damage:
+        found, store, whole = _judged(root)
+        if found.found:
             write_format(root)
-            wanted = head_bytes(manifest.generation, hashlib.sha256(data).hexdigest(), manifest.repair_floor)
-            files.write_durably(root / layout.TMP, root / layout.HEAD, wanted)
-            _tidied(Store(root, manifest, wanted), {m.generation for m, _ in whole})
-        kept = {t.name for t in manifest.tasks}
-        newer = [m for m in readable if m.generation > manifest.generation]
-        gone = dict.fromkeys(t.name for m in newer for t in m.tasks if t.name not in kept)
-        unknown = [f"whatever generation {n} had learned" for n in unreadable if n > manifest.generation]
-        return Repaired(manifest.generation, tuple(damage), (*gone, *unknown))
+            files.write_durably(root / layout.TMP, root / layout.HEAD, store.head)
+            _tidied(store, whole)
+        return found
+
+
+def would_repair(path: str | Path) -> tuple[Repaired, Store]:
+    """What :func:`repair` would do, and the store as that would leave it; it is only read, and not locked.
+
+    Raises what that does, and StoreMissing.
+    """
+    root = Path(path)
+    if not Store.exists(root):
+        check_format(root)
+    return _judged(root)[:2]
+
+
+def _judged(root: Path) -> tuple[Repaired, Store, set[int]]:
+    """What is damaged and lost, the store as the newest whole generation has it, and which generations are whole."""
+    try:
+        damage = [f.file for f in verify(root) if f.damage]
+    except StoreIncompatible:
+        damage = [str(root / layout.FORMAT)]
+    whole, unreadable, readable = _examined(root, _head(root))
+    if not whole:
+        raise StoreDamaged(
+            "no generation is whole", where=", ".join(damage) or str(root),
+            expected="one since the last prune of which every file verifies",
+            hint="restore the store from a copy",
+        )  # fmt: skip
+    manifest, data = whole[0]
+    head = head_bytes(manifest.generation, hashlib.sha256(data).hexdigest(), manifest.repair_floor)
+    kept = {t.name for t in manifest.tasks}
+    newer = [m for m in readable if m.generation > manifest.generation]
+    gone = dict.fromkeys(t.name for m in newer for t in m.tasks if t.name not in kept)
+    unknown = [f"whatever generation {n} had learned" for n in unreadable if n > manifest.generation]
+    repaired = Repaired(manifest.generation, tuple(damage), (*gone, *unknown))
+    return repaired, Store(root, manifest, head), {m.generation for m, _ in whole}
 
 
 def _head(root: Path) -> tuple[int, str, int] | None:

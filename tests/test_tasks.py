@@ -61,6 +61,7 @@ def test_files(tmp_path: Path) -> None:
         "schema": "clmoe.tasks/1",
         "source": "mnist5k",
         "files": list(report.files),
+        "dry_run": False,
     }
 
 

@@ -138,6 +138,11 @@ def _task_record(
     )
 
 
+def onset_of(verdict: Verdict) -> Onset:
+    """A verdict as reports have it."""
+    return Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason)
+
+
 def learn_report(
     manifest: Manifest,
     name: str,
@@ -168,7 +173,7 @@ def learn_report(
             for layer in task.layers
         ),
         owned_parameters=task.owned_parameters,
-        onset=Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason),
+        onset=onset_of(verdict),
         candidates=tuple(asdict(c) for c in candidates),
         reads=placement.reads,
         reason=placement.reason,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from clmoe_cli.choices import EVIDENCE
 from clmoe_cli.commands import common
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
@@ -15,8 +16,6 @@ from clmoe_cli.labels import Codebook
 from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader, derived_seed, generator
 from store_schema import BadInput, read_consistently
-
-EVIDENCE = ("fisher", "gradient")
 
 
 def detect(

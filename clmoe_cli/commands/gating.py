@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -97,8 +98,8 @@ def decide(
     router: str,
     batches: int | None,
     asked: Asked | None = None,
-) -> Decision:
-    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks.
+) -> Iterator[Decision]:
+    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
     ``names``: the tasks with images of this kind, in the order of learning. ``batches``: how many consecutive
     images belong to one task; None: each image is decided by itself. ``asked``: with it the decision says what it was
@@ -123,19 +124,19 @@ def decide(
     def seen(rows: torch.Tensor) -> torch.Tensor:
         return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
 
-    everything, parts = torch.arange(len(batch.images)), []
+    everything = torch.arange(len(batch.images))
     chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if batches is None:
-        parts = [decide_images(sources, seen(rows), rows) for rows in everything.split(chunk)]
-        return Decision.joined(parts)
+        for rows in everything.split(chunk):
+            yield decide_images(sources, seen(rows), rows)
+        return
     for together in everything.split(batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
         values = seen(some)
         found = task_of_batch(sources, values)
         for rows in together.split(chunk):
             own = values if len(some) == len(together) else seen(rows)
-            parts.append(decide_within(sources, found, own, rows))
-    return Decision.joined(parts)
+            yield decide_within(sources, found, own, rows)
 
 
 def _scale(manifest: Manifest, batch: Batch) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.reports import Report
-from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify
+from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify, would_repair
 
 AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
@@ -32,16 +32,22 @@ class InspectReport(Report):
     bytes: dict[str, Any]
     verified: bool | None = None
     repaired: dict[str, Any] | None = None
+    dry_run: bool = False
 
 
-def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectReport:
+def inspect(store: str, *, check: bool = False, mend: bool = False, dry_run: bool = False) -> InspectReport:
     """Reports on a store, which is only read.
 
     ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
     its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file.
     ``mend``: before anything else, a damaged store goes back to its newest generation that is whole
-    (:func:`store_schema.repair`).
+    (:func:`store_schema.repair`); with ``dry_run`` it stays as it is, and the report is what it would be afterwards.
     """
+    if mend and dry_run:
+        found, whole = would_repair(store)
+        if check:
+            _certify(whole)
+        return replace(_inspect(whole, check), repaired=asdict(found), dry_run=True)
     if mend:
         repaired = asdict(repair(store))
         return replace(inspect(store, check=check), repaired=repaired)
@@ -55,10 +61,14 @@ def inspect(store: str, *, check: bool = False, mend: bool = False) -> InspectRe
                 expected="every file as it was committed",
                 hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
             )
-        from clmoe_cli.commands.certify import certify_outputs
+        read_consistently(store, _certify)
+    return replace(read_consistently(store, lambda opened: _inspect(opened, check)), dry_run=dry_run)
 
-        read_consistently(store, certify_outputs)
-    return read_consistently(store, lambda opened: _inspect(opened, check))
+
+def _certify(opened: Store) -> None:
+    from clmoe_cli.commands.certify import certify_outputs
+
+    certify_outputs(opened)
 
 
 def _inspect(opened: Store, check: bool) -> InspectReport:

@@ -66,11 +66,11 @@ def learn(
         ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, replace(options, weights=start.sha256), on_resume) as resuming,
     ):
-        report = _Learning(locked, batch, options, start, on_epoch, resuming).run()
+        report = Learning(locked, batch, options, start, on_epoch, resuming).run()
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
 
-class _Learning:
+class Learning:
     """One run of ``learn`` under the store's lock."""
 
     def __init__(
@@ -95,6 +95,7 @@ class _Learning:
         self.near: list[str] = []
 
     def run(self) -> LearnReport:
+        """Learns the batch, refines a task with it, or leaves it."""
         verdict = self._onset()
         known = verdict.known and self.options.if_known != "new"
         if known and self.options.if_known == "skip":
@@ -102,7 +103,11 @@ class _Learning:
         if known:
             return self._refine(verdict)
         name = self._new_name()
-        placement, candidates, record = self._place()
+        return self._learn(name, verdict, *self._place())
+
+    def _learn(
+        self, name: str, verdict: Verdict, placement: Placement, candidates: list[Candidate], record: ExpertRecord
+    ) -> LearnReport:
         net = network(record)
         old = [t.name for t in self.manifest.tasks_of(record.id)]
         new_expert = placement.expert is None
@@ -222,8 +227,11 @@ class _Learning:
         check_refining(self.batch, old)
         record = self.manifest.expert(old.expert)
         self.start.require(record)
-        task = self.loader.task(name)
         others = [t.name for t in self.manifest.tasks_of(record.id) if t.name != name]
+        return self._relearn(old, record, others, verdict)
+
+    def _relearn(self, old: TaskRecord, record: ExpertRecord, others: list[str], verdict: Verdict) -> LearnReport:
+        task = self.loader.task(old.name)
         taken = self.loader.frozen(record.id, others)
         learned = learning.refine_task(
             task,
@@ -235,12 +243,12 @@ class _Learning:
             self.options.method,
             generator(derived_seed(self.seed, old.images, "refine")),
             self.on_epoch,
-            self.resuming.begin(name),
+            self.resuming.begin(old.name),
             self.start.params,
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
-        return learn_report(committed, name, "refined", False, verdict, placement, [])
+        return learn_report(committed, old.name, "refined", False, verdict, placement, [])
 
     def _commit(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from clmoe_cli.choices import IF_KNOWN
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.continual import learning
 from clmoe_cli.continual.experts import parse_arch
@@ -11,8 +12,6 @@ from clmoe_cli.continual.placement import Thresholds
 from clmoe_cli.continual.selection import SCORES
 from clmoe_cli.data import Batch
 from store_schema import BadInput, UsageProblem
-
-IF_KNOWN = ("skip", "refine", "new")
 
 
 @dataclass(frozen=True)

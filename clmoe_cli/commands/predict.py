@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clmoe_cli.choices import ROUTES
 from clmoe_cli.commands import common, explaining, gating
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
@@ -16,7 +18,7 @@ from clmoe_cli.commands.ranks import decided_together, read_together
 from clmoe_cli.commands.reasons import Case
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
-from clmoe_cli.continual import routing
+from clmoe_cli.continual import parallel, routing
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import taken
@@ -27,7 +29,6 @@ from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader
 from store_schema import BadInput, Manifest, UsageProblem
 
-ROUTES = ("image", "batch")
 COLUMNS = ("label", "task", "expert", "confidence", "known", "p_value")
 EVERY = (*GATED, *ROUTERS)
 SCORED = tuple(field.name for field in fields(Scores))
@@ -39,8 +40,8 @@ class PredictReport(Report):
 
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
-    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``explained``: why,
-    where it was asked for.
+    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
+    the first row, of a part of the file. ``explained``: why, where it was asked for.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -56,6 +57,7 @@ class PredictReport(Report):
     scores: Scores | None
     file: NDArray[np.str_] | None = None
     skipped: int = 0
+    first: int = 0
     explained: explaining.Explanation | None = None
 
     @property
@@ -84,8 +86,8 @@ class PredictReport(Report):
         )
         keys = self._keys()
         why = [{}] * len(self.labels) if self.explained is None else self.explained.rows(candidates)
-        rows = enumerate(zip(*columns, strict=True))
-        return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i]} for i, row in rows]
+        rows = enumerate(zip(*columns, strict=True), start=self.first)
+        return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i - self.first]} for i, row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object."""
@@ -111,14 +113,16 @@ def predict(
     task: str | None = None,
     reject: float | None = None,
     device: str = "cpu",
+    on_part: Callable[[PredictReport], None] | None = None,
     explain: bool = False,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
     ``route``: ``image`` (each by itself) or ``batch`` (all images are one task's, or every ``batch_size``
     consecutive ones). ``task``: no routing, answer
-    among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``explain``: the report
-    says of each image why; the answers stay the same.
+    among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``on_part`` is told the
+    rows of the next images, without scores, as soon as they are decided; each row once, all of one state of the store.
+    ``explain``: the report says of each image why; the answers stay the same.
 
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
@@ -135,7 +139,7 @@ def predict(
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     return read_together(
-        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, explain)
+        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, on_part, explain)
     )
 
 
@@ -146,41 +150,60 @@ def _predict(
     together: int | None,
     only: str | None,
     reject: float | None,
+    on_part: Callable[[PredictReport], None] | None,
     explain: bool,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
+    gated = only is None and router in GATED
+    homes = [loader.manifest.task(name).expert for name in names]
 
-    def decide(own: Batch) -> Decision:
-        if only is None and router in GATED:
+    def decide(own: Batch) -> Iterator[Decision]:
+        if gated:
             asked = explaining.asked(loader, own, names) if explain else None
             return gating.decide(loader, own, names, book, router, together, asked)
         return _routed(loader, own, names, book, None if only else router, together, explain)
 
-    found = decided_together(batch, together or 1, decide)
-    homes = [loader.manifest.task(name).expert for name in names]
-    codes, p_value = found.code.numpy(), found.p_value.numpy()
-    label, task = book.decode(codes), np.array(names, dtype=np.str_)[found.task.numpy()]
-    scores = None
-    if batch.labels is not None:
-        classes = {name: loader.manifest.task(name).classes for name in names}
-        scores = score(batch.labels, codes, book, task, found.confidence.numpy(), classes)
     case = Case("task" if only else router, together is not None and not only, reject)
-    return PredictReport(
-        label=label,
-        labels=tuple(book.labels[i] for i in codes.tolist()),
-        task=task,
-        expert=np.array(homes, dtype=np.str_)[found.task.numpy()],
-        confidence=found.confidence.numpy(),
-        known=np.ones(len(codes), dtype=bool) if reject is None else ~(p_value < reject),
-        p_value=p_value,
-        router=None if only else router,
-        route="task" if only else "image" if together is None else "batch",
-        scores=scores,
-        file=None if batch.files is None else np.array(batch.files, dtype=np.str_),
-        skipped=len(batch.skipped),
-        explained=explaining.explained(found, case, names, homes, book),
-    )
+
+    def told(found: Decision, first: int = 0) -> PredictReport:
+        codes, p_value = found.code.numpy(), found.p_value.numpy()
+        files = None if batch.files is None else np.array(batch.files[first : first + len(codes)], dtype=np.str_)
+        return PredictReport(
+            label=book.decode(codes),
+            labels=tuple(book.labels[i] for i in codes.tolist()),
+            task=np.array(names, dtype=np.str_)[found.task.numpy()],
+            expert=np.array(homes, dtype=np.str_)[found.task.numpy()],
+            confidence=found.confidence.numpy(),
+            known=np.ones(len(codes), dtype=bool) if reject is None else ~(p_value < reject),
+            p_value=p_value,
+            router=None if only else router,
+            route="task" if only else "image" if together is None else "batch",
+            scores=None,
+            file=files,
+            skipped=len(batch.skipped),
+            first=first,
+            explained=explaining.explained(found, case, names, homes, book),
+        )
+
+    if on_part is not None and gated and parallel.world() == 1:
+        # Read before the first row is out: a commit that sweeps one of these files later must not start it all again.
+        for name in names:
+            loader.answering(name)
+            if explain:
+                loader.task(name)
+    parts, done = [], 0
+    for part in decided_together(batch, together or 1, decide):
+        if on_part is not None:
+            on_part(told(part, done))
+        parts.append(part)
+        done += len(part.code)
+    found = Decision.joined(parts)
+    report, codes = told(found), found.code.numpy()
+    if batch.labels is None:
+        return report
+    classes = {name: loader.manifest.task(name).classes for name in names}
+    return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
 
 
 def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
@@ -210,31 +233,32 @@ def _routed(
     router: str | None,
     together: int | None,
     explain: bool,
-) -> Decision:
-    """Decides by evidence of whole subnetworks; without ``router`` the only task answers."""
+) -> Iterator[Decision]:
+    """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
     tasks = loader.tasks(names)
     scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
-    n = len(batch.images)
-    evidence = torch.zeros(n, 1, dtype=torch.float64)
-    if router is not None:
-        evidence = routing.weigh(ROUTERS[router], tasks, inputs, together)
-    chosen, posterior = evidence.argmax(dim=1), evidence.softmax(dim=1)
-    codes = torch.zeros(n, dtype=torch.long)
-    confidence = torch.zeros(n, dtype=torch.float64)
-    p_value = torch.zeros(n, dtype=torch.float64)
-    for i in chosen.unique().tolist():
-        task, where = tasks[i], (chosen == i).nonzero()[:, 0]
-        x = taken(inputs[i], where)
-        best = logits(task.net, task.params, x).double().softmax(dim=1).max(dim=1)
-        own = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
-        codes[where] = own[best.indices]
-        confidence[where] = best.values * posterior[where, i]
-        p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, x, ["fisher"])["fisher"])
-    found = Decision(chosen, codes, confidence, p_value)
-    if not explain:
-        return found
-    rows, ask = torch.arange(n), explaining.asked(loader, batch, names, inputs)
-    why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
-    return replace(found, why=why)
+    ask = explaining.asked(loader, batch, names, inputs) if explain else None
+    for rows in torch.arange(len(batch.images)).split((together if router else None) or routing.CHUNK):
+        x = [taken(every, rows) for every in inputs]
+        evidence = torch.zeros(len(rows), 1, dtype=torch.float64)
+        if router is not None:
+            evidence = routing.weigh(ROUTERS[router], tasks, x, together)
+        chosen, posterior = evidence.argmax(dim=1), evidence.softmax(dim=1)
+        codes = torch.zeros(len(rows), dtype=torch.long)
+        confidence = torch.zeros(len(rows), dtype=torch.float64)
+        p_value = torch.zeros(len(rows), dtype=torch.float64)
+        for i in chosen.unique().tolist():
+            task, where = tasks[i], (chosen == i).nonzero()[:, 0]
+            own = taken(x[i], where)
+            best = logits(task.net, task.params, own).double().softmax(dim=1).max(dim=1)
+            classes = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
+            codes[where] = classes[best.indices]
+            confidence[where] = best.values * posterior[where, i]
+            p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, own, ["fisher"])["fisher"])
+        found = Decision(chosen, codes, confidence, p_value)
+        if ask is not None:
+            why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
+            found = replace(found, why=why)
+        yield found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from store_schema import (
     Writer,
     encode_gate,
     encode_weights,
+    read_consistently,
     remove_tasks,
     rows_of,
     used_and_kept,
@@ -55,6 +56,28 @@ def prune(
 
     Raises UsageProblem for unknown names or options that exclude each other, and the store's errors.
     """
+    _check(options)
+    Store.open(store)  # a missing store is an error, and no lock is made for it
+    with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait) as locked:
+        bits, names, plan, manifest = _planned(locked.store, options)
+        if not confirm(plan):
+            return plan
+        before = locked.bytes_on_disk()
+        if names or plan.removed_experts:
+            locked.commit(_stored(locked, manifest, bits, names), keep=1 if options.gc else 2)
+        elif options.gc:
+            locked.collect(keep=1)
+        freed = max(0, before - locked.bytes_on_disk())
+        return replace(plan, applied=True, freed_bytes=freed)
+
+
+def would_prune(store: str, options: PruneOptions) -> RemovalReport:
+    """What :func:`prune` would remove; the store is only read, and not locked. Raises what that does."""
+    _check(options)
+    return replace(read_consistently(store, lambda opened: _planned(opened, options)[2]), dry_run=True)
+
+
+def _check(options: PruneOptions) -> None:
     given = [v for v in (options.task, options.expert, options.to_frozen) if v is not None]
     if len(given) > 1 or not (given or options.gc):
         raise UsageProblem(
@@ -64,20 +87,13 @@ def prune(
         )
     if options.to_frozen is not None and not 0 <= options.to_frozen <= 100:
         raise UsageProblem("--to-frozen is a percentage", found=str(options.to_frozen), expected="0 to 100")
-    Store.open(store)  # a missing store is an error, and no lock is made for it
-    with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait) as locked:
-        bits = {t.name: locked.store.read_subnetwork(t.name).masks for t in locked.manifest.tasks}
-        names = _chosen(locked.manifest, bits, options)
-        plan, manifest = _plan(locked, bits, names, options)
-        if not confirm(plan):
-            return plan
-        before = locked.bytes_on_disk()
-        if names or plan.removed_experts:
-            locked.commit(_stored(locked, manifest, bits, names), keep=1 if options.gc else 2)
-        elif options.gc:
-            locked.collect(keep=1)
-        freed = max(0, before - locked.bytes_on_disk())
-        return RemovalReport(**{**plan.__dict__, "applied": True, "freed_bytes": freed})
+
+
+def _planned(store: Store, options: PruneOptions) -> tuple[AllBits, list[str], RemovalReport, Manifest]:
+    """Every task's masks, the tasks to remove, the plan, and the manifest without them."""
+    bits = {t.name: store.read_subnetwork(t.name).masks for t in store.manifest.tasks}
+    names = _chosen(store.manifest, bits, options)
+    return bits, names, *_plan(store.manifest, bits, names, options)
 
 
 def _chosen(manifest: Manifest, bits: AllBits, options: PruneOptions) -> list[str]:
@@ -103,9 +119,8 @@ def _chosen(manifest: Manifest, bits: AllBits, options: PruneOptions) -> list[st
     return removed
 
 
-def _plan(locked: Writer, bits: AllBits, names: list[str], options: PruneOptions) -> tuple[RemovalReport, Manifest]:
+def _plan(manifest: Manifest, bits: AllBits, names: list[str], options: PruneOptions) -> tuple[RemovalReport, Manifest]:
     """What would go, and the manifest without it (its weights still those of before)."""
-    manifest = locked.manifest
     rest = tuple(t for t in manifest.tasks if t.name not in names)
     # An expert without a task has nothing left that anybody could use.
     gone = tuple(e.id for e in manifest.experts if not any(t.expert == e.id for t in rest))

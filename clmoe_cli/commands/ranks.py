@@ -90,14 +90,16 @@ def read_together(store: str, use: Callable[[Store], T]) -> T:
     )
 
 
-def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Decision]) -> Decision:
+def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Iterator[Decision]]) -> Iterator[Decision]:
     """Decides for a batch, each process for its share of it, ``unit`` consecutive images at a time; order is kept.
 
-    Fewer units than processes are decided by each process. Raises ObjectVanished where any process has met it.
+    A process that is alone hands on what ``decide`` has decided as it comes, several all of it at the end. Fewer units
+    than processes are decided by each process. Raises ObjectVanished where any process has met it.
     """
     n, world = len(batch.images), parallel.world()
     if world == 1:
-        return decide(batch)
+        yield from decide(batch)
+        return
     units = -(-n // unit)
     shared = units >= world
     edges = [min(n, unit * (units * i // world)) for i in range(world)] + [n]
@@ -105,11 +107,11 @@ def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Decision
     share = slice(edges[parallel.rank()], edges[parallel.rank() + 1]) if shared else slice(0, n)
     own, problem = None, None
     try:
-        own = decide(batch.taken(share))
+        own = Decision.joined(list(decide(batch.taken(share))))
     except ObjectVanished as error:
         problem = error
     missed = torch.tensor([float(own is None)])
     parallel.summed([missed])
     if own is None or bool(missed > 0):
         raise problem or ObjectVanished("another process missed a file of the store")
-    return own.each(lambda values: parallel.gathered(values, sizes)) if shared else own
+    yield own.each(lambda values: parallel.gathered(values, sizes)) if shared else own

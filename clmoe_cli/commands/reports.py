@@ -41,8 +41,22 @@ class Onset:
 
 
 @dataclass(frozen=True)
+class PlannedLayer:
+    """What training may read and change of one layer: ``read`` entries of other tasks, ``free`` ones of none."""
+
+    name: str
+    parameters: int
+    read: int
+    free: int
+
+
+@dataclass(frozen=True)
 class LearnReport(Report):
-    """What ``learn`` did; ``skipped``: broken pictures that were left out."""
+    """What ``learn`` did; ``skipped``: broken pictures that were left out.
+
+    With ``dry_run`` it is what would be done: there is no accuracy yet and no layer of the task's, and where something
+    would be trained ``plan`` says with what.
+    """
 
     schema: ClassVar[str] = "clmoe.learn/1"
     task: str
@@ -60,6 +74,8 @@ class LearnReport(Report):
     seed: int
     seconds: float
     skipped: int = 0
+    dry_run: bool = False
+    plan: tuple[PlannedLayer, ...] | None = None
 
     @property
     def guessing(self) -> bool:
@@ -110,7 +126,7 @@ class DetectReport(Report):
 
 @dataclass(frozen=True)
 class RemovalReport(Report):
-    """What ``prune`` did, or (``applied`` false) would do."""
+    """What ``prune`` did, or (``applied`` false) would do; ``dry_run``: nobody was asked whether it should."""
 
     schema: ClassVar[str] = "clmoe.prune/1"
     applied: bool
@@ -121,3 +137,4 @@ class RemovalReport(Report):
     frozen_percent: float
     gc: bool
     freed_bytes: int
+    dry_run: bool = False

@@ -9,9 +9,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from clmoe_cli.choices import BOUNDARIES
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
+from clmoe_cli.commands.planning import plan
 from clmoe_cli.commands.reports import Segment, StreamReport
 from clmoe_cli.continual.segmentation import RARE, boundaries
 from clmoe_cli.continual.training import OnEpoch
@@ -20,7 +22,6 @@ from clmoe_cli.labels import Codebook
 from clmoe_cli.state import derived_seed, generator
 from store_schema import BadInput, ClmoeError, UsageProblem
 
-BOUNDARIES = ("labels", "images")
 NEAR = 64
 """How far a boundary may be off, in images."""
 
@@ -39,6 +40,7 @@ def learn_stream(
     options: LearnOptions | None = None,
     *,
     use_labels: bool = True,
+    dry_run: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
@@ -46,7 +48,8 @@ def learn_stream(
     """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
 
     ``use_labels``: boundaries are found from labels and images, else from the images alone; learning needs labels
-    in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment.
+    in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment. ``dry_run``: nothing is learned; each segment is
+    compared with the store as it is, and not with the segments before it.
 
     Raises BadInput for a segment that cannot be learned, before anything is, and whatever
     :func:`clmoe_cli.commands.learn.learn` raises; segments committed until then stay, and are known when the
@@ -64,11 +67,14 @@ def learn_stream(
     done: list[Segment] = []
     for part in parts:
         try:
-            report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait, on_resume=on_resume)
+            if dry_run:
+                report = plan(store, part.batch, part.options, [segment.report for segment in done])
+            else:
+                report = learn(store, part.batch, part.options, on_epoch=on_epoch, on_wait=on_wait, on_resume=on_resume)
         except ClmoeError as error:
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place
-            if done:
+            if done and not dry_run:
                 kept = f"{len(done)} segments before it are in the store and stay known"
                 error.hint = f"{error.hint}; {kept}" if error.hint else kept
             raise

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from clmoe_cli.commands.reports import Report
 from clmoe_cli.data.npz import one_line, read_problem, write_npz
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -28,19 +29,16 @@ _SPLIT, _TRAIN, _TEST, _MIXED = range(4)
 
 
 @dataclass(frozen=True)
-class TasksReport:
-    """What was written: for each file ``path``, ``task`` ("mixed" for the last), ``classes``, ``images``."""
+class TasksReport(Report):
+    """What was written, or with ``dry_run`` would be.
 
+    For each file ``path``, ``task`` ("mixed" for the last), ``classes``, ``images``.
+    """
+
+    schema: ClassVar[str] = "clmoe.tasks/1"
     source: str
     files: tuple[dict[str, Any], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values, with its schema."""
-        return {
-            "schema": "clmoe.tasks/1",
-            "source": self.source,
-            "files": [dict(file) for file in self.files],
-        }
+    dry_run: bool = False
 
 
 def parse_classes(text: str) -> tuple[int, ...]:
@@ -62,12 +60,14 @@ def make_tasks(
     seed: int = 0,
     test_fraction: float = 0.2,
     per_class: int | None = None,
+    dry_run: bool = False,
 ) -> TasksReport:
     """Write ``task1.npz``, ``task1.test.npz``, ``task2.npz``, … and ``mixed.test.npz`` into ``out_dir``.
 
     ``classes`` has the labels of each task, ``root`` the folder with a torchvision data set.
     ``test_fraction`` is the share of each class that mnist5k keeps for testing (the others bring their own
-    split), ``per_class`` the most training images of a class. Every file is shuffled; the mixed one has each
+    split), ``per_class`` the most training images of a class. With ``dry_run`` nothing is written.
+    Every file is shuffled; the mixed one has each
     test image whose label is in any task once. Arrays: x uint8, y int64. Raises UsageProblem for wrong
     options, BadInput for a damaged or missing data set, DiskProblem where the files cannot be written.
     """
@@ -82,7 +82,8 @@ def make_tasks(
 
     folder = Path(out_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not dry_run:
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DiskProblem(
@@ -96,7 +97,8 @@ def make_tasks(
             firsts = [np.flatnonzero(part[1][chosen] == label)[:most] for label in labels]
             chosen = chosen[np.sort(np.concatenate(firsts))]
         path = folder / name
-        write_npz(path, {"x": part[0][chosen], "y": part[1][chosen]})
+        if not dry_run:
+            write_npz(path, {"x": part[0][chosen], "y": part[1][chosen]})
         files.append({"path": str(path), "task": task, "classes": labels, "images": len(chosen)})
 
     for number, labels in enumerate(wanted, start=1):
@@ -105,7 +107,7 @@ def make_tasks(
         write(f"{task}.test.npz", task, labels, test, _rng(seed, _TEST, number), None)
     mixed = sorted({label for labels in wanted for label in labels})
     write("mixed.test.npz", "mixed", mixed, test, _rng(seed, _MIXED), None)
-    return TasksReport(source, tuple(files))
+    return TasksReport(source, tuple(files), dry_run)
 
 
 def _rng(*key: int) -> np.random.Generator:

@@ -19,7 +19,7 @@ def detect(
     features_weights: flags.FeaturesWeightsOption = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
-    evidence: Annotated[str, typer.Option(help="Deviation to judge by: fisher, or gradient (the paper's).")] = "fisher",
+    evidence: flags.EvidenceOption = "fisher",
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new.")] = False,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,

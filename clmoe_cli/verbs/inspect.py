@@ -16,18 +16,19 @@ def inspect(
     repair: Annotated[
         bool, typer.Option("--repair", help="Go back to the newest generation of which every file is whole.")
     ] = False,
+    dry_run: flags.DryRunOption = False,
     plot: flags.PlotOption = None,
     format_: flags.FormatOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Show experts, tasks, frozen percentages, overlaps, history and bytes."""
+    """Show experts, tasks, frozen shares, overlaps, history and bytes."""
     from clmoe_cli.commands.inspect import inspect as call
 
     if format_ is not None:
         render.check_format(format_)
-    report = call(store, check=verify, mend=repair)
+    report = call(store, check=verify, mend=repair, dry_run=dry_run)
     if not quiet:
         render.repair_notes(report)
     if plot is not None:

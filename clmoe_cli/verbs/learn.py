@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import homes
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import progress
 
@@ -21,7 +22,7 @@ def learn(
     name: flags.NameOption = None,
     segment: flags.SegmentOption = False,
     boundaries: flags.BoundariesOption = None,
-    arch: Annotated[str, typer.Option(help="Architecture of the experts.")] = "mlp:500,500",
+    arch: flags.ArchOption = "mlp:500,500",
     weights: flags.WeightsOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
@@ -29,11 +30,14 @@ def learn(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: flags.ScoreOption = "gradient-weight",
     max_drop: flags.MaxDropOption = 0.3,
-    expert: Annotated[str | None, typer.Option(help="Put the task into this expert, or into a 'new' one.")] = None,
-    if_known: Annotated[str, typer.Option(help="What to do with data of a known task: skip, refine, new.")] = "skip",
+    expert: Annotated[
+        str | None, typer.Option(autocompletion=homes, help="Put the task into this expert, or into a 'new' one.")
+    ] = None,
+    if_known: flags.IfKnownOption = "skip",
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
     batch_size: flags.BatchSizeOption = 128,
     device: flags.DeviceOption = "auto",
+    dry_run: flags.DryRunOption = False,
     lock_timeout: flags.TimeoutOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -42,6 +46,7 @@ def learn(
     """Learn a task: onset, placement, training, subnetwork, commit."""
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
+    from clmoe_cli.commands.planning import plan
     from clmoe_cli.commands.segment import check_boundaries, learn_stream
     from clmoe_cli.continual.learning import Options
     from clmoe_cli.continual.selection import Tolerance
@@ -70,8 +75,10 @@ def learn(
         with progress(quiet) as shown:
             if segment:
                 by_label = boundaries != "images"
-                stream = learn_stream(store, batch, options, use_labels=by_label, **shown.callbacks())
+                stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **shown.callbacks())
                 reports = [part.report for part in stream.segments]
+            elif dry_run:
+                reports = [plan(store, batch, options)]
             else:
                 reports = [learn_one(store, batch, options, **shown.callbacks())]
     if not quiet:

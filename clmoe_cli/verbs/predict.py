@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import task_names
 from clmoe_cli.distributed import leading, together
 from clmoe_cli.progress import note
 
@@ -19,11 +20,17 @@ def predict(
     skip_broken: flags.SkipBrokenOption = False,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
-    output: Annotated[Path | None, typer.Option(help="Write .npz, .csv, .json or .ndjson instead of stdout.")] = None,
-    route: Annotated[str, typer.Option(help="image: each by itself; batch: the file is one task.")] = "image",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write .npz, .csv, .json or .ndjson; - is ndjson on stdout, as images are decided."),
+    ] = None,
+    route: flags.RouteOption = "image",
     batch_size: flags.RouteSizeOption = None,
-    router: Annotated[str, typer.Option(help="Evidence: fused, gate, fisher, loss, gradient or paper.")] = "fused",
-    task: Annotated[str | None, typer.Option(help="Answer among this task's classes, without routing.")] = None,
+    router: flags.RouterOption = "fused",
+    task: Annotated[
+        str | None,
+        typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
+    ] = None,
     reject: flags.RejectOption = None,
     explain: flags.ExplainOption = False,
     device: flags.DeviceOption = "auto",
@@ -37,7 +44,7 @@ def predict(
     from clmoe_cli.reading import Seeing, read
 
     if output is not None:
-        render.check_output(output)
+        render.check_output(output, json_)
     quiet |= not leading()
     where = resolved(device)
     with together(where):
@@ -52,6 +59,7 @@ def predict(
             task=task,
             reject=reject,
             device=where,
+            on_part=render.print_rows if output == render.STDOUT and leading() else None,
             explain=explain,
         )
     if verbose and not quiet:

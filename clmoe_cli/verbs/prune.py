@@ -7,15 +7,19 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import expert_names, task_names
 from clmoe_cli.progress import note, progress
 
 
 def prune(
     store: flags.StoreOption = flags.DEFAULT_STORE,
-    task: Annotated[str | None, typer.Option(help="Remove this task.")] = None,
-    expert: Annotated[str | None, typer.Option(help="Remove this expert and all its tasks.")] = None,
+    task: Annotated[str | None, typer.Option(autocompletion=task_names, help="Remove this task.")] = None,
+    expert: Annotated[
+        str | None, typer.Option(autocompletion=expert_names, help="Remove this expert and all its tasks.")
+    ] = None,
     to_frozen: flags.ToFrozenOption = None,
     gc: flags.GcOption = False,
+    dry_run: flags.DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
     lock_timeout: flags.TimeoutOption = None,
     json_: flags.JsonOption = False,
@@ -23,12 +27,15 @@ def prune(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Remove tasks; every other task's outputs stay bit-identical."""
-    from clmoe_cli.commands.prune import PruneOptions
+    from clmoe_cli.commands.prune import PruneOptions, would_prune
     from clmoe_cli.commands.prune import prune as call
 
     options = PruneOptions(task=task, expert=expert, to_frozen=to_frozen, gc=gc, lock_timeout=lock_timeout)
-    with progress(quiet) as shown:
-        report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
+    if dry_run:
+        report = would_prune(store, options)
+    else:
+        with progress(quiet) as shown:
+            report = call(store, options, render.confirmation(yes, quiet), on_wait=shown.waiting)
     if verbose and not quiet:
         note(f"{report.freed_bytes} bytes freed")
     render.show(report, json_)

@@ -8,15 +8,20 @@ from typing import Annotated
 import typer
 
 from clmoe_cli import flags, render
+from clmoe_cli.completion import sources
 from clmoe_cli.progress import note
 
 
 def tasks(
-    source: Annotated[str, typer.Argument(help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10.")],
+    source: Annotated[
+        str,
+        typer.Argument(autocompletion=sources, help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10."),
+    ],
     out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
     classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
     root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order and, for mnist5k, of the test part.")] = 0,
+    dry_run: flags.DryRunOption = False,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
@@ -25,7 +30,9 @@ def tasks(
     from clmoe_cli.commands.tasks import make_tasks, parse_classes
 
     groups = [parse_classes(text) for text in classes]
-    report = make_tasks(source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed)
-    if verbose and not quiet:
+    report = make_tasks(
+        source, str(out_dir), classes=groups, root=None if root is None else str(root), seed=seed, dry_run=dry_run
+    )
+    if verbose and not (quiet or dry_run):
         note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)

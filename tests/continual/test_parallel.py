@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -233,12 +233,13 @@ def test_predictions_are_gathered_in_order(tmp_path: Path) -> None:
             batch = Batch(np.arange(n, dtype=np.uint8)[:, None], None, "numbers")
             seen = []
 
-            def decide(own: Batch, seen: list[int] = seen) -> Decision:
-                values = torch.from_numpy(own.images[:, 0].astype(np.int64))
-                seen.append(len(values))
-                return Decision(values, values + 100, values.double(), values.double() / 2)
+            def decide(own: Batch, seen: list[int] = seen) -> Iterator[Decision]:
+                every = torch.from_numpy(own.images[:, 0].astype(np.int64))
+                seen.append(len(every))
+                for values in every.split(2):
+                    yield Decision(values, values + 100, values.double(), values.double() / 2)
 
-            decided = ranks.decided_together(batch, unit, decide)
+            (decided,) = ranks.decided_together(batch, unit, decide)
             found[f"{n} {unit}"] = decided.code
             found[f"p {n} {unit}"] = decided.p_value
             found[f"seen {n} {unit}"] = torch.tensor(seen)
@@ -256,13 +257,13 @@ def test_a_file_that_one_process_misses_is_missed_by_all(tmp_path: Path) -> None
     batch = Batch(np.zeros((4, 1), dtype=np.uint8), None, "nothing")
 
     def act(rank: int) -> dict[str, Tensor]:
-        def decide(own: Batch) -> Decision:
+        def decide(own: Batch) -> Iterator[Decision]:
+            yield Decision(*(torch.zeros(len(own.images)) for _ in range(4)))
             if rank == 1:
                 raise ObjectVanished("gone")
-            return Decision(*(torch.zeros(len(own.images)) for _ in range(4)))
 
         with pytest.raises(ObjectVanished):
-            ranks.decided_together(batch, 1, decide)
+            list(ranks.decided_together(batch, 1, decide))
         return {}
 
     together(2, act, tmp_path / "found")

@@ -1,0 +1,16 @@
+"""The words that options take, for commands that check them and for completion, which must not import torch."""
+
+from __future__ import annotations
+
+ROUTES = ("image", "batch")
+ROUTERS = ("fused", "gate", "loss", "gradient", "fisher", "paper")
+EVIDENCE = ("fisher", "gradient")
+SCORES = ("gradient-weight", "gradient", "last-batch")
+IF_KNOWN = ("skip", "refine", "new")
+BOUNDARIES = ("labels", "images")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+FORMATS = ("csv", "md")
+
+# Suggestions: more are possible.
+ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet18", "resnet34", "resnet50", "mobilenet_v2")
+BACKBONES = ("none", "resnet18", "resnet50", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_small", "vit_b_16")

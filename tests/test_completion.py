@@ -1,0 +1,177 @@
+"""Completion as shells ask for it: what is offered, without torch, and silent whatever the store is like."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shells
+import small_store as small
+
+from clmoe_cli import choices
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.commands.predict import EVERY
+from clmoe_cli.continual import selection, skeletons
+from clmoe_cli.continual.experts import parse_arch
+from store_schema import Store
+
+ASK = """
+import sys
+from clmoe_cli.app import main
+sys.argv = ["clmoe"]
+try:
+    main([])
+finally:
+    for module in ("torch", "torchvision", "matplotlib"):
+        assert module not in sys.modules, module
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shells.folder(tmp_path_factory.mktemp("completion"))
+
+
+def asked(line: str, cwd: Path, shell: str = "bash", **variables: str) -> subprocess.CompletedProcess[str]:
+    words = line.split(" ")
+    bash = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    others = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    environment = shells.clean() | (bash if shell == "bash" else others) | {"_CLMOE_COMPLETE": f"complete_{shell}"}
+    return subprocess.run(
+        [sys.executable, "-c", ASK], cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False
+    )
+
+
+def offered(line: str, cwd: Path, **variables: str) -> list[str]:
+    done = asked(line, cwd, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("clmoe ", ["learn", "detect", "predict", "inspect", "prune", "tasks", "schema"]),
+        ("clmoe pre", ["predict"]),
+        ("clmoe --version pre", ["predict"]),
+        ("clmoe prune --dry", ["--dry-run"]),
+        ("clmoe predict --store store --task ", ["task1", "task2"]),
+        ("clmoe predict --task task1 --store store --task ", ["task1", "task2"]),
+        ("clmoe predict --store store --task x", []),
+        ("clmoe predict --store=store --task task2", ["task2"]),
+        ("clmoe prune --store store --task t", ["task1", "task2"]),
+        ("clmoe prune --store store --expert ", ["e1"]),
+        ("clmoe learn --store store --expert ", ["e1", "new"]),
+        ("clmoe learn --expert ", ["new"]),
+        ("clmoe predict --route ", [*choices.ROUTES]),
+        ("clmoe predict --router ", [*choices.ROUTERS]),
+        ("clmoe predict --device c", ["cpu", "cuda"]),
+        ("clmoe predict --features res", ["resnet18", "resnet50"]),
+        ("clmoe learn --score ", [*choices.SCORES]),
+        ("clmoe learn --if-known ", [*choices.IF_KNOWN]),
+        ("clmoe learn --boundaries ", [*choices.BOUNDARIES]),
+        ("clmoe learn --arch ", [*choices.ARCHS]),
+        ("clmoe detect --evidence ", [*choices.EVIDENCE]),
+        ("clmoe inspect --format ", [*choices.FORMATS]),
+        ("clmoe tasks m", ["mnist5k", "mnist"]),
+        ("clmoe schema pre", ["predict", "prediction"]),
+        ("clmoe predict --batch ", []),  # the shell completes files
+    ],
+)
+def test_what_is_offered(line: str, words: list[str], root: Path) -> None:
+    found = offered(line, root)
+    assert set(found) >= set(words) if line == "clmoe " else found == words
+
+
+def test_the_store_is_that_of_flag_variable_file_or_default(root: Path, tmp_path: Path) -> None:
+    line = "clmoe predict --task "
+    assert offered(line, tmp_path) == []
+    shutil.copytree(root / "store", tmp_path / "clmoe-store")
+    assert offered(line, tmp_path) == ["task1", "task2"]
+    (tmp_path / "clmoe.toml").write_text('store = "nowhere"\n')
+    assert offered(line, tmp_path) == []
+    (tmp_path / "clmoe.toml").write_text(f'[predict]\nstore = "{root / "store"}"\n')
+    assert offered(line, tmp_path) == ["task1", "task2"]
+    assert offered(line, tmp_path, CLMOE_STORE="nowhere") == []
+    assert offered(line, tmp_path, CLMOE_STORE=str(root / "store"), CLMOE_NOBODY="1") == ["task1", "task2"]
+    assert offered("clmoe predict --store nowhere --task ", tmp_path, CLMOE_STORE=str(root / "store")) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["no folder", "a file", "no HEAD", "another HEAD", "a cut manifest", "a newer format", "wrong settings", "no name"],
+)
+def test_what_is_damaged_completes_to_nothing(damage: str, root: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(root / "store", tmp_path / "own"))
+    manifest = max((store / "manifests").iterdir(), key=lambda path: path.stat().st_mtime)
+    name = "own"
+    if damage == "no folder":
+        shutil.rmtree(store)
+    elif damage == "a file":
+        name = "clmoe.toml"
+        (tmp_path / name).write_text("")
+    elif damage == "no HEAD":
+        (store / "HEAD").unlink()
+    elif damage == "another HEAD":
+        (store / "HEAD").write_text("{}")
+    elif damage == "a cut manifest":
+        manifest.write_bytes(manifest.read_bytes()[:100])
+    elif damage == "a newer format":
+        (store / "FORMAT").write_text("99\n")
+    elif damage == "no name":
+        name = "' '"
+    else:
+        (tmp_path / "clmoe.toml").write_text("[leran]\n")
+    expected = ["task1", "task2"] if damage == "wrong settings" else []
+    assert offered(f"clmoe predict --store {name} --task ", tmp_path) == expected
+    for shell in ("zsh", "fish"):
+        done = asked(f"clmoe predict --store {name} --task ", tmp_path, shell)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_that_a_shell_would_act_on_are_not_offered(tmp_path: Path) -> None:
+    names = ["$(touch pwned)", "`id`", "a b", "a;b", "--yes", "\\$(id)", "*", "'", "fine-1.2", "größe"]
+    for number, name in enumerate(names):
+        part = small.batch(1)
+        images = np.ascontiguousarray(part.images[:, :, :, ::-1] if number % 2 else part.images)
+        batch = type(part)(images, np.array(part.labels) + 100 * number, "renamed")
+        learn(str(tmp_path / "store"), batch, LearnOptions(name=name, arch="mlp:8,8", method=small.OPTIONS.method))
+    assert [task.name for task in Store.open(tmp_path / "store").manifest.tasks] == names
+    assert offered("clmoe predict --store store --task ", tmp_path) == ["fine-1.2", "größe"]
+
+
+def test_other_shells(root: Path) -> None:
+    done = asked("clmoe predict --store store --task ", root, "zsh")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["_arguments", "'*:", ':(("task1"', '"task2"))\'']
+    done = asked("clmoe predict --store store --task ", root, "fish")
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["task1", "task2"])
+    done = asked("clmoe predict --batch ", root, "fish", _TYPER_COMPLETE_FISH_ACTION="is-args")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")  # no words: files
+
+
+def test_a_shell_completes_with_the_script_that_it_is_given(root: Path) -> None:
+    script = """
+    eval "$(_CLMOE_COMPLETE=source_bash clmoe)"
+    COMP_WORDS=(clmoe predict --store store --task ta)
+    COMP_CWORD=5
+    complete -p clmoe | grep -o -- '-F [a-z_]*' | (read _ name; echo $name)
+    _clmoe_completion clmoe ta --task
+    printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = shells.bash(script, root)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"_clmoe_completion", b"task1", b"task2"]
+
+
+def test_words_are_those_that_commands_take() -> None:
+    assert set(choices.ROUTERS) == set(EVERY)
+    assert choices.SCORES == selection.SCORES
+    for arch in choices.ARCHS:
+        assert parse_arch(arch, (3, 64, 64)).shared_shapes()
+    assert set(choices.BACKBONES[1:]) <= set(skeletons.torchvision_names())

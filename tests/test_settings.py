@@ -1,0 +1,113 @@
+"""Settings that mean nothing: named, with what was probably meant; and what no variable may set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import shells
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("lern", "'lern'. Did you mean 'learn'?"),
+        ("inspekt --json", "Did you mean 'inspect'?"),
+        ("learn --epoch 3", "--epochs"),
+        ("inspect --verfy", "--verify"),
+        ("schema lern", "did you mean 'learn'?"),
+    ],
+)
+def test_commands_and_options_are_suggested(args: str, words: str, tmp_path: Path) -> None:
+    done = shells.spawn(*args.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stroe = 1", "[stroe]; did you mean store?"),
+        ("max_dorp = 1", "[max_dorp]; did you mean max-drop?"),
+        ("lern = 1", "did you mean learn?"),
+        ("zebra = 1", "settings are named like the options"),
+        ("[inspct]", "did you mean inspect?"),
+        ("[learn]\nepoch = 1", "[learn.epoch]; did you mean epochs?"),
+        ("[inspect]\nfromat = 'md'", "[inspect.fromat]; did you mean format?"),
+        ("[learn]\njsno = true", "[learn.jsno]"),
+    ],
+)
+def test_settings_are_suggested(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "clmoe.toml").write_text(text)
+    done = shells.spawn("inspect", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in done.stderr.decode()
+
+
+def warned(args: str, cwd: Path, **variables: str) -> list[str]:
+    """The lines on stderr before the error that there is no store, or no data."""
+    done = shells.spawn(*args.split(), cwd=cwd, **variables)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (4 if args.startswith("inspect") else 2, b"")
+    return lines[:-1]
+
+
+def test_variables_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    assert warned("inspect", tmp_path, CLMOE_LEARN_EPOCH="3") == [
+        "warning: nothing reads the variable CLMOE_LEARN_EPOCH; did you mean CLMOE_LEARN_EPOCHS?"
+    ]
+    # Also before the complaint that what it was to say is missing.
+    (line,) = warned("learn", tmp_path, CLMOE_LEARN_DATE="a.npz")
+    assert line.endswith("did you mean CLMOE_LEARN_DATA?")
+    assert warned("inspect --json", tmp_path, CLMOE_ZEBRA="1", CLMOE_STROE="x") == [
+        "warning: nothing reads the variable CLMOE_STROE; did you mean CLMOE_STORE?",
+        "warning: nothing reads the variable CLMOE_ZEBRA",
+    ]
+    odd = warned("inspect", tmp_path, **{"CLMOE_\x1b[31m\n": "1"})
+    assert len(odd) == 1
+    assert odd[0].isprintable()
+
+
+def test_no_warning_where_none_is_due(tmp_path: Path) -> None:
+    used = {
+        "CLMOE_LEARN_EPOCHS": "3",
+        "CLMOE_LEARN_MAX_DROP": "1",
+        "CLMOE_PRUNE_YES": "0",
+        "CLMOE_VERBOSE": "0",
+        "CLMOE_LOCK_TIMEOUT": "1",
+        "CLMOE_INSPECT_FORMAT": "md",
+        "CLMOE_DETECT_STORE": "x",
+        "CLMOE_DEBUG": "0",
+        "CLMOE_PREDICT_DEVICE": "cpu",
+        "CLMOEX": "1",
+    }
+    assert warned("inspect", tmp_path, **used) == []
+    assert warned("inspect -q", tmp_path, CLMOE_ZEBRA="1") == []
+    assert warned("inspect", tmp_path, CLMOE_ZEBRA="1", CLMOE_QUIET="1") == []
+    (tmp_path / "clmoe.toml").write_text("quiet = true\n")
+    assert warned("inspect", tmp_path, CLMOE_ZEBRA="1") == []
+
+
+def test_no_variable_asks_for_help_a_version_or_completion(tmp_path: Path) -> None:
+    names = ("VERSION", "HELP", "INSTALL_COMPLETION", "SHOW_COMPLETION", "INSPECT_HELP")
+    variables = {f"CLMOE_{name}": "1" for name in names}
+    assert [line.split()[5].rstrip(";") for line in warned("inspect", tmp_path, **variables)] == sorted(variables)
+    done = shells.spawn("--help", cwd=tmp_path)
+    assert b"env var" not in done.stdout
+
+
+def test_a_format_is_set_by_its_variable(tmp_path: Path) -> None:
+    root = shells.folder(tmp_path)
+    done = shells.spawn("inspect", "--store", root / "store", cwd=tmp_path, CLMOE_INSPECT_FORMAT="md")
+    assert done.stdout.startswith(b"| generation |")
+
+
+@pytest.mark.parametrize("args", [(), ("--help",)])
+def test_help_fits_into_eighty_columns(args: tuple[str, ...], tmp_path: Path) -> None:
+    done = shells.spawn(*args, cwd=tmp_path, COLUMNS="80")
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == 0
+    assert lines[0] == "Usage: clmoe [OPTIONS] COMMAND [ARGS]..."
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert len(commands) >= 7
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands), commands
