@@ -123,6 +123,8 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
     seen = None
     if inputs is not None and record is not None and record.features == gating.features_of(batch):
         seen = common.rows(batch, record.input_scale)
+        for name in names:  # all that is needed is read before the first answer is out
+            loader.answering(name)
 
     def ask(position: int, rows: torch.Tensor) -> Said:
         task = loader.task(names[position])
