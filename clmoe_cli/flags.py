@@ -71,6 +71,9 @@ BatchSizeOption = Annotated[int, typer.Option(min=2, help="Images of one step of
 RejectOption = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
 ]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Say for each image why this task and class, and not another.")
+]
 RouteSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="With --route batch: every so many consecutive images are one task's."),

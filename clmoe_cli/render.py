@@ -15,7 +15,7 @@ from clmoe_cli.commands import names
 from clmoe_cli.commands.reports import LearnReport, RemovalReport
 from clmoe_cli.continual.steps import OnStep, silent, whole
 from clmoe_cli.progress import note
-from clmoe_cli.tables import columns, console, score_tables, tables
+from clmoe_cli.tables import columns, console, reasons_table, score_tables, tables
 from store_schema.errors import DiskProblem, UsageProblem
 
 if TYPE_CHECKING:
@@ -218,12 +218,13 @@ def show_predictions(
         screen = console()
         first = "image" if report.file is None else "file"
         table = columns(first, "label", "task", "expert", "confidence", "known", "p-value")
-        for row in report.rows()[:ROWS_SHOWN]:
+        rows = report.rows(candidates=False)[:ROWS_SHOWN]
+        for row in rows:
             p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
             known = "yes" if row["known"] else "no"
             about = str(row.get("file", row["index"])), str(row["label"]), row["task"], row["expert"]
             table.add_row(*about, f"{row['confidence']:.3f}", known, p)
-        screen.print(table)
+        screen.print(table if report.explained is None else reasons_table(first, rows))
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
@@ -243,18 +244,17 @@ def _write(report: PredictReport, path: Path) -> None:
     if path.suffix == ".npz":
         write_npz(str(path), report.arrays())
         return
-    rows = report.rows()
     if path.suffix == ".json":
         text = to_text(report.to_json()) + "\n"
     elif path.suffix == ".ndjson":
-        text = "".join(to_text(row) + "\n" for row in rows)
+        text = "".join(to_text(row) + "\n" for row in report.rows())
     else:
         import csv
 
         out = io.StringIO()
         writer = csv.DictWriter(out, ["index", *report.arrays()])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(report.rows(candidates=False))
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())

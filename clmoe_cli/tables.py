@@ -30,6 +30,15 @@ def columns(*names: str) -> Table:
     return table
 
 
+def reasons_table(first: str, rows: list[dict[str, Any]]) -> Table:
+    """Why each image was answered so; long sentences go on in the next line."""
+    table = columns(first, "sure", "why")
+    table.columns[2].justify = "left"
+    for row in rows:
+        table.add_row(str(row.get("file", row["index"])), f"{row['confidence']:.3f}", row["reason"])
+    return table
+
+
 def score_tables(scores: Scores) -> list[Any]:
     """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks)."""
     table = columns("task", "accuracy")
@@ -86,7 +95,7 @@ def _(report: LearnReport) -> list[Any]:
     lines = [
         headline(head, f"  ({report.seconds:.1f} s)"),
         f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
-        f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
+        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
     ]
     return [*lines, table]
 
@@ -99,7 +108,7 @@ def _plan_tables(report: LearnReport) -> list[Any]:
     }[report.status]
     lines = [
         headline(head, f": classes {', '.join(map(str, report.classes))}"),
-        f"onset: {report.onset.verdict}, {report.onset.reason}; {report.reason}",
+        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
     ]
     if report.plan is None:
         return lines
@@ -146,7 +155,7 @@ def _(report: DetectReport) -> list[Any]:
             f"{row['overlap']:.3f}",
             f"{row['divergence']:.3f}",
         )
-    return [headline(f"{report.verdict}{name}", f"  p = {p}: {report.reason}"), table]
+    return [headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
 
 
 @tables.register
@@ -171,6 +180,14 @@ def _(report: ExportReport) -> list[Any]:
         f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
         f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
     ]
+
+
+def _sentences(said: dict[str, str]) -> Table:
+    """Sentences by what they are about; long ones go on below their beginning."""
+    table = Table.grid(padding=(0, 1))
+    for about, sentence in said.items():
+        table.add_row(f"{about}:", sentence)
+    return table
 
 
 def headline(head: str, rest: str) -> Text:

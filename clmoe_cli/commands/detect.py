@@ -59,7 +59,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     labels = None
     if use_labels and batch.labels is not None:
         labels = torch.from_numpy(book.encode(batch.labels))[index]
-    verdict = decide(found, labels, alpha)
+    verdict = decide(found, labels, alpha, lambda code: book.labels[code])
     rows = []
     for name in counted(names, on_step, "overlap", "tasks"):
         task = loader.task(name)

@@ -10,6 +10,7 @@ import torch
 from clmoe_cli.commands import common
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
+from clmoe_cli.continual.candidates import Asked
 from clmoe_cli.continual.features import features, kind, width
 from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
@@ -104,12 +105,13 @@ def decide(
     router: str,
     batches: int | None,
     on_step: OnStep = silent,
+    asked: Asked | None = None,
 ) -> Iterator[Decision]:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
     ``names``: the tasks with images of this kind, in the order of learning. ``batches``: how many consecutive
-    images belong to one task; None: each image is decided by itself. Raises StoreIncompatible for a store
-    without a gate, or one of other features.
+    images belong to one task; None: each image is decided by itself. ``asked``: with it the decision says what it was
+    made from. Raises StoreIncompatible for a store without a gate, or one of other features.
     """
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
@@ -122,7 +124,7 @@ def decide(
         return loader.answering(names[task])[1].logits(x).double().log_softmax(dim=1)
 
     sources = Sources(
-        solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None
+        solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None, asked
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
@@ -139,10 +141,10 @@ def decide(
     for together in everything.split(batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
         values = seen(some)
-        task, sure = task_of_batch(sources, values)
+        found = task_of_batch(sources, values)
         for rows in together.split(chunk):
             own = values if len(some) == len(together) else seen(rows)
-            yield decide_within(sources, task, sure, own, rows)
+            yield decide_within(sources, found, own, rows)
             to(int(rows[-1]) + 1)
 
 

@@ -13,7 +13,7 @@ import torch
 from clmoe_cli.commands import common, gating, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
-from clmoe_cli.commands.names import one_of
+from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import LearnReport
 from clmoe_cli.commands.resuming import Resuming
@@ -21,7 +21,7 @@ from clmoe_cli.commands.starting import Start, homes
 from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import Network, parse_arch
 from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.onset import UNSEEN, Verdict, decide
+from clmoe_cli.continual.onset import Verdict, decide, listed, unseen
 from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
 from clmoe_cli.continual.steps import OnStep, counted, silent, whole
 from clmoe_cli.continual.training import OnEpoch
@@ -35,7 +35,6 @@ from store_schema import (
     LayerRecord,
     Manifest,
     TaskRecord,
-    UsageProblem,
     Writer,
 )
 
@@ -105,7 +104,7 @@ class Learning:
             return self._skipped(verdict)
         if known:
             return self._refine(verdict)
-        name = self._new_name()
+        name = new_task(self.options.name, self.number, [t.name for t in self.manifest.tasks])
         return self._learn(name, verdict, *self._place())
 
     def _learn(
@@ -148,14 +147,15 @@ class Learning:
             return Verdict(False, (), None, "no task with images of this shape is known yet")
         self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
         evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher", self.on_step)
-        verdict = decide(evidence, codes[index], self.options.alpha)
+        verdict = decide(evidence, codes[index], self.options.alpha, lambda code: book.labels[code])
         # A class so rare that the sample has missed it is as conclusive as any other.
         seen = set(codes.unique().tolist())
-        if verdict.known and not seen <= self._codes(book, self.names):
-            return Verdict(False, (), verdict.p_value, UNSEEN)
-        if verdict.known and not seen <= self._codes(book, verdict.tasks):
-            fitted = ", ".join(verdict.tasks)
-            return Verdict(False, (), verdict.p_value, f"some of its labels are not of task {fitted}, which it fits")
+        for names in (self.names, verdict.tasks) if verdict.known else ():
+            foreign = [book.labels[code] for code in sorted(seen - self._codes(book, names))]
+            if foreign:
+                fitted = ", ".join(verdict.tasks)
+                why = f"it has classes that are not of {fitted}, which its images fit: {listed(foreign)}"
+                return Verdict(False, (), verdict.p_value, unseen(foreign) if names is self.names else why)
         return verdict
 
     def _codes(self, book: Codebook, names: Sequence[str]) -> set[int]:
@@ -166,7 +166,7 @@ class Learning:
         fitting = homes(self.start, self.experts, self.manifest, self.options, self.batch)
         candidates: list[Candidate] = []
         frozen = self.manifest.history[-1].frozen if self.manifest.history else {}
-        room: dict[str, float] = {}
+        room: dict[str, tuple[float, str]] = {}
         for record in fitting:
             near = [t.name for t in self.manifest.tasks_of(record.id) if t.name in self.near]
             if not near:
@@ -185,13 +185,18 @@ class Learning:
             sizes = {x.name: math.prod(x.shape) for x in record.layers}
             # A few kernels near the pixels may well be full: the next task reads them.
             large = [name for name, size in sizes.items() if size >= common.COUNTED * sum(sizes.values())]
-            room[record.id] = min(1.0 - used[name] / sizes[name] for name in large)
+            room[record.id] = min((1.0 - used[name] / sizes[name], name) for name in large)
         if wanted not in (None, "new"):
             reads = tuple(c.task for c in candidates if c.constructive)
-            return Placement(str(wanted), reads, f"expert {wanted} was asked for"), candidates, fitting[0]
+            return Placement(str(wanted), reads, f"into expert {wanted}, as asked"), candidates, fitting[0]
         placement = place(candidates, room, self.options.thresholds)
         if wanted == "new":
-            placement = Placement(None, (), "a new expert was asked for")
+            placement = Placement(None, (), "a new expert, as asked")
+        elif not fitting:
+            lacks = (
+                f"has architecture {self.options.arch} and this start" if self.experts else "reads images of this shape"
+            )
+            placement = Placement(None, (), f"a new expert, since none yet {lacks}")
         if placement.expert is not None:
             return placement, candidates, self.manifest.expert(placement.expert)
         return placement, candidates, self._new_expert()
@@ -246,7 +251,7 @@ class Learning:
             self.on_step,
         )
         committed = self._commit(record, network(record), learned, others, "refine", old)
-        placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
+        placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
         return learn_report(committed, old.name, "refined", False, verdict, placement, [])
 
     def _commit(
@@ -284,17 +289,6 @@ class Learning:
         check_range(x, scale, batch.source, self.on_step)
         return Labelled(x, y)
 
-    def _new_name(self) -> str:
-        taken = {t.name for t in self.manifest.tasks}
-        name = self.options.name or f"task{self.number}"
-        while self.options.name is None and name in taken:
-            name += "b"
-        if name in taken:
-            raise UsageProblem(
-                "a task of that name exists", found=repr(name), hint="choose another --name, or prune that task first"
-            )
-        return name
-
     def _skipped(self, verdict: Verdict) -> LearnReport:
-        placement = Placement(None, (), f"nothing changed: {verdict.reason}")
+        placement = Placement(None, (), "nothing was changed, since its task is known (--if-known says otherwise)")
         return learn_report(self.manifest, verdict.tasks[0], "known", False, verdict, placement, [])

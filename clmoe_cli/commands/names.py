@@ -33,3 +33,18 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
     if not path.parent.is_dir():
         raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+
+
+def new_task(wanted: str | None, number: int, taken: Sequence[str]) -> str:
+    """The name of a new task: the wanted one, else task``number``, which may need a letter more.
+
+    Raises UsageProblem for a name that is taken.
+    """
+    name = wanted or f"task{number}"
+    while wanted is None and name in taken:
+        name += "b"
+    if name in taken:
+        raise UsageProblem(
+            "a task of that name exists", found=repr(name), hint="choose another --name, or prune that task first"
+        )
+    return name

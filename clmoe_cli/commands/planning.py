@@ -90,7 +90,7 @@ class _Planning(Learning):
         self._labelled(self.batch, record.input_scale, old.classes)
         taken = self.loader.frozen(record.id, others)
         read = masks.both(taken, self.loader.task(old.name).mask)
-        placement = Placement(record.id, (), f"refined in place: {verdict.reason}")
+        placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
         report = learn_report(self.manifest, old.name, "refined", False, verdict, placement, [])
         return replace(report, plan=_layers(record, taken, read))
 

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.choices import ROUTES
-from clmoe_cli.commands import common, gating
+from clmoe_cli.commands import common, explaining, gating
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.ranks import decided_together, read_together
+from clmoe_cli.commands.reasons import Case
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import parallel, routing
@@ -41,7 +42,7 @@ class PredictReport(Report):
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
     ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
-    the first row, of a part of the file.
+    the first row, of a part of the file. ``explained``: why, where it was asked for.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -58,6 +59,7 @@ class PredictReport(Report):
     file: NDArray[np.str_] | None = None
     skipped: int = 0
     first: int = 0
+    explained: explaining.Explanation | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -66,13 +68,14 @@ class PredictReport(Report):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
-        return {k: getattr(self, k) for k in self._keys()}
+        own = {k: getattr(self, k) for k in self._keys()}
+        return own if self.explained is None else own | self.explained.arrays()
 
     def _keys(self) -> tuple[str, ...]:
         return (*(("file",) if self.file is not None else ()), *COLUMNS)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One plain object per image."""
+    def rows(self, candidates: bool = True) -> list[dict[str, Any]]:
+        """One plain object per image; of what is explained the ``candidates`` only if they are wanted."""
         columns = (
             *(() if self.file is None else (self.file.tolist(),)),
             self.labels,
@@ -83,8 +86,9 @@ class PredictReport(Report):
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
         )
         keys = self._keys()
+        why = [{}] * len(self.labels) if self.explained is None else self.explained.rows(candidates)
         rows = enumerate(zip(*columns, strict=True), start=self.first)
-        return [{"index": i, **dict(zip(keys, row, strict=True))} for i, row in rows]
+        return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i - self.first]} for i, row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object."""
@@ -95,6 +99,7 @@ class PredictReport(Report):
             "predictions": self.rows(),
             "rejected": int((~self.known).sum()),
             "skipped": self.skipped,
+            **({} if self.explained is None else {"decided_by": self.explained.decided_by}),
             **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
         }
 
@@ -111,6 +116,7 @@ def predict(
     device: str = "cpu",
     on_part: Callable[[PredictReport], None] | None = None,
     on_step: OnStep = silent,
+    explain: bool = False,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
@@ -118,6 +124,7 @@ def predict(
     consecutive ones). ``task``: no routing, answer
     among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``on_part`` is told the
     rows of the next images, without scores, as soon as they are decided; each row once, all of one state of the store.
+    ``explain``: the report says of each image why; the answers stay the same.
 
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
@@ -134,7 +141,10 @@ def predict(
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     return read_together(
-        store, lambda opened: _predict(Loader(opened, device), batch, router, together, task, reject, on_part, on_step)
+        store,
+        lambda opened: _predict(
+            Loader(opened, device), batch, router, together, task, reject, on_part, on_step, explain
+        ),
     )
 
 
@@ -147,6 +157,7 @@ def _predict(
     reject: float | None,
     on_part: Callable[[PredictReport], None] | None,
     on_step: OnStep,
+    explain: bool,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
@@ -155,8 +166,11 @@ def _predict(
 
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
-            return gating.decide(loader, own, names, book, router, together, on_step)
-        return _routed(loader, own, names, book, None if only else router, together, on_step)
+            asked = explaining.asked(loader, own, names) if explain else None
+            return gating.decide(loader, own, names, book, router, together, on_step, asked)
+        return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
+
+    case = Case("task" if only else router, together is not None and not only, reject)
 
     def told(found: Decision, first: int = 0) -> PredictReport:
         codes, p_value = found.code.numpy(), found.p_value.numpy()
@@ -175,12 +189,15 @@ def _predict(
             file=files,
             skipped=len(batch.skipped),
             first=first,
+            explained=explaining.explained(found, case, names, homes, book),
         )
 
     if on_part is not None and gated and parallel.world() == 1:
         # Read before the first row is out: a commit that sweeps one of these files later must not start it all again.
         for name in names:
             loader.answering(name)
+            if explain:
+                loader.task(name)
     parts, done = [], 0
     for part in decided_together(batch, together or 1, decide):
         if on_part is not None:
@@ -222,6 +239,7 @@ def _routed(
     router: str | None,
     together: int | None,
     on_step: OnStep,
+    explain: bool,
 ) -> Iterator[Decision]:
     """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
     tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
@@ -229,11 +247,13 @@ def _routed(
     scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
     inputs = [scaled[scale] for scale in scales]
     to = begun(on_step, "routing" if router else "answering", len(batch.images), "images")
+    ask = explaining.asked(loader, batch, names, inputs) if explain else None
     for rows in torch.arange(len(batch.images)).split((together if router else None) or routing.CHUNK):
         x = [taken(every, rows) for every in inputs]
-        chosen, posterior = torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), 1, dtype=torch.float64)
+        evidence = torch.zeros(len(rows), 1, dtype=torch.float64)
         if router is not None:
-            chosen, posterior = routing.route(router, tasks, x, together)
+            evidence = routing.weigh(ROUTERS[router], tasks, x, together)
+        chosen, posterior = evidence.argmax(dim=1), evidence.softmax(dim=1)
         codes = torch.zeros(len(rows), dtype=torch.long)
         confidence = torch.zeros(len(rows), dtype=torch.float64)
         p_value = torch.zeros(len(rows), dtype=torch.float64)
@@ -245,5 +265,9 @@ def _routed(
             codes[where] = classes[best.indices]
             confidence[where] = best.values * posterior[where, i]
             p_value[where] = task.calibration["fisher"].p_values(routing.deviations(task, own, ["fisher"])["fisher"])
-        yield Decision(chosen, codes, confidence, p_value)
+        found = Decision(chosen, codes, confidence, p_value)
+        if ask is not None:
+            why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
+            found = replace(found, why=why)
+        yield found
         to(int(rows[-1]) + 1)

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,4 +114,4 @@ def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Iterator
     parallel.summed([missed])
     if own is None or bool(missed > 0):
         raise problem or ObjectVanished("another process missed a file of the store")
-    yield Decision(*(parallel.gathered(values, sizes) for values in astuple(own))) if shared else own
+    yield own.each(lambda values: parallel.gathered(values, sizes)) if shared else own

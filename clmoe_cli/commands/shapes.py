@@ -52,6 +52,26 @@ class Compared(BaseModel):
     divergence: float
 
 
+class Considered(BaseModel):
+    """A class that an image was compared with, by which figures, and how far it stays behind the answer."""
+
+    task: str
+    expert: str
+    label: int | str | None
+    margin: float
+    by: Literal["expert_score", "task_score", "score"] | None
+    expert_score: float | None
+    task_score: float | None
+    score: float | None
+    distance: float | None
+    own_distance: float | None
+    log_likelihood: float | None
+    probability: float | None
+    loss: float | None
+    deviation: float | None
+    p_value: float | None
+
+
 class Prediction(BaseModel):
     """The answer to one image; ``file`` where images come from a folder. A line of NDJSON is one of these."""
 
@@ -63,6 +83,11 @@ class Prediction(BaseModel):
     known: bool
     p_value: float | None
     file: str = ""
+    runner_up_task: str = ""
+    runner_up_label: int | str = ""
+    margin: float = 0.0
+    reason: str = ""
+    explanation: list[Considered] = []
 
 
 class Confusion(BaseModel):
@@ -85,6 +110,7 @@ class Predicted(BaseModel):
     accuracy_by_task: dict[str, float] | None
     confusion: list[Confusion] | None
     calibration_error: float | None
+    decided_by: list[str] = []
 
 
 class Predictions(Predicted):

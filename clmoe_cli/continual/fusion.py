@@ -9,12 +9,14 @@ of strange images as well, and the whitened deviation of its hidden units made h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clmoe_cli.continual.candidates import KEPT, Asked, Candidates, of_gate, ranked, with_opinions
 from clmoe_cli.continual.gate import BOUND, SHARPNESS, Gate, Subspaces, full_distances
 
 TASKS = 5
@@ -32,48 +34,66 @@ class Sources:
 
     ``codes`` [S]: label code of each of the gate's subspaces. ``statistics(task)`` and ``opinion(task, rows)``, the
     log-probabilities [n, C] of the task's classes for the images at ``rows`` [n], are called for tasks on the
-    shortlist alone; without ``opinion`` the gate decides by itself.
+    shortlist alone; without ``opinion`` the gate decides by itself. ``asked``: what subnetworks say beside that; with
+    it decisions say what they were made from.
     """
 
     gate: Gate
     codes: Tensor
     statistics: Callable[[int], Subspaces]
     opinion: Callable[[int, Tensor], Tensor] | None
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """For each of N images: position of the task and code of the label [N], confidence and p-value [N] float64."""
+    """For each of N images: position of the task and code of the label [N], confidence and p-value [N] float64.
+
+    ``why``: the candidates, where they were asked for.
+    """
 
     task: Tensor
     code: Tensor
     confidence: Tensor
     p_value: Tensor
+    why: Candidates | None = None
 
     @staticmethod
     def joined(parts: list[Decision]) -> Decision:
         """The decisions on consecutive parts of a file as one."""
-        return Decision(
-            torch.cat([part.task for part in parts]),
-            torch.cat([part.code for part in parts]),
-            torch.cat([part.confidence for part in parts]),
-            torch.cat([part.p_value for part in parts]),
-        )
+        return parts[0].each(lambda *values: torch.cat(values), *parts[1:])
+
+    def each(self, use: Callable[..., Tensor], *others: Decision) -> Decision:
+        """The decision of which each tensor is ``use`` of this one's and of the others'."""
+
+        def of(parts: Sequence[Any], name: str) -> Tensor:
+            return use(*(getattr(part, name) for part in parts))
+
+        parts = (self, *others)
+        whys = [part.why for part in parts if part.why is not None]
+        why = Candidates(*(of(whys, f.name) for f in fields(Candidates))) if whys else None
+        return Decision(of(parts, "task"), of(parts, "code"), of(parts, "confidence"), of(parts, "p_value"), why)
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """The task of a batch, and how sure that is (0 to 1); the tasks compared, and their log-likelihoods [T]."""
+
+    task: int
+    sure: float
+    near: list[int]
+    evidence: Tensor
 
 
 def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
     """Each image by itself; features [N, d] of the images at ``rows`` [N]."""
-    gate = sources.gate
-    coarse, chosen = gate.shortlist(values)
-    distances = full_distances(gate, chosen, values, sources.statistics, coarse)
-    scores = _scores(sources, chosen, distances)
-    if sources.opinion is not None:
-        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
-    return _decided(sources, chosen, distances, scores)
+    coarse, chosen = sources.gate.shortlist(values)
+    distances = full_distances(sources.gate, chosen, values, sources.statistics, coarse)
+    return _decided(sources, chosen, distances, rows)
 
 
-def task_of_batch(sources: Sources, values: Tensor) -> tuple[int, float]:
-    """The task of images that are all one task's, and how sure that is (0 to 1), from their features [N, d].
+def task_of_batch(sources: Sources, values: Tensor) -> BatchTask:
+    """The task of images that are all one task's, from their features [N, d].
 
     Each image's distance from a task's nearest class counts up to ``BOUND``, so that a few strange images do not
     outvote the others.
@@ -84,21 +104,16 @@ def task_of_batch(sources: Sources, values: Tensor) -> tuple[int, float]:
     noise = torch.cat([sources.statistics(task).dispersions for task in near]).mean()
     evidence = -SHARPNESS * nearest.double().clamp(max=BOUND * gate.unit).sum(dim=0) / noise
     best = int(evidence.argmax())
-    return near[best], float(evidence.softmax(dim=0)[best])
+    return BatchTask(near[best], float(evidence.softmax(dim=0)[best]), near, evidence)
 
 
-def decide_within(sources: Sources, task: int, sure: float, values: Tensor, rows: Tensor) -> Decision:
-    """Each image by itself among the classes of one task, from features [N, d] of the images at ``rows`` [N].
+def decide_within(sources: Sources, batch: BatchTask, values: Tensor, rows: Tensor) -> Decision:
+    """Each image by itself among the classes of its batch's task, from features [N, d] of the images at ``rows`` [N].
 
-    ``sure``: confidence in the task, which that of the answers is multiplied by.
+    The confidence in the task multiplies that of the answers.
     """
-    gate = sources.gate
-    chosen, distances = _within(sources, task, values)
-    scores = _scores(sources, chosen, distances)
-    if sources.opinion is not None:
-        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
-    found = _decided(sources, chosen, distances, scores)
-    return Decision(found.task, found.code, found.confidence * sure, found.p_value)
+    found = _decided(sources, *_within(sources, batch.task, values), rows, batch, values)
+    return replace(found, confidence=found.confidence * batch.sure)
 
 
 def _within(sources: Sources, task: int, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +157,22 @@ def _pooled(
     return pooled
 
 
-def _decided(sources: Sources, chosen: Tensor, distances: Tensor, scores: Tensor) -> Decision:
-    """The best class of each image; of classes with the same label only the better one counts."""
+def _decided(
+    sources: Sources,
+    chosen: Tensor,
+    distances: Tensor,
+    rows: Tensor,
+    batch: BatchTask | None = None,
+    values: Tensor | None = None,
+) -> Decision:
+    """The best class of each image; of classes with the same label only the better one counts.
+
+    ``batch`` and the images' features: where those of a batch are answered.
+    """
+    gate = sources.gate
+    likely = scores = _scores(sources, chosen, distances)
+    if sources.opinion is not None:
+        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
     codes = sources.codes[chosen]
     same = codes[:, :, None] == codes[:, None, :]
     order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -155,6 +184,32 @@ def _decided(sources: Sources, chosen: Tensor, distances: Tensor, scores: Tensor
     p_value = torch.empty(len(winner), dtype=torch.float64)
     for one in winner.unique().tolist():
         here = winner == one
-        own = sources.statistics(int(sources.gate.owner[one]))
-        p_value[here] = own.p_values(distance[here], int(sources.gate.position[one]))
-    return Decision(sources.gate.owner[winner], sources.codes[winner], confidence, p_value)
+        own = sources.statistics(int(gate.owner[one]))
+        p_value[here] = own.p_values(distance[here], int(gate.position[one]))
+    found = Decision(gate.owner[winner], sources.codes[winner], confidence, p_value)
+    if sources.asked is None:
+        return found
+    columns = ranked(scores, best, KEPT if batch is None else KEPT - len(batch.near) + 1)
+    known = {"distance": distances, "log_likelihood": likely, "score": scores}
+    known = {name: value.gather(1, columns) for name, value in known.items()}
+    chosen = chosen.gather(1, columns)
+    if batch is not None and values is not None:
+        chosen, known = _beside(sources, batch, values, chosen, known)
+    why = of_gate(gate, sources.codes, sources.statistics, chosen, known)
+    return replace(found, why=with_opinions(why, gate.position[chosen], rows, sources.asked))
+
+
+def _beside(
+    sources: Sources, batch: BatchTask, values: Tensor, chosen: Tensor, known: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What was compared within a batch's task, [N, k], and beside it the nearest class of each other task."""
+    score = dict(zip(batch.near, batch.evidence.tolist(), strict=True))
+    known = known | {"task_score": torch.full_like(known["score"], score[batch.task])}
+    for task in sorted(set(score) - {batch.task}, key=lambda task: -score[task]):
+        classes, distances = _within(sources, task, values)
+        distance, at = distances.min(dim=1, keepdim=True)
+        nothing = torch.full(distance.shape, math.nan, dtype=torch.float64)
+        here = {"distance": distance, "task_score": torch.full_like(nothing, score[task])}
+        chosen = torch.cat([chosen, classes.gather(1, at)], dim=1)
+        known = {name: torch.cat([value, here.get(name, nothing)], dim=1) for name, value in known.items()}
+    return chosen, known

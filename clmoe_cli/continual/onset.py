@@ -6,19 +6,20 @@ integer codes; a code that no task has stands for an unseen class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual.calibration import batch_p_value
+from clmoe_cli.continual.calibration import MINIMUM, batch_p_value
 
 AGREEMENT = 0.5
 """Share of images that a task must predict as labelled for the data to count as that task's."""
-
-
-UNSEEN = "it has classes that no known task has"
+CERTAIN = 0.9
+"""The same for a task that has no p-values."""
+NAMED = 8
+"""Classes named in a reason at most."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,58 @@ class Verdict:
     reason: str
 
 
-def decide(tasks: Mapping[str, Evidence], labels: Tensor | None, alpha: float) -> Verdict:
-    """Decides for a batch; ``labels`` are codes [N] or None; ``alpha`` is the rate of false alarms."""
+def decide(
+    tasks: Mapping[str, Evidence], labels: Tensor | None, alpha: float, called: Callable[[int], object] = str
+) -> Verdict:
+    """Decides for a batch; ``labels`` are codes [N] or None; ``alpha`` is the rate of false alarms.
+
+    ``called``: what people call the class with a code.
+    """
     if not tasks:
         return Verdict(False, (), None, "no task is known yet")
     batch = {name: e.p_value() for name, e in tasks.items() if e.available}
     best = max(batch.values(), default=None)
     seen = None if labels is None else frozenset(labels.unique().tolist())
-    if seen is not None and not seen <= frozenset().union(*(e.classes for e in tasks.values())):
-        return Verdict(False, (), best, UNSEEN)
+    known = frozenset[int]().union(*(e.classes for e in tasks.values()))
+    if seen is not None and not seen <= known:
+        return Verdict(False, (), best, unseen([called(code) for code in sorted(seen - known)]))
     fitting = sorted((name for name in batch if batch[name] >= alpha), key=lambda name: -batch[name])
     if labels is None or seen is None:
         return _without_labels(tasks, batch, fitting, best, alpha)
     # A task without p-values cannot say whether images fit: its predictions must.
-    fitting += [name for name, e in tasks.items() if not e.available and _agrees(e, labels) >= 0.9]
+    fitting += [name for name, e in tasks.items() if not e.available and _agrees(e, labels) >= CERTAIN]
     whole = [name for name in fitting if seen <= tasks[name].classes]
     for name in whole:
-        if _agrees(tasks[name], labels) >= AGREEMENT:
-            return Verdict(True, (name,), batch.get(name), f"its images and labels fit task {name}")
+        share = _agrees(tasks[name], labels)
+        if share >= AGREEMENT:
+            why = f"and {_percent(share)} of its labels agree"
+            if name not in batch:
+                why = f"which predicts {_percent(share)} of its labels ({_percent(CERTAIN)} are needed)"
+            return Verdict(True, (name,), batch.get(name), f"{looks_like(name, batch, alpha)}, {why}")
     if whole:
-        return Verdict(
-            False, (), batch.get(whole[0]), f"its labels conflict with task {whole[0]}, whose images it fits"
-        )
-    return _several(tasks, labels, best, alpha)
+        name = whole[0]
+        agree = f"{_percent(_agrees(tasks[name], labels))} agree, {_percent(AGREEMENT)} are needed"
+        why = f"{looks_like(name, batch, alpha)}, but its labels conflict with {name}: {agree}"
+        return Verdict(False, (), batch.get(name), why)
+    return _several(tasks, labels, batch, alpha)
+
+
+def unseen(classes: Sequence[object]) -> str:
+    """The reason for what is new by its classes."""
+    return f"it has classes that no known task near it has: {listed(classes)}"
+
+
+def listed(classes: Sequence[object]) -> str:
+    """The first of them by name."""
+    more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+    return ", ".join(str(c) for c in classes[:NAMED]) + more
+
+
+def looks_like(name: str, batch: Mapping[str, float], alpha: float) -> str:
+    """What the images say for a task, by its p-value if it has one."""
+    if name not in batch:
+        return f"no p-value for want of held-out images, but it looks like {name}"
+    return f"it looks like {name} (p = {batch[name]:.2g}, not below alpha = {alpha:g})"
 
 
 def _without_labels(
@@ -86,25 +116,32 @@ def _without_labels(
     alpha: float,
 ) -> Verdict:
     if fitting:
-        return Verdict(True, (fitting[0],), best, f"its images deviate no more than those of task {fitting[0]}")
+        return Verdict(True, (fitting[0],), best, looks_like(fitting[0], batch, alpha))
     able = [name for name in tasks if name in batch]
     if not able:
-        return Verdict(False, (), None, "no known task has enough held-out images for p-values")
+        return Verdict(False, (), None, f"no known task has the {MINIMUM} held-out images that p-values need")
     if len(able) > 1:
         p, chosen = torch.stack([tasks[name].p for name in able]).max(dim=0)
         mixed = batch_p_value(p, min(tasks[name].calibration for name in able))
         if mixed >= alpha:
             names = tuple(able[i] for i in chosen.unique().tolist())
-            return Verdict(True, names, mixed, f"each image fits one of the tasks {', '.join(names)}")
+            by = f"p = {mixed:.2g}, not below alpha = {alpha:g}"
+            return Verdict(True, names, mixed, f"each image fits one of the tasks {', '.join(names)} ({by})")
     unable = [name for name in tasks if name not in batch]
-    but = f"; task {', '.join(unable)} could not judge (too few held-out images)" if unable else ""
-    return Verdict(False, (), best, f"its images deviate from every known task{but}")
+    but = f"; {', '.join(unable)} could not judge (too few held-out images)" if unable else ""
+    name = max(able, key=lambda task: batch[task])
+    nearest = f"nearest {name}, p = {batch[name]:.2g}, below alpha = {alpha:g}"
+    return Verdict(False, (), best, f"its images deviate from every known task ({nearest}){but}")
 
 
-def _several(tasks: Mapping[str, Evidence], labels: Tensor, best: float | None, alpha: float) -> Verdict:
-    able = [name for name, e in tasks.items() if e.available]
+def _several(tasks: Mapping[str, Evidence], labels: Tensor, batch: Mapping[str, float], alpha: float) -> Verdict:
+    able, best = [name for name, e in tasks.items() if e.available], max(batch.values(), default=None)
     if not able:
-        return Verdict(False, (), best, "no known task fits")
+        name = max(tasks, key=lambda task: _agrees(tasks[task], labels))
+        agreed = _agrees(tasks[name], labels)
+        lacks = f"{_percent(CERTAIN)} are needed" if agreed < CERTAIN else "but has not all of its classes"
+        why = f"none has held-out images for a p-value; {name} predicts {_percent(agreed)} of its labels, {lacks}"
+        return Verdict(False, (), best, f"no known task fits: {why}")
     codes = [torch.tensor(sorted(tasks[name].classes)) for name in able]
     belongs = torch.stack([torch.isin(labels, c) for c in codes])
     p = torch.stack([tasks[name].p for name in able]).where(belongs, torch.tensor(0.0, dtype=torch.float64))
@@ -112,10 +149,21 @@ def _several(tasks: Mapping[str, Evidence], labels: Tensor, best: float | None, 
     predicted = torch.stack([tasks[name].predicted for name in able]).gather(0, chosen[None])[0]
     fewest = min(tasks[name].calibration for name in able)
     mixed = batch_p_value(p, fewest) if bool((p > 0).all()) else 0.0
-    if mixed >= alpha and float((predicted == labels).double().mean()) >= AGREEMENT:
+    share = float((predicted == labels).double().mean())
+    if mixed >= alpha and share >= AGREEMENT:
         names = tuple(able[i] for i in chosen.unique().tolist())
-        return Verdict(True, names, mixed, f"each image and its label fit one of the tasks {', '.join(names)}")
-    return Verdict(False, (), best, "its images and labels together fit no known task")
+        why = f"p = {mixed:.2g}, not below alpha = {alpha:g}; {_percent(share)} of its labels agree"
+        return Verdict(True, names, mixed, f"each image and its label fit one of the tasks {', '.join(names)} ({why})")
+    if mixed >= alpha:
+        agree = f"{_percent(share)} of its labels agree"
+        why = f"{agree} with the tasks that its images fit, {_percent(AGREEMENT)} are needed"
+    else:
+        why = f"p = {mixed:.2g} with the tasks that know the labels, below alpha = {alpha:g}"
+    return Verdict(False, (), best, f"its images and labels together fit no known task ({why})")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _agrees(evidence: Evidence, labels: Tensor) -> float:

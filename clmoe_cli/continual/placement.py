@@ -209,33 +209,37 @@ def _on(scores: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Params:
     return {name: scores[name].double() / scores[name][m].double().mean().clamp_min(1e-30) for name, m in mask.items()}
 
 
-def place(candidates: Sequence[Candidate], free_share: Mapping[str, float], thresholds: Thresholds) -> Placement:
+def place(candidates: Sequence[Candidate], room: Mapping[str, tuple[float, str]], thresholds: Thresholds) -> Placement:
     """Chooses the expert with the best constructive overlap among those with free capacity.
 
-    ``free_share``: expert → smallest share of free weights over its layers.
+    ``room``: expert → smallest share of free weights over its layers, and that layer.
     """
     if not candidates:
-        return Placement(None, (), "no task with this input shape and architecture is known: a new expert")
+        return Placement(None, (), "a new expert, since no task near it lies in one that could take it")
     good = [c for c in candidates if c.constructive]
     if not good:
         close = max(candidates, key=lambda c: c.overlap)
-        needed = close.least_overlap
         why = (
-            f"its overlap {close.overlap:.2f} with the closest task {close.task} is below {needed:.2f}"
-            f" (shuffled inputs: {close.chance_overlap:.2f})"
-            if close.overlap < needed
-            else f"it diverges from task {close.task} by {close.divergence:.2f}, "
-            f"about as much as shuffled inputs would ({close.chance_divergence:.2f})"
+            f"its overlap with the closest, {close.task}, is {close.overlap:.2f}, below {close.least_overlap:.2f}"
+            f" (by chance {close.chance_overlap:.2f})"
+            if close.overlap < close.least_overlap
+            else f"it diverges from {close.task} by {close.divergence:.2f}, about as much as by chance"
+            f" ({close.chance_divergence:.2f})"
         )
-        return Placement(None, (), f"{why}: a new expert")
-    roomy = [c for c in good if free_share[c.expert] >= thresholds.capacity]
+        return Placement(None, (), f"a new expert, since {why}")
+    roomy = [c for c in good if room[c.expert][0] >= thresholds.capacity]
     if not roomy:
-        full = ", ".join(sorted({c.expert for c in good}))
-        return Placement(None, (), f"no free capacity in expert {full}: a new expert")
+        full = " or ".join(f"{e} ({_free(room[e])})" for e in sorted({c.expert for c in good}))
+        needed = f"{100 * thresholds.capacity:g} % are needed"
+        return Placement(None, (), f"a new expert, since there is no free capacity in expert {full}; {needed}")
     best = max(roomy, key=lambda c: c.overlap)
     reads = tuple(c.task for c in roomy if c.expert == best.expert)
-    return Placement(
-        best.expert,
-        reads,
-        f"overlap {best.overlap:.2f} with task {best.task} is constructive: expert {best.expert}",
+    why = (
+        f"into expert {best.expert}, since it overlaps with {best.task} more than by chance ({best.overlap:.2f} against"
+        f" {best.chance_overlap:.2f}; at least {best.least_overlap:.2f}) and {_free(room[best.expert])}"
     )
+    return Placement(best.expert, reads, why)
+
+
+def _free(room: tuple[float, str]) -> str:
+    return f"layer {room[1]} has {100 * room[0]:.1f} % free"

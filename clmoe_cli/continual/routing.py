@@ -33,7 +33,6 @@ from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, normalised, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
-from clmoe_cli.continual.steps import OnDone
 
 DEFAULT_ROUTER = "fused"
 GATED = ("fused", "gate")
@@ -101,21 +100,31 @@ def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -
     For a batch the mask of its own scores is compared with each task's mask. A single image decides by score
     deviation alone: one image's gradients give no usable mask.
     """
+    home, best = _experts(tasks, inputs, batch)
+    inside = home[None, :] == best.argmax(dim=1)[:, None]
+    if batch:
+        zero = torch.tensor(0.0)
+        fits = [_fit(t, x) if here else zero for t, x, here in zip(tasks, inputs, inside[0].tolist(), strict=True)]
+        evidence = torch.stack(fits).double()[None, :].expand_as(inside)
+    else:
+        evidence = by_gradient(tasks, inputs, batch)
+    return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
+
+
+def by_expert(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
+    """The first of the paper's stages, [N, T]: minus the least pseudo-label loss in each task's expert."""
+    home, best = _experts(tasks, inputs, batch)
+    return best[:, home]
+
+
+def _experts(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> tuple[Tensor, Tensor]:
+    """Position of each task's expert [T]; minus the least loss in each of E experts, of a batch its mean, [N, E]."""
     losses = by_loss(tasks, inputs, batch)
     if batch:
         losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
     experts = sorted({task.expert for task in tasks})
     home = torch.tensor([experts.index(task.expert) for task in tasks])
-    best = torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1).argmax(dim=1)
-    inside = home[None, :] == best[:, None]
-    if batch:
-        zero = torch.tensor(0.0)
-        fits = [_fit(t, x) if here else zero for t, x, here in zip(tasks, inputs, inside[0].tolist(), strict=True)]
-        fit = torch.stack(fits)
-        evidence = fit.double()[None, :].expand_as(losses)
-    else:
-        evidence = by_gradient(tasks, inputs, batch)
-    return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
+    return home, torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1)
 
 
 def _fit(task: Subnetwork, x: Rows) -> Tensor:
@@ -151,24 +160,16 @@ ROUTERS: dict[str, Router] = {
 }
 
 
-def route(
-    router: str,
-    tasks: Sequence[Subnetwork],
-    inputs: Sequence[Rows],
-    batches: int | None,
-    on_done: OnDone = lambda done: None,
-) -> tuple[Tensor, Tensor]:
-    """The chosen task [N] and the posterior over tasks [N, T] by one of :data:`ROUTERS`.
+def weigh(router: Router, tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batches: int | None) -> Tensor:
+    """Evidence [N, T] by one of :data:`ROUTERS`, the largest decides; its softmax is the posterior over tasks.
 
     ``batches``: how many consecutive images belong to one task, their evidence is averaged; None: each image
     by itself.
     """
     found = []
     for rows in torch.arange(len(inputs[0])).split(batches or CHUNK):
-        evidence = ROUTERS[router](tasks, [taken(x, rows) for x in inputs], batches is not None)
+        evidence = router(tasks, [taken(x, rows) for x in inputs], batches is not None)
         if batches is not None:
             evidence = evidence.mean(dim=0, keepdim=True).expand_as(evidence)
         found.append(evidence)
-        on_done(int(rows[-1]) + 1)
-    evidence = torch.cat(found)
-    return evidence.argmax(dim=1), evidence.softmax(dim=1)
+    return torch.cat(found)

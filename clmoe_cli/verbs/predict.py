@@ -32,6 +32,7 @@ def predict(
         typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
     ] = None,
     reject: flags.RejectOption = None,
+    explain: flags.ExplainOption = False,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -61,6 +62,7 @@ def predict(
             device=where,
             on_part=render.print_rows if output == render.STDOUT and leading() else None,
             on_step=shown.step,
+            explain=explain,
         )
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")

@@ -68,40 +68,65 @@ MIXED = {
 }
 
 
+NONE = torch.full((20,), math.nan, dtype=torch.float64)
+FEW = Evidence(NONE, ZERO_ONE, frozenset({0, 1}), 20)
+"""A task with too few held-out images for p-values."""
+
+
 @pytest.mark.parametrize(
     ("tasks", "labels", "known", "names", "reason"),
     [
-        ({}, None, False, (), "no task"),
-        ({"far": FAR}, None, False, (), "deviate from every"),
-        ({"far": FAR}, ZERO_ONE + 2, False, (), "fit no known task"),
-        ({"a": A, "far": FAR}, None, True, ("a",), "deviate no more"),
-        ({"a": A, "far": FAR}, ZERO_ONE, True, ("a",), "fit task a"),
-        ({"a": A, "far": FAR}, 1 - ZERO_ONE, False, (), "conflict with task a"),
-        ({"a": A, "far": FAR}, ZERO_ONE + 8, False, (), "classes that no known task has"),
-        ({"a": A, "far": FAR}, ZERO_ONE + 2, False, (), "fit no known task"),
-        (
-            MIXED,
-            None, True, ("a", "b"), "each image fits",
-        ),
-        (
-            MIXED,
-            torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), True, ("a", "b"), "each image and its label",
-        ),
-        (
-            MIXED,
-            torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), False, (), "fit no known task",
-        ),
+        ({}, None, False, (), "no task is known yet"),
+        ({"far": FAR}, None, False, (),
+         "its images deviate from every known task (nearest far, p = {far}, below alpha = 0.01)"),
+        ({"far": FAR, "few": FEW}, None, False, (),
+         "its images deviate from every known task (nearest far, p = {far}, below alpha = 0.01); few could not judge "
+         "(too few held-out images)"),
+        ({"few": FEW}, None, False, (), "no known task has the 30 held-out images that p-values need"),
+        ({"far": FAR}, ZERO_ONE + 2, False, (),
+         "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
+         "alpha = 0.01)"),
+        ({"a": A, "far": FAR}, None, True, ("a",), "it looks like a (p = {a}, not below alpha = 0.01)"),
+        ({"a": A, "far": FAR}, ZERO_ONE, True, ("a",),
+         "it looks like a (p = {a}, not below alpha = 0.01), and 100 % of its labels agree"),
+        ({"a": A, "far": FAR}, ZERO_ONE.where(torch.arange(20) > 3, 0), True, ("a",),
+         "it looks like a (p = {a}, not below alpha = 0.01), and 90 % of its labels agree"),
+        ({"a": A, "far": FAR}, 1 - ZERO_ONE, False, (),
+         "it looks like a (p = {a}, not below alpha = 0.01), but its labels conflict with a: 0 % agree, 50 % are "
+         "needed"),
+        ({"a": A, "far": FAR}, ZERO_ONE + 8, False, (), "it has classes that no known task near it has: #8, #9"),
+        ({"a": A, "far": FAR}, torch.arange(20), False, (),
+         "it has classes that no known task near it has: #4, #5, #6, #7, #8, #9, #10, #11 and 8 more"),
+        ({"a": A, "far": FAR}, ZERO_ONE + 2, False, (),
+         "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
+         "alpha = 0.01)"),
+        (MIXED, None, True, ("a", "b"), "each image fits one of the tasks a, b (p = {a}, not below alpha = 0.01)"),
+        (MIXED, torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), True, ("a", "b"),
+         "each image and its label fit one of the tasks a, b (p = {a}, not below alpha = 0.01; 100 % of its labels "
+         "agree)"),
+        (MIXED, torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), False, (),
+         "its images and labels together fit no known task (0 % of its labels agree with the tasks that its images "
+         "fit, 50 % are needed)"),
+        ({"few": FEW}, ZERO_ONE, True, ("few",),
+         "no p-value for want of held-out images, but it looks like few, which predicts 100 % of its labels (90 % are "
+         "needed)"),
+        ({"few": FEW}, 1 - ZERO_ONE, False, (),
+         "no known task fits: none has held-out images for a p-value; few predicts 0 % of its labels, 90 % are needed"),
+        ({"few": FEW, "more": Evidence(NONE, ZERO_ONE + 1, frozenset({1, 2}), 20)},
+         ZERO_ONE.where(torch.arange(20) > 0, 2), False, (),
+         "no known task fits: none has held-out images for a p-value; few predicts 95 % of its labels, but has not all "
+         "of its classes"),
     ],
 )  # fmt: skip
 def test_the_table_of_known_and_new(tasks, labels, known, names, reason) -> None:
-    verdict = decide(tasks, labels, 0.01)
+    verdict = decide(tasks, labels, 0.01, lambda code: f"#{code}")
     assert (verdict.known, verdict.tasks) == (known, names)
-    assert reason in verdict.reason
+    p = {name: f"{batch_p_value(e.p, 600):.2g}" for name, e in (("a", A), ("far", FAR))}
+    assert verdict.reason == reason.format(**p)
 
 
 def test_tasks_without_p_values_are_known_by_their_predictions_only() -> None:
-    none = torch.full((20,), math.nan, dtype=torch.float64)
-    tasks = {"few": Evidence(none, ZERO_ONE, frozenset({0, 1}), 600)}
+    tasks = {"few": FEW}
     assert decide(tasks, ZERO_ONE, 0.01).known
     assert decide(tasks, ZERO_ONE, 0.01).p_value is None
     assert not decide(tasks, 1 - ZERO_ONE, 0.01).known

@@ -29,7 +29,7 @@ def sources(tasks: list[Subspaces]) -> Sources:
 
 def decide_batch(sources: Sources, values: Tensor, at: Tensor) -> Decision:
     """All images are one task's."""
-    return decide_within(sources, *task_of_batch(sources, values), values, at)
+    return decide_within(sources, task_of_batch(sources, values), values, at)
 
 
 def rows(values: Tensor) -> Tensor:

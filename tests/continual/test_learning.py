@@ -12,7 +12,7 @@ from clmoe_cli.continual.fisher import blocks, fit, fit_gaussian
 from clmoe_cli.continual.importance import gradient_scores
 from clmoe_cli.continual.learning import FEW, Options, learn_task, refine_task, split
 from clmoe_cli.continual.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
-from clmoe_cli.continual.routing import ROUTERS, Subnetwork, route
+from clmoe_cli.continual.routing import ROUTERS, Subnetwork, weigh
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Labelled, Quality, Schedule, quality
 
@@ -284,23 +284,35 @@ def candidate(task: str, expert: str, overlap: float, divergence: float) -> Cand
     return Candidate(task, expert, 0.1, overlap, divergence, 1.0, 0.1, 0.6, 0.14, good)
 
 
+FREE, FULL = (0.9, "hidden2"), (0.01, "hidden1")
+
+
 @pytest.mark.parametrize(
-    ("candidates", "free", "expert", "reads", "reason"),
+    ("candidates", "room", "expert", "reads", "reason"),
     [
-        ([], {}, None, (), "no task"),
-        ([candidate("a", "e1", 0.3, 0.4)], {"e1": 0.9}, "e1", ("a",), "constructive"),
-        ([candidate("a", "e1", 0.05, 0.4)], {"e1": 0.9}, None, (), "overlap"),
-        ([candidate("a", "e1", 0.3, 0.9)], {"e1": 0.9}, None, (), "diverges"),
-        ([candidate("a", "e1", 0.3, 0.4)], {"e1": 0.01}, None, (), "capacity"),
+        ([], {}, None, (), "a new expert, since no task near it lies in one that could take it"),
+        ([candidate("a", "e1", 0.3, 0.4)], {"e1": FREE}, "e1", ("a",),
+         "into expert e1, since it overlaps with a more than by chance (0.30 against 0.10; at least 0.14) and layer "
+         "hidden2 has 90.0 % free"),
+        ([candidate("a", "e1", 0.05, 0.4)], {"e1": FREE}, None, (),
+         "a new expert, since its overlap with the closest, a, is 0.05, below 0.14 (by chance 0.10)"),
+        ([candidate("a", "e1", 0.3, 0.9)], {"e1": FREE}, None, (),
+         "a new expert, since it diverges from a by 0.90, about as much as by chance (0.60)"),
+        ([candidate("a", "e1", 0.3, 0.4)], {"e1": FULL}, None, (),
+         "a new expert, since there is no free capacity in expert e1 (layer hidden1 has 1.0 % free); 5 % are needed"),
         ([candidate("a", "e1", 0.3, 0.4), candidate("b", "e2", 0.4, 0.4), candidate("c", "e2", 0.01, 0.4)],
-         {"e1": 0.9, "e2": 0.9}, "e2", ("b",), "task b"),
-        ([candidate("a", "e1", 0.3, 0.4), candidate("b", "e2", 0.4, 0.4)], {"e1": 0.9, "e2": 0.01}, "e1", ("a",), "a"),
+         {"e1": FREE, "e2": FREE}, "e2", ("b",),
+         "into expert e2, since it overlaps with b more than by chance (0.40 against 0.10; at least 0.14) and layer "
+         "hidden2 has 90.0 % free"),
+        ([candidate("a", "e1", 0.3, 0.4), candidate("b", "e2", 0.4, 0.4)], {"e1": FREE, "e2": FULL}, "e1", ("a",),
+         "into expert e1, since it overlaps with a more than by chance (0.30 against 0.10; at least 0.14) and layer "
+         "hidden2 has 90.0 % free"),
     ],
 )  # fmt: skip
-def test_placement_by_all_causes(candidates, free, expert, reads, reason) -> None:
-    found = place(candidates, free, Thresholds())
+def test_placement_by_all_causes(candidates, room, expert, reads, reason) -> None:
+    found = place(candidates, room, Thresholds())
     assert (found.expert, found.reads) == (expert, reads)
-    assert reason in found.reason
+    assert found.reason == reason
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -310,9 +322,9 @@ def test_every_router_finds_the_task_of_a_batch(router: str) -> None:
     for i, centres in enumerate(([5, 15], [20, 30])):
         x = blobs(centres, 128, 11 + i).x
         assert ROUTERS[router](tasks, [x, x], True).shape == (128, 2)
-        chosen, posterior = route(router, tasks, [x, x], 64)
-        assert chosen.unique().tolist() == [i]
-        torch.testing.assert_close(posterior.sum(dim=1), torch.ones(128, dtype=torch.float64))
+        evidence = weigh(ROUTERS[router], tasks, [x, x], 64)
+        assert evidence.shape == (128, 2)
+        assert evidence.argmax(dim=1).unique().tolist() == [i]
 
 
 def test_the_papers_router_stays_in_the_expert_of_least_loss() -> None:

@@ -1,0 +1,75 @@
+"""The slow, obvious reference of what explains an answer: image by image in float64, from the store's arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.continual.features import features
+from clmoe_cli.continual.gate import Subspaces
+from clmoe_cli.continual.routing import Subnetwork
+
+
+def by_gate(value: Tensor, spaces: Sequence[Subspaces]) -> tuple[list[list[float]], list[list[float]], float]:
+    """Of the features [d] of one image: squared distance of each task's classes, their usual one, mean dispersion."""
+    apart = []
+    for s in spaces:
+        centred = [value.double() - mean for mean in s.means.double()]
+        # The directions are rounded, and not quite at right angles: the definition, not the projection.
+        apart.append([float(v @ v - (v @ u) @ (v @ u)) for v, u in zip(centred, s.directions.double(), strict=True)])
+    usual = [[float(q.double().mean()) for q in s.quantiles] for s in spaces]
+    noise = []
+    for s in spaces:
+        for own, count in zip(s.quantiles.double(), s.counts.tolist(), strict=True):
+            mean = float(own.mean())
+            spread = float((own - mean).square().mean())
+            noise.append((count * spread / mean + 5 * mean) / (count + 5))
+    return apart, usual, sum(noise) / len(noise)
+
+
+def p_value(distance: float, s: Subspaces, c: int) -> float:
+    """Share of a class's own images that lie at least as far away."""
+    farther = sum(q >= distance for q in s.quantiles[c].tolist()) / s.quantiles.shape[1]
+    count = float(s.counts[c])
+    return (farther * count + 1) / (count + 1)
+
+
+def probabilities(task: Subnetwork, x: Tensor) -> list[float]:
+    """Of each class of a task for one image [D]."""
+    params = {name: value.double() for name, value in task.params.items()}
+    logits = task.net.logits(params, x.double()[None])[0].tolist()
+    total = sum(math.exp(v) for v in logits)
+    return [math.exp(v) / total for v in logits]
+
+
+def deviation(task: Subnetwork, x: Tensor) -> float:
+    """The whitened deviation of one image [D] in spreads of the task's own held-out images."""
+    params = {name: value.double() for name, value in task.params.items()}
+    hidden = [x.double()]
+    for layer in task.net.reading:
+        before = next(n for n in task.net.layers if task.net.layers.index(n) == task.net.layers.index(layer) - 1)
+        z = params[f"{before}.weight"] @ hidden[-1] + params[f"{before}.bias"]
+        hidden.append(z.clamp_min(0))
+    units = []
+    for name, value in (("inputs", x.double()), ("hidden", torch.cat(hidden[1:]))):
+        g = task.whitening.blocks[name]
+        apart = math.inf
+        for centred in value - g.means.double():
+            inside = centred @ g.directions.double()
+            # Rounded directions: what is left outside must not become negative.
+            outside = max(0.0, float(centred @ centred - inside @ inside)) / float(g.rest)
+            apart = min(apart, float((inside**2 / g.variances.double()).sum() + outside) / len(value))
+        mean, spread = task.whitening.standard[name].tolist()
+        units.append((math.log(max(apart, 1e-12)) - mean) / spread)
+    own = [math.log(max(v, 1e-12)) for v in task.calibration["fisher"].values.tolist()]
+    mean = sum(own) / len(own)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in own) / len(own))
+    return (max(units) - mean) / max(spread, 1e-3)
+
+
+def seen(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Features [d] of one image [D]."""
+    return features(x.double()[None], shape)[0]
