@@ -223,3 +223,51 @@ def test_the_streamed_npz_is_what_numpy_reads(monkeypatch: pytest.MonkeyPatch, t
     assert 0 <= batch.images.min() < 0.1 < 0.9 < batch.images.max() <= 1
     assert abs(path.stat().st_size - 25_000_000) < 60_000
     assert np.array_equal(batch.images[400:500], batch.images[:100])
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("speed")
+
+
+def test_ratios_are_of_the_same_turns(speed: ModuleType) -> None:
+    found = speed.ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b")
+    assert (found.median, found.low, found.high, found.turns) == (2.0, 2.0, 2.5, 3)
+    ran: list[str] = []
+    times = speed.by_turns({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, 4)
+    assert sorted(ran) == ["a"] * 5 + ["b"] * 5
+    assert [len(values) for values in times.values()] == [4, 4]
+
+
+def test_stages_of_a_learn_add_up_and_say_the_loss_before_pruning(speed: ModuleType) -> None:
+    lines = ["train 1/40  loss 0.1  held-out 0.0300, 99 %", "train 2/40  loss 0.1  held-out 0.0200, 99 %"]
+    lines += [
+        "scores: 3 of 7",
+        "prune 1/2  loss 0.1  held-out 0.0100, 99 %",
+        "consolidate 1/10  loss 0.1  held-out 0.5, 9 %",
+    ]
+    found, loss = speed.stages(20.0, [(float(at), line) for at, line in zip((5, 7, 8, 9, 11), lines, strict=True)])
+    assert loss == 0.02
+    assert sum(found.values()) == pytest.approx(20.0)
+    assert found == {
+        "start, onset, placement": 3.0, "train": 4.0, "prune": 2.0, "consolidate": 2.0,
+        "scores, statistics, gate, commit": 9.0,
+    }  # fmt: skip
+
+
+def test_what_speed_compares_computes_the_same(speed: ModuleType) -> None:
+    kernels = importlib.import_module("kernels")
+    rng = torch.Generator().manual_seed(0)
+    net = kernels.MLP(7, (5, 4))
+    params = net.ordered(net.initial_shared(rng) | net.initial_owned(3, rng))
+    module = kernels.plain((7, 5, 4), 3)
+    with torch.no_grad():
+        for value, own in zip(module.parameters(), params.values(), strict=True):
+            value.copy_(own)
+    x, y = torch.rand((6, 7), generator=rng), torch.randint(3, (6,), generator=rng)
+    wanted = kernels.one_by_one(module, x, y)
+    for found, value in zip(kernels.gradient_scores(net, params, x, y).values(), wanted, strict=True):
+        torch.testing.assert_close(found, value)
+    assert speed.entropy(0.5) == 1.0
+    assert speed.entropy(0.0) == 0.0

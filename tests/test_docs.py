@@ -101,3 +101,27 @@ def test_every_command_of_the_readme_runs(workplace: Path) -> None:
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "2", "CLMOE_LEARN_ARCH": "mlp:30,30"}
+    rng = np.random.default_rng(0)
+    for i, row in enumerate((2, 8)):
+        x = rng.integers(0, 90, (300, 12, 12), dtype=np.uint8)
+        y = np.arange(300) % 2
+        x[y == 0, row] += 120
+        x[y == 1, :, row] += 120
+        np.savez(tmp_path / f"{i}.npz", x=x, y=y + 2 * i)
+    command = ["sh", str(ROOT / "examples" / "chain.sh"), "store", "0.npz", "1.npz"]
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    first = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
+    assert [line.split(":")[0] for line in first.stdout.splitlines()[:-1]] == ["task1 in e1", "task2 in e1"] or (
+        "task2 in e2" in first.stdout
+    )
+    again = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
+    assert again.stdout.splitlines()[:2] == ["0.npz: known, nothing to learn", "1.npz: known, nothing to learn"]
+    assert (tmp_path / "frozen.csv").read_text().startswith("generation,action,task,expert,layer")
+    missing = subprocess.run([*command[:3], "2.npz"], check=False, **options)  # type: ignore[call-overload]
+    assert missing.returncode == 3
+    assert "2.npz" in missing.stderr

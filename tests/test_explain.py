@@ -25,6 +25,7 @@ from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
 from clmoe_cli.commands.reasons import Case, sentence
+from clmoe_cli.continual import gate
 from clmoe_cli.continual.candidates import FIGURES, KEPT
 from clmoe_cli.continual.fusion import NEGLIGIBLE, OPINION
 from clmoe_cli.continual.gate import BOUND, SHARPNESS
@@ -138,7 +139,11 @@ def by_hand(loader: Loader, x: Tensor, fused: bool) -> dict[tuple[str, int], dic
 
 
 @pytest.mark.parametrize("router", ["fused", "gate"])
-def test_figures_of_the_gate_equal_the_slow_reference(store: str, mixed: Batch, loader: Loader, router: str) -> None:
+def test_figures_of_the_gate_equal_the_slow_reference(
+    store: str, mixed: Batch, loader: Loader, router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those that are far stay with their coarse distance (tests/continual/test_gate.py), which the reference has not.
+    monkeypatch.setattr(gate, "FAR", math.inf)
     found = explanation(predict(store, mixed, router=router, explain=True))
     every = list(found.candidates())
     for i in range(0, 60, 4):
@@ -267,7 +272,8 @@ def test_several_processes_explain_what_one_does(store: str, mixed: Batch, tmp_p
         for told, wanted in zip(options, expected, strict=True):
             found = explanation(predict(store, mixed, explain=True, **told))
             assert np.array_equal(found.runner_up_task, wanted.runner_up_task)
-            np.testing.assert_allclose(found.margin, wanted.margin, rtol=1e-3, atol=1e-4)
+            # A difference of scores up to hundreds of nats, in float32.
+            np.testing.assert_allclose(found.margin, wanted.margin, rtol=1e-3, atol=5e-3)
             assert [len(c) for c in found.candidates()] == [len(c) for c in wanted.candidates()]
         return {}
 

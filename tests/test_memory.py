@@ -56,7 +56,7 @@ def peak_of_learning(store: Path, n: int) -> int:
 @pytest.mark.usefixtures("few")
 def test_learning_takes_no_copy_of_all_images_as_floats(tmp_path: Path) -> None:
     peak_of_learning(tmp_path / "first", 200)
-    less, more = (peak_of_learning(tmp_path / str(n), n) for n in (2000, 8000))
+    less, more = (peak_of_learning(tmp_path / str(n), n) for n in (4000, 10_000))
     floats = 6000 * int(np.prod(SHAPE)) * 4
     assert more - less < floats / 4
 

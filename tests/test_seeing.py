@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -166,9 +167,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = Backbone.features
 
-    def features(self: Backbone, images: Tensor, device: str) -> Tensor:
+    def features(self: Backbone, images: Tensor, device: str, *told: Any) -> Tensor:
         seen.append(len(images))
-        return real(self, images, device)
+        return real(self, images, device, *told)
 
     monkeypatch.setattr(Backbone, "features", features)
     return seen

@@ -22,6 +22,7 @@ from clmoe_cli.continual import learning, masks, skeletons
 from clmoe_cli.continual.experts import parse_arch
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.continual.steps import silent
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
 from clmoe_cli.process import run
@@ -157,7 +158,7 @@ def test_comparisons_begin_where_training_would(files: tuple[str, str], rng: tor
 def test_progress_is_of_one_file(files: tuple[str, str]) -> None:
     given = batch([0, 4], 1)
     starts = [Start.of(told(file), given) for file in (*files, None)]
-    keys = {resuming._key(given, told(start.sha256), "", 0) for start in starts}
+    keys = {resuming._key(given, told(start.sha256), "", 0, silent) for start in starts}
     assert len(keys) == 3
 
 

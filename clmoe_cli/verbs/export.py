@@ -21,7 +21,7 @@ def export(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Write a task's subnetwork as an ordinary model that runs without clmoe."""
+    """Write a task as an ordinary model, which needs no clmoe."""
     from clmoe_cli import render
     from clmoe_cli.commands.export import export as call
 

@@ -285,7 +285,7 @@ def test_stores_made_to_do_harm(
             shutil.copytree(good, root)
             change(root)
             before = tree(folder)
-            code, said, used = told([*verb, "--store", str(root)], folder)
+            code, said, used = told([*verb, "--store", str(root), "-q"], folder)
             after = tree(folder)
             for own in ("said", "used", "out"):
                 after.pop(own, None)
@@ -313,7 +313,7 @@ def test_data_made_to_do_harm(good: Path, tmp_path: Path, record_property: pytes
     for name, (make, _) in BAD.items():
         path = tmp_path / "bad.npz"
         path.write_bytes(make())
-        code, said, used = told(["predict", "--batch", str(path), "--store", str(good)], tmp_path)
+        code, said, used = told(["predict", "--batch", str(path), "--store", str(good), "-q"], tmp_path)
         cases, most = cases + 1, max(most, used)
         if code != 3 or said.count("\n") != 1 or "Traceback" in said or used > LIMIT:
             failures.append(f"{name}: exit {code}, {used >> 20} MiB, {said[-300:]}")
