@@ -33,7 +33,9 @@ EARLY = ("train",)
 def note(text: str) -> None:
     """A line for people, on stderr; work goes on where nobody reads it any more."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        # At once: an interruption between the text and its end would glue the next line to it.
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 

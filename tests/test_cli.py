@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -716,10 +715,13 @@ def test_interruption_exits_130(extra: tuple[str, ...], own: Path, data: dict[st
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     assert child.stderr is not None
-    assert select.select([child.stderr], [], [], 60)[0]
-    time.sleep(0.2)
+    said = b""
+    while b"train 2/" not in said:  # what the first epoch had reached is in the store by then
+        assert select.select([child.stderr], [], [], 60)[0]
+        said += os.read(child.stderr.fileno(), 1 << 16)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
+    err = said + err
     lines = [line for line in err.decode().splitlines() if not line.startswith("train ")]
     assert (child.returncode, out, len(lines)) == (130, b"", 1), err
     if extra:
