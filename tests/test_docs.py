@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 ELSEWHERE = ("make demo", "make test")
-"""Run by the demo's own test, and by whoever runs this."""
+"""Whole trainings, run by hand; and what runs this."""
 DOWNLOADS = re.compile(r"--features resnet50(?! --features-weights)")
 
 

@@ -40,6 +40,8 @@ FOLDS = 5
 EXACT = 600
 """Up to so many features the scatter is decomposed exactly; beyond, by chance in ``PASSES``."""
 PASSES = 2
+WIDEST = 2048
+"""Features up to which the folds' scatters are kept and summed; of more, they take memory and save no time."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def fit(values: Tensor, rank: int = RANK) -> Subspaces:
     n, d = values.shape
     k = min(rank, n // 4, d // 2)
     parts = [values[i::FOLDS] for i in range(min(FOLDS, n))]
-    whole, *rests = _of_many(values, parts, k) if n > d else _of_few(values, parts, k)
+    whole, *rests = _of_many(values, parts, k) if n > d <= WIDEST else _of_few(values, parts, k)
     left_out = torch.cat([_outside(part, *rest) for part, rest in zip(parts, rests, strict=True)])
     quantiles = left_out.quantile(torch.linspace(0, 1, QUANTILES, dtype=values.dtype)).float()
     mean, directions = whole

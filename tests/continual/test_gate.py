@@ -162,6 +162,18 @@ def test_the_shortlist_finds_the_class_and_reads_only_its_tasks() -> None:
     assert torch.equal(whole.position, torch.arange(30) % 3)
 
 
+def test_folds_fitted_from_scatters_are_those_fitted_from_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn((90, 12), generator=rng, dtype=torch.float64) * torch.linspace(3, 0.5, 12) + 5
+    summed = gate.fit(x, 4)
+    monkeypatch.setattr(gate, "WIDEST", 11)
+    apart = gate.fit(x, 4)
+    torch.testing.assert_close(summed.means, apart.means)
+    torch.testing.assert_close(summed.quantiles, apart.quantiles, rtol=1e-2, atol=1e-2)
+    along = (summed.directions[0].double().T @ apart.directions[0].double()).diagonal().abs()
+    torch.testing.assert_close(along, torch.ones(4, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
 def test_far_classes_are_not_looked_at_and_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "FAR", 1.2)
     x, y = clouds(12, 1200, 0)
