@@ -62,5 +62,7 @@ def main(args: list[str] | None = None) -> None:
     # another process has one of the cores. Results are the same to the bit.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Looking for plugins of pydantic reads the metadata of every package that is installed; records have none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     usable_streams()
     leave(run(app, sys.argv[1:] if args is None else args))

@@ -41,10 +41,11 @@ def run(app: typer.Typer, args: list[str]) -> int:
         return _complete(app)
     as_json = "--json" in args or os.environ.get("CLMOE_JSON", "").strip().lower() in TRUE
     try:
-        settings = from_file(typer.main.get_command(app))
+        command = typer.main.get_command(app)  # built once: calling the app builds it again
+        settings = from_file(command)
         if "CLMOE_JSON" not in os.environ:
             as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
-        code = app(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
+        code = command(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
@@ -77,10 +78,10 @@ def run(app: typer.Typer, args: list[str]) -> int:
 def _complete(app: typer.Typer) -> int:
     """Answers a shell that completes a command line; whatever is wrong is for the command to say, not for this."""
     with suppress(Exception):
-        settings = {}
+        command, settings = typer.main.get_command(app), {}
         with suppress(ClmoeError, OSError):
-            settings = from_file(typer.main.get_command(app))
-        app([], prog_name=NAME, standalone_mode=False, default_map=settings)
+            settings = from_file(command)
+        command([], prog_name=NAME, standalone_mode=False, default_map=settings)
     return 0
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP
-from clmoe_cli.continual.freezing import freeze_guard
+from clmoe_cli.continual.freezing import BITS, freeze_guard
 from clmoe_cli.continual.parallel import Share
 from clmoe_cli.continual.training import Labelled, Schedule, anneal, dropout, losses, quality, train
 
@@ -32,9 +32,10 @@ def two_blobs(n: int, rng: torch.Generator) -> Labelled:
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("run", [train, anneal], ids=["train", "anneal"])
-def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, share: float, rng: torch.Generator) -> None:
     params = random_params(NET, 2, rng, torch.float32)
-    trainable = {name: torch.rand(shape, generator=rng) < 0.5 for name, shape in NET.shared_shapes().items()}
+    trainable = {name: torch.rand(shape, generator=rng) < share for name, shape in NET.shared_shapes().items()}
     extra = {"epochs": 3, "lr": 0.01, "phase": "test"} if run is anneal else {}
     data = two_blobs(64, rng)
     schedule = Schedule(epochs=3, batch_size=16)
@@ -45,16 +46,19 @@ def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, rng: to
     assert not torch.equal(found["hidden1.bias"], params["hidden1.bias"])
 
 
-def test_the_guard_covers_whatever_moved(rng: torch.Generator) -> None:
-    params = random_params(NET, 2, rng, torch.float32)
-    before = {name: value.clone() for name, value in params.items()}
-    trainable = masks.none_of({name: params[name] for name in NET.shared_shapes()})
-    restore = freeze_guard(params, trainable)
-    for value in params.values():
-        value.fill_(float("nan"))
-    restore()
-    for name in trainable:
-        assert torch.equal(params[name], before[name])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.75, 0.8, 0.99, 1.0])
+def test_the_guard_puts_back_what_is_frozen_and_nothing_else(dtype, share: float, rng: torch.Generator) -> None:
+    bits = BITS[dtype.itemsize]
+    limits = torch.iinfo(bits)
+    before, after = (torch.randint(limits.min, limits.max, (40, 50), generator=rng, dtype=bits) for _ in range(2))
+    value = before.clone().view(dtype)  # any bits at all: NaN of every kind, -0.0, numbers below the normal ones
+    moving = torch.rand(before.shape, generator=rng) < share
+    restore = freeze_guard({"a": value, "b": value.clone()}, {"a": moving})
+    for _ in range(2):
+        value.view(bits).copy_(after)
+        restore()
+        assert torch.equal(value.view(bits), torch.where(moving, after, before))
 
 
 def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Generator) -> None:
