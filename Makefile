@@ -81,8 +81,8 @@ bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
 	$(BIN)/python benchmarks/resnet.py --out bench-out/resnet
 
 bench: $(STAMP)  ## speed beside plain PyTorch, as ratios of one run; how it grows
-	$(BIN)/python benchmarks/speed.py --root $(MNIST) --out bench-out/speed
-	$(BIN)/python benchmarks/growth.py --root $(MNIST) --out bench-out/growth
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --root $(MNIST) --out bench-out/growth
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --root $(MNIST) --out bench-out/speed --grown bench-out/growth/store
 
 bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
 	$(BIN)/python benchmarks/memory.py --out bench-out/memory

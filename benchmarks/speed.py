@@ -3,49 +3,35 @@
     python benchmarks/speed.py --root MNIST_ROOT --out bench-out/speed [--part kernels predict start learn bytes]
 
 ``kernels``: scores and a step (kernels.py). ``learn``: P6, six ``learn`` processes, beside six plain PyTorch processes
-(plain.py) that train one dense network each to the held-out loss that the ``learn`` reached before pruning.
-``predict``: 10,000 images and six tasks, then a hundred. ``start``: commands beside the imports that they need.
-``bytes``: a task on disk. Draws ``learn.png``.
+(plain.py) that train one dense network each, on the same images, to the loss of the same held-out images that the
+``learn`` reached before pruning. ``predict``: 10,000 images and six tasks, then those of the store of growth.py
+(``--grown``). ``start``: commands beside the imports that they need. ``bytes``: a task on disk. Draws ``learn.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import subprocess
 import sys
-import time
-from collections import defaultdict
 from dataclasses import asdict, is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from beside import six
 from kernels import SIZES, plain, scores, step
 from matplotlib.figure import Figure
 from p6 import PAIRS, clmoe
 from sequence import table, write
-from torchvision.datasets import MNIST
 from turns import Ratio, by_turns, product_rate, ratio, seconds
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import predict
 from clmoe_cli.continual.features import features
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 
-HERE = Path(__file__).parent
-LINE = re.compile(r"^(\w+) (\d+)/\d+ .*held-out ([\d.]+)")
-STAGES = ("start, onset, placement", "train", "prune", "consolidate", "scores, statistics, gate, commit")
-MANY = 100
 COMMANDS = {
     "--help": ["--help"],
     "--version": ["--version"],
@@ -55,82 +41,11 @@ COMMANDS = {
 IMPORTS = {"inspect": "import typer, rich.console, h5py, numpy", "predict": "import torch"}
 
 
-def timed_lines(command: list[str]) -> tuple[float, list[tuple[float, str]], str]:
-    """Runs a command: its seconds, its lines on stderr with their times, its stdout."""
-    started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        assert running.stdout is not None
-        lines = [(time.monotonic() - started, line) for line in running.stderr]
-        out = running.stdout.read()
-    if running.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit {running.returncode}: {''.join(line for _, line in lines)}")
-    return time.monotonic() - started, lines, out
+def predicting(store: Path, mixed: Batch, grown: Path, turns: int) -> dict[str, Any]:
+    """10,000 images by the default router: the features, what is beyond them, and a plain forward pass.
 
-
-def stages(total: float, lines: list[tuple[float, str]]) -> tuple[dict[str, float], float]:
-    """Seconds of each stage of a ``learn``, and the least held-out loss before pruning."""
-    found: dict[str, float] = defaultdict(float)
-    epochs = [(at, match) for at, line in lines if (match := LINE.match(line))]
-    gaps = np.median([b[0] - a[0] for a, b in pairwise(epochs)])
-    before = epochs[0][0] - float(gaps)
-    found[STAGES[0]] = before
-    for at, match in epochs:
-        found[match[1]] += at - before
-        before = at
-    found[STAGES[-1]] = total - before
-    return dict(found), min(float(match[3]) for _, match in epochs if match[1] == "train")
-
-
-def six(data: Path, store: Path) -> dict[str, Any]:
-    """Six tasks, each by ``learn`` and then by the plain program."""
-    rows = []
-    for i in range(1, len(PAIRS) + 1):
-        file = str(data / f"task{i}.npz")
-        took, lines, _ = timed_lines(
-            [sys.executable, "-m", "clmoe_cli", "learn", "--data", file, "--store", str(store)]
-        )
-        parts, loss = stages(took, lines)
-        until = ["--until", str(loss)]
-        alone, _, out = timed_lines([sys.executable, str(HERE / "plain.py"), file, *until])
-        converged, _, _ = timed_lines([sys.executable, str(HERE / "plain.py"), file])
-        rows.append(
-            {"learn": took, "plain": alone, "plain converged": converged, "stages": parts, "loss": loss}
-            | {f"plain {key}": value for key, value in json.loads(out).items()}
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    each = np.array([row["learn"] / row["plain"] for row in rows])
-    total = {key: sum(row[key] for row in rows) for key in ("learn", "plain", "plain converged")}
-    return {
-        "ratio of the sums": total["learn"] / total["plain"],
-        "ratio to plain ones that converge": total["learn"] / total["plain converged"],
-        "of single tasks": [float(each.min()), float(np.median(each)), float(each.max())],
-        "sums": total,
-        "stages": {name: sum(row["stages"].get(name, 0.0) for row in rows) for name in STAGES},
-        "rows": rows,
-    }
-
-
-def many(root: str, store: Path) -> list[str]:
-    """A store of a hundred small tasks, learned quickly: what they know does not matter here."""
-    data = MNIST(root, train=True)
-    images, labels = data.data.numpy()[:, None], data.targets.numpy()
-    options = LearnOptions(
-        arch="mlp:500,500", if_known="new", method=Options(Schedule(epochs=1), Tolerance(epochs=1, final_epochs=1))
-    )
-    names = []
-    for i in range(MANY):
-        rng = np.random.default_rng(i)
-        pair = rng.choice(10, 2, replace=False)
-        own = rng.permutation(np.flatnonzero(np.isin(labels, pair)))[:600]
-        order = rng.permutation(images[0].size) if i else np.arange(images[0].size)
-        x = images[own].reshape(len(own), -1)[:, order].reshape(-1, 1, 28, 28)
-        names.append(learn(str(store), Batch(x, labels[own], ""), options).task)
-    return names
-
-
-def predicting(store: Path, mixed: Batch, hundred: Path, turns: int) -> dict[str, Any]:
-    """10,000 images by the default router: the features, what is beyond them, and a plain forward pass."""
+    ``grown``: a store of many tasks, for as many images.
+    """
     x, net = torch.from_numpy(mixed.scaled().reshape(len(mixed.images), -1)), plain(SIZES, 10)
 
     def forward() -> None:
@@ -139,7 +54,7 @@ def predicting(store: Path, mixed: Batch, hundred: Path, turns: int) -> dict[str
 
     runs = {
         "whole": lambda: predict(str(store), mixed),
-        "hundred": lambda: predict(str(hundred), mixed),
+        "grown": lambda: predict(str(grown), mixed),
         "features": lambda: features(x, mixed.input_shape),
         "forward": forward,
     }
@@ -148,7 +63,9 @@ def predicting(store: Path, mixed: Batch, hundred: Path, turns: int) -> dict[str
     return {
         "features to a forward pass": ratio(times, "features", "forward"),
         "beyond the features to a forward pass": ratio(times, "beyond", "forward"),
-        "100 tasks to 6": ratio(times, "hundred", "whole"),
+        f"{len(Store.open(grown).manifest.tasks)} tasks to {len(Store.open(store).manifest.tasks)}": ratio(
+            times, "grown", "whole"
+        ),
         "seconds": {name: seconds(times, name) for name in times},
     }
 
@@ -247,11 +164,12 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", type=Path, default=Path("bench-out/speed"))
     parser.add_argument("--part", nargs="+", default=["kernels", "learn", "predict", "start", "bytes"])
+    parser.add_argument("--grown", type=Path, default=Path("bench-out/growth/store"))
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     out, result = options.out, {}
     out.mkdir(parents=True, exist_ok=True)
-    data, store, hundred = out / "tasks", out / "six", out / "hundred"
+    data, store = out / "tasks", out / "six"
     if not data.exists():
         flags = [flag for pair in PAIRS for flag in ("--classes", pair)]
         clmoe("tasks", "mnist", str(data), "--root", options.root, *flags, store=store)
@@ -269,9 +187,7 @@ def main() -> None:
         result["learn"] = six(data, store)
         draw(result["learn"], out / "learn.png")
     if "predict" in options.part:
-        if not hundred.exists():
-            many(options.root, hundred)
-        result["predict"] = predicting(store, mixed, hundred, options.turns)
+        result["predict"] = predicting(store, mixed, options.grown, options.turns)
     if "start" in options.part:
         one = out / "one.npz"
         np.savez(one, x=mixed.images[:1])

@@ -140,7 +140,7 @@ def test_checkpoints_take_a_bounded_share_of_the_time(own: Path, monkeypatch: py
 
 def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) -> None:
     """Real processes, SIGKILL and SIGINT."""
-    x, y = bars([2, 7], 600, 1)
+    x, y = bars([2, 7], 2000, 1)
     np.savez(tmp_path / "task.npz", x=x, y=y)
     whole, own = (shutil.copytree(before, tmp_path / name) for name in ("whole", "own"))
     arguments = ["learn", "--data", str(tmp_path / "task.npz"), "--arch", "mlp:24,24", "--epochs", "20"]

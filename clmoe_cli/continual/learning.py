@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import fisher, masks
 from clmoe_cli.continual.calibration import Calibration
+from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, halved, restored
@@ -21,7 +22,7 @@ from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
 from clmoe_cli.continual.shortlist import sketch
 from clmoe_cli.continual.steps import OnStep, begun, silent, whole
-from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, quality, train
+from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, quality, train
 
 KINDS = ("gradient", "fisher", "loss")
 HELD_OUT = 50
@@ -153,7 +154,7 @@ def refine_task(
         )
         params, mask = chosen.params, chosen.mask
     else:
-        params, _ = anneal(
+        params, _ = consolidate(
             net,
             params,
             masks.both(mask, _on(options.device, masks.inverse(taken))),

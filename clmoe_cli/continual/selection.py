@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual import masks, parallel
+from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.importance import gradient_scores, normalised
 from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.steps import OnDone, OnStep, begun, silent
-from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, anneal, losses, quality
+from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, losses, quality
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
@@ -156,7 +157,7 @@ def select(
     rounds: list[tuple[Level, Params, masks.Masks]] = []
 
     def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
-        return anneal(
+        return consolidate(
             net,
             current,
             masks.both(mask, free),
