@@ -1,19 +1,23 @@
-"""How learning, predicting, reading a store and its bytes grow with tasks, classes, width and images; ``growth.png``.
+"""How scores, steps, learning, predicting, reading a store and its bytes grow; ``growth.png``.
 
-    python benchmarks/growth.py --root MNIST_ROOT --out bench-out/growth [--tasks 100]
+    python benchmarks/growth.py --root MNIST_ROOT --out bench-out/growth [--tasks 100] [--part width images …]
 
-Digits as they are and with permuted pixels, two short epochs, one process. What is learned does not matter here.
+With tasks, classes, width and images. Digits as they are and with permuted pixels, two short epochs, one process; what
+is learned does not matter here. Parts that are not asked for are those of an earlier ``growth.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kernels import scores, step
 from matplotlib.figure import Figure
 from sequence import table, write
 from torchvision.datasets import MNIST
@@ -29,7 +33,12 @@ from clmoe_cli.data import Batch
 
 QUICK = Options(Schedule(epochs=2), Tolerance(epochs=1, final_epochs=2))
 ASKED = 2000
-COLUMNS = ("learn", "predict", "inspect", "bytes")
+COLUMNS = {
+    "scores": "scores, ms", "step": "a step, ms", "learn": "learn, s", "predict": f"predict {ASKED}, s",
+    "inspect": "inspect, s", "bytes": "MB on disk",
+}  # fmt: skip
+PARTS = ("classes", "width", "images", "tasks")
+Rows = dict[int, dict[str, float]]
 
 
 class Digits:
@@ -73,42 +82,79 @@ def once(store: Path, batch: Batch, arch: str) -> dict[str, float]:
     return measured(store, took, Batch(batch.images[index], None, "digits"))
 
 
+def kernels(widths: int = 500, classes: int = 10, images: int = 256) -> dict[str, float]:
+    """Milliseconds of the gradient scores of so many images, and of a step of 128."""
+    sizes = (784, widths, widths)
+    return {
+        "scores": scores(3, images, sizes, classes)["milliseconds"],
+        "step": step(3, widths=sizes, classes=classes)["milliseconds"],
+    }
+
+
+def after_tasks(store: Path, digits: Digits, tasks: int) -> Rows:
+    """Task after task in one store, of two classes each."""
+    shutil.rmtree(store, ignore_errors=True)
+    found, asked = {}, digits.batch(1, 10, ASKED)
+    for i in range(tasks):
+        batch = digits.batch(i, 2, 600, first=2 * i)
+        settings = LearnOptions(arch="mlp:500,500", if_known="new", method=QUICK)
+        took = timed(lambda batch=batch, settings=settings: learn(str(store), batch, settings))
+        if i + 1 in (1, 2, 6, 12, 25, 50, 100, tasks):
+            found[i + 1] = measured(store, took, Batch(asked.images, None, "digits"))
+    return found
+
+
+def draw(found: dict[str, Rows], path: Path) -> None:
+    """A row for each thing that grows, a column for what it grows with."""
+    figure = Figure(figsize=(13, 13), layout="constrained")
+    for row, (column, title) in zip(figure.subplots(len(COLUMNS), len(found)), COLUMNS.items(), strict=True):
+        for axis, (what, rows) in zip(row, found.items(), strict=True):
+            if column not in next(iter(rows.values())):
+                axis.set_axis_off()
+                continue
+            unit = 1e6 if column == "bytes" else 1.0
+            axis.plot(list(rows), [values[column] / unit for values in rows.values()], marker="o")
+            axis.set(xlabel=what, xlim=(0, None), ylim=(0, None))
+            axis.set_ylabel(title)
+    figure.savefig(path, dpi=80)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", type=Path, default=Path("bench-out/growth"))
     parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    digits, store = Digits(options.root), options.out / "store"
+    digits, store, one = Digits(options.root), options.out / "store", options.out / "one"
     options.out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(store, ignore_errors=True)
-    once(store, digits.batch(0, 2, 500), "mlp:500,500")  # what is imported late is not measured
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    found["classes"] = {n: once(store, digits.batch(0, n, 200 * n), "mlp:500,500") for n in (2, 5, 10, 20, 50)}
-    found["width"] = {n: once(store, digits.batch(0, 2, 2000), f"mlp:{n},{n}") for n in (100, 250, 500, 1000, 2000)}
-    found["images"] = {n: once(store, digits.batch(0, 2, n), "mlp:500,500") for n in (500, 1000, 2000, 5000, 10_000)}
-    shutil.rmtree(store, ignore_errors=True)
-    found["tasks"], asked = {}, digits.batch(1, 10, ASKED)
-    for i in range(options.tasks):
-        batch = digits.batch(i, 2, 600, first=2 * i)
-        settings = LearnOptions(arch="mlp:500,500", if_known="new", method=QUICK)
-        took = timed(lambda batch=batch, settings=settings: learn(str(store), batch, settings))
-        if i + 1 in (1, 2, 6, 12, 25, 50, 100, options.tasks):
-            found["tasks"][i + 1] = measured(store, took, Batch(asked.images, None, "digits"))
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    for row, column in zip(figure.subplots(len(COLUMNS), len(found)), COLUMNS, strict=True):
-        for axis, (what, rows) in zip(row, found.items(), strict=True):
-            axis.plot(list(rows), [values[column] for values in rows.values()], marker="o")
-            axis.set(xlabel=what, xscale="log", ylim=(0, None))
-            axis.set_ylabel(column if column == "bytes" else f"{column}, s")
-    figure.savefig(options.out / "growth.png", dpi=90)
+    once(one, digits.batch(0, 2, 500), "mlp:500,500")  # what is imported late is not measured
+    measuring: dict[str, Callable[[], Rows]] = {
+        "classes": lambda: {
+            n: once(one, digits.batch(0, n, 200 * n), "mlp:500,500") | kernels(classes=n) for n in (2, 5, 10, 20, 50)
+        },
+        "width": lambda: {
+            n: once(one, digits.batch(0, 2, 2000), f"mlp:{n},{n}") | kernels(n) for n in (100, 250, 500, 1000, 2000)
+        },
+        "images": lambda: {
+            n: once(one, digits.batch(0, 2, n), "mlp:500,500") | kernels(images=n)
+            for n in (500, 1000, 2000, 5000, 10_000)
+        },
+        "tasks": lambda: after_tasks(store, digits, options.tasks),
+    }
+    before = {} if set(options.part) == set(PARTS) else json.loads((options.out / "growth.json").read_text())
+    found: dict[str, Rows] = {
+        part: measuring[part]() if part in options.part else {int(n): row for n, row in before[part].items()}
+        for part in PARTS
+    }
+    shutil.rmtree(one)
+    draw(found, options.out / "growth.png")
     cells = [
-        [what, n, *(f"{values[k]:.2f}" for k in COLUMNS[:3]), f"{values['bytes']:.0f}"]
+        [what, n, *(f"{values[k] / (1e6 if k == 'bytes' else 1):.2f}" if k in values else "" for k in COLUMNS)]
         for what, rows in found.items()
         for n, values in rows.items()
     ]
-    header = ("", "number", "learn, s", f"predict {ASKED} images, s", "inspect, s", "bytes")
-    write(options.out, "growth", found, table(header, cells))
+    write(options.out, "growth", found, table(("", "number", *COLUMNS.values()), cells))
 
 
 if __name__ == "__main__":

@@ -52,40 +52,40 @@ def one_by_one(net: nn.Sequential, x: Tensor, y: Tensor) -> list[Tensor]:
     return [total / len(x) for total in sums]
 
 
-def scores(turns: int, images: int = 256, widths: tuple[int, ...] = SIZES) -> dict[str, Any]:
+def scores(turns: int, images: int = 256, widths: tuple[int, ...] = SIZES, classes: int = CLASSES) -> dict[str, Any]:
     """Gradient scores: ratios to a forward and backward pass and to the loop, and the share of the product rate."""
     rng = torch.Generator().manual_seed(0)
     net = MLP(widths[0], widths[1:])
-    params = net.ordered(net.initial_shared(rng) | net.initial_owned(CLASSES, rng))
-    x, y = torch.rand((images, widths[0]), generator=rng), torch.randint(CLASSES, (images,), generator=rng)
-    module = plain(widths, CLASSES)
+    params = net.ordered(net.initial_shared(rng) | net.initial_owned(classes, rng))
+    x, y = torch.rand((images, widths[0]), generator=rng), torch.randint(classes, (images,), generator=rng)
+    module = plain(widths, classes)
     runs: dict[str, Callable[[], object]] = {
         "scores": lambda: gradient_scores(net, params, x, y),
         "pass": lambda: forward_and_backward(module, x, y),
         "loop": lambda: one_by_one(module, x, y),
     }
-    loop = by_turns({name: runs[name] for name in ("scores", "loop")}, 3)
+    loop = by_turns({name: runs[name] for name in ("scores", "loop")}, 3 if images <= 256 else 0)
     times = by_turns({name: runs[name] for name in ("scores", "pass")}, turns)
     weights = sum(value.numel() for name, value in params.items() if name.endswith("weight"))
     # Forward, back to the layers' outputs (not to the images), and |Δ|ᵀ|Ā|.
     operations = 2 * images * (3 * weights - widths[0] * widths[1])
     return {
         "to a pass": ratio(times, "scores", "pass"),
-        "loop to scores": ratio(loop, "loop", "scores"),
+        **({"loop to scores": ratio(loop, "loop", "scores")} if loop["loop"] else {}),
         "milliseconds": 1e3 * seconds(times, "scores"),
         "operations a second": operations / seconds(times, "scores"),
     }
 
 
-def step(turns: int, frozen: float = 0.05, widths: tuple[int, ...] = SIZES) -> dict[str, Any]:
+def step(turns: int, frozen: float = 0.05, widths: tuple[int, ...] = SIZES, classes: int = CLASSES) -> dict[str, Any]:
     """Training steps of 128 images: with frozen entries, and without dropout and with it, to plain PyTorch's."""
     # Labels at random are soon known by heart; the tiny gradients after that would be slow, in the one or the other.
     torch.set_flush_denormal(True)
     rng = torch.Generator().manual_seed(0)
     net = MLP(widths[0], widths[1:])
-    params = net.ordered(net.initial_shared(rng) | net.initial_owned(CLASSES, rng))
+    params = net.ordered(net.initial_shared(rng) | net.initial_owned(classes, rng))
     n = 128 * STEPS
-    x, y = torch.rand((n, widths[0]), generator=rng), torch.randint(CLASSES, (n,), generator=rng)
+    x, y = torch.rand((n, widths[0]), generator=rng), torch.randint(classes, (n,), generator=rng)
     data = Labelled(x, y)
     masks = {name: torch.rand(params[name].shape, generator=rng) > frozen for name in net.shared_shapes()}
     drop = dropout("hidden1", (0.2, 0.3), rng)
@@ -96,7 +96,7 @@ def step(turns: int, frozen: float = 0.05, widths: tuple[int, ...] = SIZES) -> d
         return lambda: run_epoch(net, working, data, optimizer, restore, 128, rng, drop=drop if dropping else None)
 
     def dense(dropping: bool) -> Callable[[], object]:
-        module = plain(widths, CLASSES, dropping)
+        module = plain(widths, classes, dropping)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
         def epoch() -> None:
