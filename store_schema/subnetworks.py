@@ -154,7 +154,7 @@ def _decode(
     # All is checked that can be before anything is read.
     arrays = {group: {name: reader.values(found) for name, found in members.items()} for group, members in sets.items()}
     masks = {
-        name: np.unpackbits(arrays["masks"][name], count=math.prod(shape)).astype(bool).reshape(shape)
+        name: np.unpackbits(arrays["masks"][name], count=math.prod(shape)).view(bool).reshape(shape)
         for name, shape in shapes.items()
         if "masks" in groups
     }

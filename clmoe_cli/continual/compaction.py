@@ -36,7 +36,7 @@ class Compact:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images [N, D]."""
-        return logits(self.net, self.params, x if self.inputs is None else x[:, self.inputs])
+        return logits(self.net, self.params, x if self.inputs is None else x.index_select(1, self.inputs))
 
     def images(self, data: Labelled) -> Labelled:
         """The same images, of each the numbers that are read; those that are unread remain so."""
@@ -70,16 +70,17 @@ def compacted(net: Network, params: Mapping[str, Tensor], living: Mapping[str, T
     """
     if not isinstance(net, MLP):
         return Compact(net, dict(params))
-    layers = [[params[f"{name}.{kind}"].cpu().double() for kind in ("weight", "bias")] for name in net.layers]
     alive = [_alive(f"{name}.weight", params, living) for name in net.layers]
-    added = {}
-    for name, (layer, after), (own, reading) in zip(net.layers[1:], pairwise(layers), pairwise(alive), strict=True):
+    biases = {f"{name}.bias": params[f"{name}.bias"].cpu().double() for name in net.layers}
+    added: Params = {}
+    for (name, after), (own, reading) in zip(pairwise(net.layers), pairwise(alive), strict=True):
         constant = ~own.any(dim=1)
-        more = after[0][:, constant] @ layer[1][constant].relu()
-        added[f"{name}.bias"], after[1] = more, after[1] + more
+        weights = params[f"{after}.weight"].cpu()[:, constant].double()
+        added[f"{after}.bias"] = weights @ biases[f"{name}.bias"][constant].relu()
+        biases[f"{after}.bias"] = biases[f"{after}.bias"] + added[f"{after}.bias"]
         reading[:, constant] = False
     # From the last layer backwards: a unit that nothing reads needs no inputs.
-    rows = torch.arange(len(layers[-1][1]))
+    rows = torch.arange(len(alive[-1]))
     places: dict[str, tuple[Tensor, ...]] = {}
     for name, own in zip(reversed(net.layers), reversed(alive), strict=True):
         columns = own[rows].any(dim=0).nonzero()[:, 0]
@@ -87,16 +88,10 @@ def compacted(net: Network, params: Mapping[str, Tensor], living: Mapping[str, T
         rows = columns
     like = params["output.weight"]
     here = {name: tuple(axis.to(like.device) for axis in places[name]) for name in params}
-    whole = {
-        f"{name}.{kind}": value.to(like)
-        for name, layer in zip(net.layers, layers, strict=True)
-        for kind, value in zip(("weight", "bias"), layer, strict=True)
-    }
+    biases, added = ({name: value.to(like) for name, value in some.items()} for some in (biases, added))
     small = MLP(len(rows), tuple(len(places[f"{name}.bias"][0]) for name in net.layers[:-1]))
-    values = {name: _part(value, here[name]) for name, value in whole.items()}
-    return Compact(
-        small, values, rows, here, {name: _part(value.to(like), here[name]) for name, value in added.items()}
-    )
+    values = {name: _part(biases.get(name, value), here[name]) for name, value in params.items()}
+    return Compact(small, values, rows, here, {name: _part(value, here[name]) for name, value in added.items()})
 
 
 def inside(net: Network, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> Compact:

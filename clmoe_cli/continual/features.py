@@ -39,7 +39,8 @@ SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
 UNIT = "unit-1"
-CHUNK = 250
+CHUNK = 125
+"""Images at a time: so many that a step's maps stay near the processor."""
 FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 
@@ -83,13 +84,17 @@ def features(
     """
     by_shape = _of_images if is_image(input_shape) else _of_vectors
     of: Callable[[Tensor], Tensor] = _unit if name == UNIT else by_shape
-    parts, done = [], 0
+    found: Tensor | None = None
+    done = 0
     with torch.inference_mode():
         for part in x.split(CHUNK):
-            parts.append(of(part.reshape(-1, *input_shape)))
-            done += len(parts[-1])
+            values = of(part.reshape(-1, *input_shape))
+            if found is None:
+                found = values.new_empty((len(x), values.shape[1]))
+            found[done : done + len(values)] = values
+            done += len(values)
             on_done(done)
-        return torch.cat(parts)
+    return torch.empty((0, width(input_shape, name))) if found is None else found
 
 
 def gabor(size: int, orientations: int, cycles: float) -> Tensor:

@@ -151,8 +151,13 @@ def _outside(values: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
     """Squared distances [N] of features [N, d] from a subspace."""
     centred = values - mean.to(values.dtype)
     inside = centred @ directions.to(values.dtype)
-    distances: Tensor = torch.linalg.vecdot(centred, centred) - torch.linalg.vecdot(inside, inside)
-    return distances.clamp_min(0)
+    return (_lengths(centred) - _lengths(inside)).clamp_min(0)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Squared lengths [N] of rows [N, d], without a copy of their squares."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return lengths.square()
 
 
 @dataclass(frozen=True)
@@ -184,11 +189,12 @@ class Gate:
     def distances(self, values: Tensor) -> Tensor:
         """Coarse squared distances [N, S] of features [N, d]; never below those in full, up to rounding."""
         size, d, k = self.coarse.shape
-        flat = self.coarse.to(values.dtype).permute(1, 0, 2).reshape(d, size * k)
-        means = self.means.to(values.dtype)
-        offsets = torch.einsum("sd,sdk->sk", means, self.coarse.to(values.dtype))
-        inside = (values @ flat).reshape(len(values), size, k) - offsets
-        return (torch.cdist(values, means).square() - inside.square().sum(dim=2)).clamp_min(0)
+        means, coarse = self.means.to(values.dtype), self.coarse.to(values.dtype)
+        # One product for means and directions; torch.cdist would copy the features twice.
+        found = values @ torch.cat([means.T, coarse.permute(1, 0, 2).reshape(d, size * k)], dim=1)
+        inside = found[:, size:].reshape(len(values), size, k) - torch.einsum("sd,sdk->sk", means, coarse)
+        distances: Tensor = _lengths(values)[:, None] + _lengths(means) - 2 * found[:, :size]
+        return (distances - inside.square().sum(dim=2)).clamp_min(0)
 
     def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> tuple[Tensor, Tensor]:
         """The ``limit`` nearest subspaces (all, if there are fewer) of features [N, d].
@@ -229,5 +235,5 @@ def full_distances(
             continue
         rows, columns = (near == one).nonzero(as_tuple=True)
         own = statistics(int(gate.owner[one]))
-        found[rows, columns] = own.distances(values[rows], int(gate.position[one]))
+        found[rows, columns] = own.distances(values.index_select(0, rows), int(gate.position[one]))
     return found
