@@ -91,12 +91,14 @@ def _(report: LearnReport) -> list[Any]:
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
     accuracy = report.accuracy
-    held = f"{percent(accuracy['dense'])} dense, {percent(accuracy['subnetwork'])} with its subnetwork"
-    lines = [
-        headline(head, f"  ({report.seconds:.1f} s)"),
-        f"classes {', '.join(map(str, report.classes))}; held-out accuracy {held} ({accuracy['held_out']} images)",
-        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
-    ]
+    held = f"{percent(accuracy['subnetwork'])} of {accuracy['held_out']} images right, {percent(accuracy['dense'])}"
+    said = {
+        "classes": ", ".join(map(str, report.classes)),
+        "held out": f"{held} before pruning",
+        report.onset.verdict: report.onset.reason,
+        "placed": report.reason,
+    }
+    lines = [headline(head, f"  ({report.seconds:.1f} s)"), _sentences(said)]
     return [*lines, table]
 
 

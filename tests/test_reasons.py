@@ -107,7 +107,7 @@ def test_a_class_of_another_task_is_named(store: str, monkeypatch: pytest.Monkey
 def test_sentences_on_the_screen(store: str) -> None:
     report = told(store, spots([30, 40], 2, 200, 1))
     for shown, starts in (
-        (report, ["new:    it has", "placed: into expert e1, since"]),
+        (report, ["new:      it has", "placed:   into expert e1, since"]),
         (detect(store, spots([30, 40], 2, 200, 1)), ["why: its images deviate from every known task"]),
     ):
         screen = Console(width=80, record=True)
