@@ -147,7 +147,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axis.barh("six plain, to the same loss", found["sums"]["plain"], color="grey")
     axis.barh("six plain, converged", found["sums"]["plain converged"], color="lightgrey")
     axis.set_xlabel("seconds")
-    axis.legend(frameon=False, fontsize="small", ncols=2)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small", ncols=3
+    )
     axis.invert_yaxis()
     figure.savefig(path, dpi=120)
 
