@@ -421,7 +421,7 @@ def test_names_and_labels_are_no_markup(call: Call, tmp_path: Path, data: dict[s
     code, out, err = call("learn", "--data", path, "--store", store, "--name", "[/x]", *QUICK, "-q")
     assert (code, err) == (0, "")
     assert out.startswith("learned [/x] in new expert e1")
-    assert "classes [/b] :cat:, [red]é" in out
+    assert "classes:  [/b] :cat:, [red]é" in out
     for args in (["inspect"], ["predict", "--batch", path], ["detect", "--data", path], ["prune", "--task", "[/x]"]):
         code, out, err = call(*args, "--store", store, "-q")
         assert (code, err) == (0, ""), args

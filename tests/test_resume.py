@@ -140,11 +140,13 @@ def test_checkpoints_take_a_bounded_share_of_the_time(own: Path, monkeypatch: py
 
 def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) -> None:
     """Real processes, SIGKILL and SIGINT."""
-    x, y = bars([2, 7], 2000, 1)
+    x, y = bars([2, 7], 600, 1)
     np.savez(tmp_path / "task.npz", x=x, y=y)
     whole, own = (shutil.copytree(before, tmp_path / name) for name in ("whole", "own"))
     arguments = ["learn", "--data", str(tmp_path / "task.npz"), "--arch", "mlp:24,24", "--epochs", "20"]
-    command = [sys.executable, "-m", "clmoe_cli", *arguments, "--store"]
+    # A checkpoint after every epoch, so that there is one to wait for however fast the machine and slow its disk.
+    often = "from clmoe_cli.commands import resuming; resuming.PAUSE = 0; from clmoe_cli.app import main; main()"
+    command = [sys.executable, "-c", often, *arguments, "--store"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
     said = ""
