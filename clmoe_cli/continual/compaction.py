@@ -39,7 +39,7 @@ class Compact:
         return logits(self.net, self.params, x if self.inputs is None else x.index_select(1, self.inputs))
 
     def images(self, data: Labelled) -> Labelled:
-        """The same images, of each the numbers that are read; those that are unread remain so."""
+        """The same images [N, D], of each the d numbers that are read, [N, d]; images not yet read remain so."""
         if (inputs := self.inputs) is None:
             return data
         if isinstance(data.x, Images):
@@ -48,7 +48,7 @@ class Compact:
         return Labelled(data.x[:, inputs], data.y)
 
     def of(self, values: Mapping[str, Tensor]) -> Params:
-        """The part of whole weights or their masks that is here."""
+        """The part [o, i] of whole weights or masks [out, in], or [o] of biases [out], that is here."""
         return {name: _part(value, self.places.get(name, ())) for name, value in values.items()}
 
     def put(self, found: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Params:

@@ -28,7 +28,12 @@ def consolidate(
     generator: torch.Generator,
     **how: Any,
 ) -> tuple[Params, Quality]:
-    """As :func:`clmoe_cli.continual.training.anneal`, whose other arguments are ``how``."""
+    """Trains like :func:`clmoe_cli.continual.training.anneal`, whose other arguments are ``how``.
+
+    ``params``: of the whole network, weights [out, in] that are zero outside the mask; ``trainable``: masks of the same
+    shapes, the entries that may move; images [N, D] as the whole network reads them. The result is the whole network's:
+    a task's own parameters and the trainable weights, in their places; all other bits are as they were.
+    """
     small = inside(net, params, trainable)
     found, reached = anneal(
         small.net,
