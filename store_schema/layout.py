@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FORMAT_VERSION = 2
-SUBNETWORK_SCHEMA = 1
+FORMAT_VERSION = 3
+SUBNETWORK_SCHEMA = 2
 WEIGHTS_SCHEMA = 1
 GATE_SCHEMA = 1
 CHECKPOINT_SCHEMA = 2

@@ -21,7 +21,12 @@ def _inputs(fields: Fields) -> Fields:
     return {**fields, "experts": experts, "gates": [{**gate, "input": None} for gate in fields.get("gates", ())]}
 
 
-UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _inputs}
+def _answers(fields: Fields) -> Fields:
+    """Format 3: only fields that may be missing were added."""
+    return fields
+
+
+UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _inputs, 2: _answers}
 """Format → what makes the next format's fields of its fields. Format 1 is the first."""
 
 

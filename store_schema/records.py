@@ -23,7 +23,10 @@ Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_l
 Sketch = Annotated[tuple[float, ...], Field(max_length=1024)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
-_SINCE_FORMAT_2 = ("input", "pretrained")
+_LATER = frozenset(
+    {"input", "pretrained", "answer", "within", "guessing", "per_class", "opinion", "standardised", "input_range"}
+)
+"""Fields that format 1 does not have: they count in a content hash only where they are set."""
 
 
 class Record(BaseModel):
@@ -100,6 +103,7 @@ class ExpertRecord(Record):
     weights: ObjectRef | None
     input: InputRecord | None = None
     pretrained: Sha256 | None = None
+    standardised: bool | None = None
 
 
 class TaskLayer(Record):
@@ -117,12 +121,28 @@ class TaskLayer(Record):
         return self
 
 
+class ClassAccuracy(Record):
+    """Held-out images of one class (its position among the task's), and the share of them that is answered right."""
+
+    images: Count
+    accuracy: Share | None
+
+
 class Accuracy(Record):
-    """On the held-out calibration images: before pruning, with the subnetwork alone, and how many images."""
+    """On the held-out calibration images, when the task was learned.
+
+    ``dense``: before pruning. ``subnetwork``: with the subnetwork alone. ``held_out``: how many images. Since format 3:
+    ``answer``: as ``predict`` answered, among all tasks known then; ``within``: with the task given; ``guessing``: the
+    share of the largest class; ``per_class``: of ``answer``, in the order of the task's classes.
+    """
 
     dense: Share | None
     subnetwork: Share | None
     held_out: Count
+    answer: Share | None = None
+    within: Share | None = None
+    guessing: Share | None = None
+    per_class: tuple[ClassAccuracy, ...] | None = None
 
 
 class Probe(Record):
@@ -146,6 +166,7 @@ class TaskRecord(Record):
     layers: tuple[TaskLayer, ...]
     owned_parameters: Count
     accuracy: Accuracy
+    opinion: Share | None = None
     images: Count
     sketch: Annotated[tuple[Sketch, ...], Field(max_length=100_000)] = ()
     config: dict[str, Scalar]
@@ -169,6 +190,7 @@ class GateRecord(Record):
     features: Name
     solved: ObjectRef
     input: InputRecord | None = None
+    input_range: tuple[float, float] | None = None
 
 
 class HistoryEntry(Record):
@@ -275,10 +297,13 @@ class Manifest(Record):
         drop = {"learned_at", "probe"}
         content: dict[str, Any] = {
             "objects": sorted(ref.sha256 for ref in self.objects()),
-            "experts": [
-                {k: v for k, v in e.model_dump(mode="json").items() if v is not None or k not in _SINCE_FORMAT_2}
-                for e in self.experts
-            ],
-            "tasks": [t.model_dump(mode="json", exclude=drop) for t in self.tasks],
+            "experts": [_of_format_1(e.model_dump(mode="json")) for e in self.experts],
+            "tasks": [_of_format_1(t.model_dump(mode="json", exclude=drop)) for t in self.tasks],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields without those of later formats that are not set."""
+    kept = {key: value for key, value in fields.items() if value is not None or key not in _LATER}
+    return {key: _of_format_1(value) if key == "accuracy" else value for key, value in kept.items()}

@@ -155,12 +155,23 @@ def manifest_of(root: Path, head: bytes) -> Manifest:
             hint="restore both from a copy of the store",
         )  # fmt: skip
     manifest = Manifest.from_bytes(data, str(path))
+    _check_written(root, json.loads(data)["format"])
     if (manifest.generation, manifest.repair_floor) != (generation, floor):
         found, expected = f"generation {manifest.generation}", f"generation {generation}, repair floor {floor}"
         raise StoreDamaged(
             "HEAD and its manifest do not agree", where=f"{where} and {path}", found=found, expected=expected
         )
     return manifest
+
+
+def _check_written(root: Path, number: int) -> None:
+    """StoreDamaged when FORMAT is older than a manifest: FORMAT is written before HEAD is replaced."""
+    path = root / layout.FORMAT
+    found = files.read_regular(path, 64).decode("ascii", "replace")
+    if not layout.NUMBER.fullmatch(found) or int(found) < number:
+        raise StoreDamaged(
+            "FORMAT is older than its manifest", where=str(path), found=repr(found), expected=str(number)
+        )
 
 
 def head_bytes(generation: int, sha256: str, repair_floor: int) -> bytes:

@@ -5,6 +5,7 @@
     /                 attributes: schema, task, expert, layers
     masks/<layer>     uint8, the packed bits of a mask; attribute shape
     scores/<param>    float16, shuffle + gzip, in units of attribute scale; zero outside the mask
+    image_scores/<param>    the same, of gradients scaled to unit length image by image (since schema 2)
     calibration/<kind>, statistics/<name>, gate/<name>     plain arrays
     probe_outputs     float32 [P, C]
 
@@ -18,7 +19,7 @@ import io
 import math
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
@@ -30,7 +31,10 @@ from store_schema.errors import ClmoeError, StoreDamaged
 from store_schema.hdf5 import Reader
 from store_schema.layout import SUBNETWORK_SCHEMA
 
-GROUPS = ("masks", "scores", "calibration", "statistics", "gate")
+GROUPS = ("masks", "scores", "image_scores", "calibration", "statistics", "gate")
+SCORES = ("scores", "image_scores")
+SINCE_SCHEMA_2 = ("image_scores",)
+"""Groups that objects of schema 1 lack: they are read as empty."""
 PLAIN = {
     "calibration": ("float32", "float64"),
     "statistics": ("float16", "float32", "float64", "int64"),
@@ -46,7 +50,7 @@ MALFORMED = (
 @dataclass(frozen=True)
 class SubnetworkRecord:
     """A task's object. ``masks``: layer → bool [out, in]; ``scores``: parameter → float16 of its shape, in units
-    of ``score_scale``; the rest are numeric arrays by name."""
+    of ``score_scale``; ``image_scores`` likewise; the rest are numeric arrays by name."""
 
     task: str
     expert: str
@@ -57,6 +61,8 @@ class SubnetworkRecord:
     statistics: Mapping[str, NDArray[Any]]
     gate: Mapping[str, NDArray[Any]]
     probe_outputs: NDArray[np.float32]
+    image_scores: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    image_score_scale: Mapping[str, float] = field(default_factory=dict)
 
 
 def encode_subnetwork(record: SubnetworkRecord) -> bytes:
@@ -86,11 +92,15 @@ def _image(record: SubnetworkRecord) -> bytes:
         for name, mask in record.masks.items():
             put = file.create_dataset(f"masks/{name}", data=np.packbits(mask, axis=None), track_times=False)
             put.attrs["shape"] = np.array(mask.shape, dtype=np.int64)
-        for name, scores in record.scores.items():
-            put = file.create_dataset(
-                f"scores/{name}", data=scores, compression="gzip", shuffle=True, track_times=False
-            )
-            put.attrs["scale"] = float(record.score_scale[name])
+        for kind, found, scale in (
+            ("scores", record.scores, record.score_scale),
+            ("image_scores", record.image_scores, record.image_score_scale),
+        ):
+            file.require_group(kind)
+            for name, scores in found.items():
+                path = f"{kind}/{name}"
+                put = file.create_dataset(path, data=scores, compression="gzip", shuffle=True, track_times=False)
+                put.attrs["scale"] = float(scale[name])
         for group in ("calibration", "statistics", "gate"):
             arrays: Mapping[str, NDArray[Any]] = getattr(record, group)
             file.create_group(group)
@@ -129,15 +139,19 @@ def _decode(
     reader: Reader, task: str, expert: str, shapes: Mapping[str, tuple[int, ...]], groups: Collection[str]
 ) -> SubnetworkRecord:
     file = reader.file
-    wanted = {"schema": SUBNETWORK_SCHEMA, "task": task, "expert": expert, "layers": "\n".join(shapes)}
+    schema = reader.attribute(file, "schema")
+    if isinstance(schema, np.ndarray) or schema not in range(1, SUBNETWORK_SCHEMA + 1):
+        raise reader.fail("schema", repr(schema), f"1 to {SUBNETWORK_SCHEMA}")
+    present = tuple(name for name in GROUPS if schema >= 2 or name not in SINCE_SCHEMA_2)
+    wanted = {"task": task, "expert": expert, "layers": "\n".join(shapes)}
     for key, value in wanted.items():
         found = reader.attribute(file, key)
         if isinstance(found, np.ndarray) or found != value:
             raise reader.fail(key, repr(found), repr(value))
-    if set(reader.names(file)) != {*GROUPS, "probe_outputs"}:
-        raise reader.fail("/", sorted(file), sorted((*GROUPS, "probe_outputs")))
-    sets: dict[str, dict[str, Any]] = {}
-    for name in GROUPS:
+    if set(reader.names(file)) != {*present, "probe_outputs"}:
+        raise reader.fail("/", sorted(file), sorted((*present, "probe_outputs")))
+    sets: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    for name in present:
         group = reader.group(name)
         members = reader.names(group) if name in groups else []
         sets[name] = {member: reader.dataset(group, member) for member in members}
@@ -146,7 +160,12 @@ def _decode(
         raise reader.fail("probe_outputs", f"{probe.dtype} {probe.shape}", "float32 [P, C]")
     if "masks" in groups:
         _check_masks(reader, sets["masks"], shapes)
-    scale = {name: _check_score(reader, name, found, shapes) for name, found in sets["scores"].items()}
+    scale = {
+        kind: {
+            name: _check_score(reader, f"{kind}/{name}", found, shapes.get(name)) for name, found in sets[kind].items()
+        }
+        for kind in SCORES
+    }
     for group_name, dtypes in PLAIN.items():
         for name, found in sets[group_name].items():
             if found.dtype.name not in dtypes or (group_name == "calibration" and not 1 <= found.ndim <= 2):
@@ -158,12 +177,14 @@ def _decode(
         for name, shape in shapes.items()
         if "masks" in groups
     }
-    for name, scores in arrays["scores"].items():
-        if name in masks and scores[~masks[name]].any():
-            raise reader.fail(f"scores/{name}", "scores outside the mask", "zero there")
+    for kind in SCORES:
+        for name, scores in arrays[kind].items():
+            if name in masks and scores[~masks[name]].any():
+                raise reader.fail(f"{kind}/{name}", "scores outside the mask", "zero there")
     return SubnetworkRecord(
-        task, expert, masks, arrays["scores"], scale,
+        task, expert, masks, arrays["scores"], scale["scores"],
         arrays["calibration"], arrays["statistics"], arrays["gate"], reader.values(probe),
+        arrays["image_scores"], scale["image_scores"],
     )  # fmt: skip
 
 
@@ -179,10 +200,11 @@ def _check_masks(reader: Reader, masks: Mapping[str, Any], shapes: Mapping[str, 
         reader.declare(f"masks/{name}", size)  # unpacked
 
 
-def _check_score(reader: Reader, name: str, found: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+def _check_score(reader: Reader, path: str, found: Any, shape: tuple[int, ...] | None) -> float:
+    """The scale of scores; ``shape``: that of their mask, None where they have none."""
     scale = reader.attribute(found, "scale")
     if found.dtype != np.float16 or not isinstance(scale, float) or not math.isfinite(scale):
-        raise reader.fail(f"scores/{name}", found.dtype, "float16 with a finite scale")
-    if name in shapes and found.shape != shapes[name]:
-        raise reader.fail(f"scores/{name}", f"shape {found.shape}", f"the mask's, {shapes[name]}")
+        raise reader.fail(path, found.dtype, "float16 with a finite scale")
+    if shape is not None and found.shape != shape:
+        raise reader.fail(path, f"shape {found.shape}", f"the mask's, {shape}")
     return float(scale)

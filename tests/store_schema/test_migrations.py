@@ -105,7 +105,12 @@ def test_format_1_gains_inputs_and_keeps_its_content_hash(make_store: Make) -> N
     for record in (*fields["experts"], *fields["gates"]):
         assert record.pop("input") is None
     for expert in fields["experts"]:
-        assert expert.pop("pretrained") is None
+        assert (expert.pop("pretrained"), expert.pop("standardised")) == (None, None)
+    assert all(record.pop("input_range") is None for record in fields["gates"])
+    for task in fields["tasks"]:
+        assert task.pop("opinion") is None
+        later = ("answer", "within", "guessing", "per_class")
+        assert [task["accuracy"].pop(key) for key in later] == [None] * len(later)
     content = {
         "objects": sorted(ref.sha256 for ref in manifest.objects()),
         "experts": fields["experts"],
