@@ -181,6 +181,8 @@ class TaskRecord(Record):
 class GateRecord(Record):
     """The solved gate of one kind of input: what its inputs are multiplied by, the features, the object.
 
+    ``rule``: how classes are told apart, None for the subspaces of formats 1 and 2; a kind of input keeps its rule.
+
     A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
     another kind.
     """
@@ -191,6 +193,7 @@ class GateRecord(Record):
     solved: ObjectRef
     input: InputRecord | None = None
     input_range: tuple[float, float] | None = None
+    rule: Literal["gaussians"] | None = None
 
 
 class HistoryEntry(Record):
