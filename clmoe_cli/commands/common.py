@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.experts import MLP, Network, logits
 from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
-from clmoe_cli.continual.scaling import Scaling, standardising
+from clmoe_cli.continual.scaling import Scaling, centring, standardising
 from clmoe_cli.continual.shortlist import LIMIT, shortlist
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
@@ -51,10 +51,13 @@ def unread(batch: Batch, scaling: Scaling) -> Images:
     return Images(read, torch.arange(len(batch.images)), math.prod(batch.input_shape))
 
 
-def new_scaling(batch: Batch, on_step: OnStep = silent) -> Scaling:
-    """How an expert that is made for a batch reads its inputs: pictures by a factor, vectors standardised."""
+def new_scaling(batch: Batch, net: Network, on_step: OnStep = silent) -> Scaling:
+    """How an expert of that architecture reads its inputs that is made for a batch: vectors are standardised."""
     plain = Scaling(input_scale(batch, on_step))
-    return standardising(rows(batch, plain), plain.factor) if len(batch.input_shape) == 1 else plain
+    if not isinstance(net, MLP):
+        return plain
+    found = standardising if len(batch.input_shape) == 1 else centring
+    return found(rows(batch, plain), plain.factor)
 
 
 def part(batch: Batch, index: Tensor) -> Batch:

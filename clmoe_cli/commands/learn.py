@@ -188,9 +188,11 @@ class Learning:
         if wanted == "new":
             placement = Placement(None, (), "a new expert, as asked")
         elif not fitting:
-            lacks = (
-                f"has architecture {self.options.arch} and this start" if self.experts else "reads images of this shape"
-            )
+            lacks = "reads images of this shape"
+            if any(e.arch == self.options.arch and self.start.fits(e) for e in self.experts):
+                lacks = "standardises such vectors"
+            elif self.experts:
+                lacks = f"has architecture {self.options.arch} and this start"
             placement = Placement(None, (), f"a new expert, since none yet {lacks}")
         if placement.expert is not None:
             return placement, candidates, self.manifest.expert(placement.expert)
@@ -199,7 +201,7 @@ class Learning:
     def _new_expert(self) -> ExpertRecord:
         number = self.manifest.next_expert
         net = parse_arch(self.options.arch, self.batch.input_shape)
-        self.new_scaling = common.new_scaling(self.batch, self.on_step)
+        self.new_scaling = common.new_scaling(self.batch, net, self.on_step)
         return ExpertRecord(
             id=f"e{number}",
             arch=self.options.arch,

@@ -8,8 +8,8 @@ A network is described by plain values from which anyone can build it again:
 =============================================  ==================================================================
 
 Names of parameters are those of the module's ``state_dict``. An expert that standardises its inputs begins with two
-normalisations of fixed statistics, ``centred`` and ``standardised``, and the bound. torchvision's networks take three channels:
-``"colour": True`` says that grey images have to be repeated to three.
+normalisations of fixed statistics, ``centred`` and ``standardised``, and the bound. torchvision's networks take three
+channels: ``"colour": True`` says that grey images have to be repeated to three.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def state(net: Network, params: Mapping[str, Tensor], scaling: Scaling) -> Param
 
 
 def _standardising(scaling: Scaling, like: Tensor) -> Params:
-    """Parameters of the layers that do what :meth:`Scaling.apply` does but for the bound: ``x f − c``, then ``x / s``."""
+    """Parameters of the layers that do what :meth:`Scaling.apply` does without the bound: `x f − c`, then `x / s`."""
     if scaling.centre is None or scaling.spread is None:
         return {}
     ones, zeros = torch.ones_like(scaling.centre).to(like), torch.zeros_like(scaling.centre).to(like)

@@ -1,7 +1,10 @@
-"""How an expert reads numbers: one factor for pictures; for vectors a centre and a spread of each column as well.
+"""How an expert reads numbers: a factor; vectors with a centre and a spread of each column, pictures with one centre.
 
 Columns of a table have units of their own, and a network learns little from one that is a thousand times another. What
 is kept of the inputs for it is pooled over at least ``LEAST`` of them and rounded, so that no input can be read back.
+
+A picture with a bright background is a large constant and a small rest, in which dropout and training see the constant.
+So a perceptron reads pictures from their median number. That of a black background is 0: nothing changes.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ BOUND = 10.0
 """Standardised numbers end here: a column that hardly varied in an expert's first task must not drown the others."""
 STEPS = 4
 """A centre is a whole number of this part of its spread."""
+LEVELS = 16
+"""The median of pictures is kept as a whole number of this part of 1."""
 SAME = 1e-6
 """A column whose spread is less than this share of its centre is constant but for rounding."""
 EXPONENTS = (-100, 100)
@@ -53,7 +58,7 @@ class Scaling:
         x = x if self.factor == 1.0 else x * self.factor
         if self.centre is None or self.spread is None:
             return x
-        return ((x - self.centre) / self.spread).clamp(-BOUND, BOUND)
+        return (x - self.centre).div_(self.spread).clamp_(-BOUND, BOUND)
 
     def undone(self, x: Tensor) -> Tensor:
         """Inputs [N, D] that :meth:`apply` makes ``x`` of, up to rounding; ``x`` within ±``BOUND``."""
@@ -71,11 +76,25 @@ def standardising(x: Rows, factor: float) -> Scaling:
     """
     if len(x) < LEAST:
         return Scaling(factor)
-    width = x[:1].shape[1]
-    few = min(len(x), max(LEAST, min(MOST, NUMBERS // width)))
-    values = taken(x, torch.linspace(0, len(x) - 1, few).round().long())[:]
-    parts = [_column(part) for part in values.split(max(1, (NUMBERS >> 2) // few), dim=1)]
+    values = _some(x)
+    parts = [_column(part) for part in values.split(max(1, (NUMBERS >> 2) // len(values)), dim=1)]
     return Scaling(factor, torch.cat([centre for centre, _ in parts]), torch.cat([spread for _, spread in parts]))
+
+
+def centring(x: Rows, factor: float) -> Scaling:
+    """The same for pictures [N, D] that a perceptron reads: all numbers have one centre, their median, and spread 1.
+
+    The median is rounded to a sixteenth; where that is 0 there is no centre.
+    """
+    level = round(float(_some(x).median()) * LEVELS) / LEVELS
+    width = x[:1].shape[1]
+    return Scaling(factor, torch.full((width,), level), torch.ones(width)) if level else Scaling(factor)
+
+
+def _some(x: Rows) -> Tensor:
+    """At most ``MOST`` of the inputs [N, D], evenly spaced, and hardly more than make ``NUMBERS``."""
+    few = min(len(x), max(LEAST, min(MOST, NUMBERS // x[:1].shape[1])))
+    return taken(x, torch.linspace(0, len(x) - 1, few).round().long())[:]
 
 
 def _column(values: Tensor) -> tuple[Tensor, Tensor]:
