@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import bars
 
 from clmoe_cli.commands.detect import detect
 from clmoe_cli.commands.learn import learn
@@ -112,11 +113,22 @@ def test_few_rows_are_not_standardised_and_more_of_them_go_elsewhere(tmp_path: P
     assert verify(root) == []
 
 
-def test_pictures_keep_their_scale(tmp_path: Path) -> None:
-    data = table((0, 1), 60, 1, np.ones(8, np.float32))
-    learn(str(tmp_path / "s"), Batch(data.images.reshape(60, 1, 2, 4), data.labels, "pictures"), OPTIONS)
-    (record,) = Store.open(tmp_path / "s").manifest.experts
-    assert record.standardised is None
+@pytest.mark.parametrize(("arch", "white"), [("mlp:24,16", False), ("mlp:24,16", True), ("cnn:4", True)])
+def test_perceptrons_read_pictures_on_white_as_those_on_black(arch: str, white: bool, tmp_path: Path) -> None:
+    x, y = bars([0, 6], 120, 1)
+    pictures = Batch((255 - x if white else x)[:, None], y, "pictures")
+    learn(str(tmp_path / "s"), pictures, replace(OPTIONS, arch=arch))
+    opened = Store.open(tmp_path / "s")
+    (record,) = opened.manifest.experts
+    assert record.standardised is (True if white and arch.startswith("mlp") else None)
+    inputs = opened.read_expert("e1").inputs
+    assert {k: set(v.tolist()) for k, v in inputs.items()} == (
+        {"centre": {1.0}, "spread": {1.0}} if record.standardised else {}
+    )
+    assert verify(tmp_path / "s") == []
+    scores = predict(str(tmp_path / "s"), pictures, task="task1").scores
+    assert scores is not None
+    assert arch == "cnn:4" or scores.accuracy > 0.95
 
 
 def test_no_row_is_near_what_a_store_of_few_rows_keeps_of_them(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ BOUND = 10.0
 """Standardised numbers end here: a column that hardly varied in an expert's first task must not drown the others."""
 STEPS = 4
 """A centre is a whole number of this part of its spread."""
-LEVELS = 16
+LEVELS = 4
 """The median of pictures is kept as a whole number of this part of 1."""
 SAME = 1e-6
 """A column whose spread is less than this share of its centre is constant but for rounding."""
@@ -84,7 +84,7 @@ def standardising(x: Rows, factor: float) -> Scaling:
 def centring(x: Rows, factor: float) -> Scaling:
     """The same for pictures [N, D] that a perceptron reads: all numbers have one centre, their median, and spread 1.
 
-    The median is rounded to a sixteenth; where that is 0 there is no centre.
+    The median is rounded to a quarter; where that is 0 there is no centre.
     """
     level = round(float(_some(x).median()) * LEVELS) / LEVELS
     width = x[:1].shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clmoe_cli.continual import scaling as scalings
 from clmoe_cli.continual.images import Images
-from clmoe_cli.continual.scaling import BOUND, LEAST, MOST, Scaling, standardising
+from clmoe_cli.continual.scaling import BOUND, LEAST, MOST, Scaling, centring, standardising
 
 
 def arrays(found: Scaling) -> tuple[Tensor, Tensor]:
@@ -134,3 +134,14 @@ def test_without_centre_a_scaling_is_one_factor() -> None:
     x = table(4, 3, 0) * 1e6
     assert Scaling().apply(x) is x
     assert torch.equal(Scaling(0.25).apply(x), x * 0.25)
+
+
+@pytest.mark.parametrize(("background", "centre"), [(0.0, None), (0.1, None), (0.26, 0.25), (0.55, 0.5), (1.0, 1.0)])
+def test_pictures_are_read_from_their_background(background: float, centre: float | None) -> None:
+    x = torch.full((40, 100), background)
+    x[:, :30] = torch.rand((40, 30), generator=torch.Generator().manual_seed(0))
+    found = centring(x * 0.5, 0.5) if centre is None else centring(x, 1.0)
+    if centre is None:
+        assert not found.standardised
+    else:
+        assert torch.equal(found.apply(x), x - centre)
