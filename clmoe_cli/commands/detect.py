@@ -54,7 +54,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
-    names = common.shortlisted(manifest, names, few)
+    names = common.shortlisted(loader, names, few)
     found, raw = common.onset_evidence(loader, names, batch, index, book, kind, on_step)
     labels = None
     if use_labels and batch.labels is not None:
@@ -63,8 +63,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     rows = []
     for name in counted(names, on_step, "overlap", "tasks"):
         task = loader.task(name)
-        record = manifest.expert(manifest.task(name).expert)
-        x = common.flat(few, record.input_scale)
+        x = common.flat(few, loader.scaling(task.expert))
         # Without labels the pseudo-labels of the task's own subnetwork stand in.
         known = KnownTask(task.name, task.expert, task.net, task.params, task.mask, task.scores)
         pseudo = _pseudo(found[name].predicted)

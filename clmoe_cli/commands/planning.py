@@ -62,7 +62,7 @@ class _Planning(Learning):
         self, name: str, verdict: Verdict, placement: Placement, candidates: list[Candidate], record: ExpertRecord
     ) -> LearnReport:
         net = network(record)
-        self._labelled(self.batch, record.input_scale)
+        self._labelled(self.batch, record)
         new = placement.expert is None
         taken = {} if new else self.loader.frozen(record.id)
         read = {} if new else self.loader.frozen(record.id, placement.reads)
@@ -87,7 +87,7 @@ class _Planning(Learning):
         )
 
     def _relearn(self, old: TaskRecord, record: ExpertRecord, others: list[str], verdict: Verdict) -> LearnReport:
-        self._labelled(self.batch, record.input_scale, old.classes)
+        self._labelled(self.batch, record, old.classes)
         taken = self.loader.frozen(record.id, others)
         read = masks.both(taken, self.loader.task(old.name).mask)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")

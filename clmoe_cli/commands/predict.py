@@ -243,9 +243,7 @@ def _routed(
 ) -> Iterator[Decision]:
     """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
     tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
-    scales = [loader.manifest.expert(t.expert).input_scale for t in tasks]
-    scaled = {scale: common.rows(batch, scale) for scale in set(scales)}
-    inputs = [scaled[scale] for scale in scales]
+    inputs = common.inputs_of(loader, [task.expert for task in tasks], batch)
     to = begun(on_step, "routing" if router else "answering", len(batch.images), "images")
     ask = explaining.asked(loader, batch, names, inputs) if explain else None
     for rows in torch.arange(len(batch.images)).split((together if router else None) or routing.CHUNK):

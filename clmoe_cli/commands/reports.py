@@ -146,7 +146,8 @@ class ExportReport(Report):
 
     ``classes``: in the order of the outputs. ``input_shape``: of one image, or the features of one where ``features``
     names the backbone (``arch``, ``sha256``) that the file does not hold. ``input_scale``: what the expert multiplies
-    its inputs by, which the first layer's weights have taken over. ``parameters``: numbers that the model computes
+    its inputs by, which the first layer's weights have taken over. ``standardised``: whether the first layers bring
+    each number of an input to a common spread. ``parameters``: numbers that the model computes
     with, running statistics included; ``nonzero``: those that are not 0. ``bytes``: of the file. ``deviation``: the
     largest difference of a logit between the file, read back and run by ``checked_with``, and the subnetwork.
     """
@@ -161,6 +162,7 @@ class ExportReport(Report):
     classes: tuple[int | str, ...]
     input_shape: tuple[int, ...]
     input_scale: float
+    standardised: bool
     features: dict[str, str] | None
     parameters: int
     nonzero: int

@@ -36,18 +36,21 @@ def sketch(data: Labelled, classes: int) -> Tensor:
     return sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
 
 
-def shortlist(sketches: Sequence[Tensor], x: Rows, limit: int = LIMIT) -> list[int]:
+def shortlist(sketches: Sequence[Tensor], inputs: Sequence[Rows], limit: int = LIMIT) -> list[int]:
     """Positions of at most ``limit`` tasks, in their given order.
 
-    ``sketches``: each task's [C, WIDTH]; ``x`` [N, D]. Tasks to which most images are nearest come first (a batch
+    ``sketches``: each task's [C, WIDTH]; ``inputs``: the same images [N, D] as each task's expert reads them, one
+    object for tasks that read them alike. Tasks to which most images are nearest come first (a batch
     may hold several tasks), then those with the least mean distance.
     """
     if len(sketches) <= limit:
         return list(range(len(sketches)))
-    owner = torch.repeat_interleave(torch.tensor([len(s) for s in sketches]))
-    distances = torch.cdist(project(x), torch.cat(list(sketches)))
-    nearest = torch.full((len(x), len(sketches)), math.inf)
-    nearest.scatter_reduce_(1, owner.expand_as(distances), distances, "amin")
+    nearest = torch.full((len(inputs[0]), len(sketches)), math.inf)
+    for x in {id(x): x for x in inputs}.values():
+        alike = [i for i, other in enumerate(inputs) if other is x]
+        owner = torch.tensor(alike).repeat_interleave(torch.tensor([len(sketches[i]) for i in alike]))
+        distances = torch.cdist(project(x), torch.cat([sketches[i] for i in alike]))
+        nearest.scatter_reduce_(1, owner.expand_as(distances), distances, "amin")
     votes = torch.bincount(nearest.argmin(dim=1), minlength=len(sketches))
     mean = nearest.mean(dim=0)
     # Votes are whole numbers: the mean distance, scaled below one, only breaks their ties.
