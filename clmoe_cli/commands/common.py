@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.shortlist import shortlist
+from clmoe_cli.continual.steady import logits
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
