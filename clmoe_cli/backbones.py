@@ -62,10 +62,9 @@ class Backbone:
 
         ``device``: where to compute; pictures and features are on the CPU.
 
-        Pictures pass in blocks of the same number, each on its own: batch norms use their frozen statistics, and no last
-        bit hangs on the other pictures (:mod:`clmoe_cli.continual.steady`). Raises UsageProblem
-        for sizes and channels that the network cannot read, BadInput for values outside [0, 1] or features that are
-        not finite.
+        Pictures pass in blocks of the same number, each on its own: batch norms use their frozen statistics, and no
+        last bit hangs on the other pictures (:mod:`clmoe_cli.continual.steady`). Raises UsageProblem for sizes and
+        channels that the network cannot read, BadInput for values outside [0, 1] or features that are not finite.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise UsageProblem(

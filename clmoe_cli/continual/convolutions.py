@@ -193,7 +193,7 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 @contextmanager
-def _hooked(modules: Any, note: Callable[..., None]) -> Iterator[None]:
+def _hooked(modules: Any, note: Callable[..., Tensor | None]) -> Iterator[None]:
     handles = [module.register_forward_hook(note) for module in modules]
     try:
         yield
