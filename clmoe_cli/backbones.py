@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clmoe_cli.continual import skeletons
+from clmoe_cli.continual.experts import BLOCK
+from clmoe_cli.continual.steady import in_blocks
 from clmoe_cli.continual.steps import OnDone
 from clmoe_cli.data.npz import one_line
 from clmoe_cli.weights_files import InMemory, Source, Weights, WeightsFile, fit
 from store_schema.errors import BadInput, UsageProblem
 
-# Pixels that pass at once: 32 photographs, whose maps take a few hundred megabytes in a ResNet-50.
+# Pixels that pass at once on a graphics card: 32 photographs, whose maps take a few hundred megabytes in a ResNet-50.
 _PIXELS = 32 * 224 * 224
-_CHUNK = 2048
+# On a processor four: a single picture passes as one of so many, and must not take longer than need be.
+_SLOWLY = 4 * 224 * 224
 # What resizing floats may add to their range.
 _ROUNDING = 1e-5
 # Their published weights expect other means and deviations, to which the networks themselves convert.
@@ -59,9 +62,9 @@ class Backbone:
 
         ``device``: where to compute; pictures and features are on the CPU.
 
-        Pictures pass a few at a time, each on its own: batch norms use their frozen statistics. Raises UsageProblem
-        for sizes and channels that the network cannot read, BadInput for values outside [0, 1] or features that are
-        not finite.
+        Pictures pass in blocks of the same number, each on its own: batch norms use their frozen statistics, and no
+        last bit hangs on the other pictures (:mod:`clmoe_cli.continual.steady`). Raises UsageProblem for sizes and
+        channels that the network cannot read, BadInput for values outside [0, 1] or features that are not finite.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise UsageProblem(
@@ -81,10 +84,13 @@ class Backbone:
         out = torch.empty(count, self.width)
         tensors = {name: value.to(device) for name, value in self._tensors.items()}
         with torch.inference_mode():
-            step = max(1, min(_CHUNK, _PIXELS // (height * width)))
+            step = max(1, min(BLOCK, (_SLOWLY if device == "cpu" else _PIXELS) // (height * width)))
+
+            def seen(part: Tensor) -> tuple[Tensor]:
+                return (functional_call(self._net, tensors, (self._normalised(part).to(device),)).cpu(),)
+
             for start in range(0, count, step):
-                part = self._normalised(images[start : start + step]).to(device)
-                out[start : start + step] = functional_call(self._net, tensors, (part,)).cpu()
+                (out[start : start + step],) = in_blocks(images[start : start + step], step, seen)
                 on_done(min(start + step, count))
         if not bool(torch.isfinite(out).all()):
             raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")

@@ -200,14 +200,37 @@ def test_the_processes_benchmark_compares_small(
     assert found["images"] == 80
 
 
-def test_peak_memory_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+HELD = """
+import pathlib, time
+x = b"1" * {megabytes} * 2**20
+pathlib.Path("{ready}").touch()
+while not pathlib.Path("{seen}").exists():
+    time.sleep(0.005)
+"""
+
+
+def test_peak_memory_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command that holds memory ends when it has been looked at."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     memory = importlib.import_module("memory")
-    held = "import time; x = b'1' * {} * 2**20; time.sleep(0.4)"
-    few, many = (memory.measured([sys.executable, "-c", held.format(n)]) for n in (1, 101))
+    looked = memory.resident
+
+    def resident(pid: int) -> tuple[int, int]:
+        ready = list(tmp_path.glob("*.ready"))
+        found = looked(pid)
+        for path in ready:
+            path.with_suffix(".seen").touch()
+        return found
+
+    monkeypatch.setattr(memory, "resident", resident)
+
+    def held(megabytes: int, name: str) -> str:
+        return HELD.format(megabytes=megabytes, ready=tmp_path / f"{name}.ready", seen=tmp_path / f"{name}.seen")
+
+    few, many = (memory.measured([sys.executable, "-c", held(n, str(n))]) for n in (1, 101))
     assert 95 < many["anonymous_mib"] - few["anonymous_mib"] < 110
     assert many["resident_mib"] > many["anonymous_mib"]
-    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held.format(101)!r}])"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held(101, 'nested')!r}])"
     assert memory.measured([sys.executable, "-c", nested])["anonymous_mib"] > 100
     with pytest.raises(SystemExit, match="exit 3: no"):
         memory.measured([sys.executable, "-c", "import sys; print('no', file=sys.stderr); sys.exit(3)"])

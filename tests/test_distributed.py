@@ -44,8 +44,10 @@ QUESTIONS = {
     "image": {},
     "three": {"route": "batch", "batch_size": 3},
     "whole": {"route": "batch"},
-    "gate": {"router": "gate"},
-    "fisher": {"router": "fisher"},
+    "gate": {"router": "gate", "reject": 0.5},
+    "fisher": {"router": "fisher", "reject": 0.5},
+    "gradient": {"router": "gradient", "reject": 0.5},
+    "loss": {"router": "loss", "reject": 0.5},
     "paper": {"router": "paper", "route": "batch", "batch_size": 40},
     "task": {"task": "task1"},
 }
@@ -137,7 +139,7 @@ def test_two_processes_learn_what_one_does(data: Path, one: Path, tmp_path: Path
 
 
 def test_two_processes_answer_what_one_does_in_order(data: Path, one: Path, tmp_path: Path) -> None:
-    """201 images, and one; the tolerance: last bits, since pieces of another size are multiplied in another order."""
+    """201 images, and one: what decides is the same to the last bit, whatever share of the images a process has."""
     script = tmp_path / "asking.py"
     script.write_text(ASKING)
     mixed = data / "mixed.npz"
@@ -148,10 +150,9 @@ def test_two_processes_answer_what_one_does_in_order(data: Path, one: Path, tmp_
             batch = read_batch(str(mixed), labels="optional").taken(slice(0, n))
             expected = predict(str(one), batch, **options).arrays()
             with np.load(tmp_path / f"{name}-{n}.npz") as found:
-                for key in ("label", "task", "expert", "known"):
+                for key in ("label", "task", "expert", "known", "p_value"):
                     assert np.array_equal(found[key], expected[key]), (name, n, key)
-                for key in ("confidence", "p_value"):
-                    np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, atol=1e-7, err_msg=f"{name} {key}")
+                np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=1e-5, err_msg=name)
     labels = predict(str(one), read_batch(str(mixed), labels="optional")).label
     assert (labels[1:] != labels[:-1]).mean() > 0.5  # another order would be seen
 

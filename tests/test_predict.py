@@ -100,9 +100,9 @@ def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypa
 
     def silent(net: Any, params: Any, x: torch.Tensor) -> torch.Tensor:
         asked.append(len(x))
-        return torch.zeros(len(x), 2)
+        return torch.zeros(len(x), 2, dtype=torch.float64)
 
-    monkeypatch.setattr("clmoe_cli.continual.compaction.logits", silent)
+    monkeypatch.setattr("clmoe_cli.continual.steady.logits", silent)
     assert np.array_equal(predict(store, mixed, router="gate").confidence, gate.confidence)
     assert not asked
     # An opinion of one half each, at its weight: what it takes from the surer class it gives to the other.

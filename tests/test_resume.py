@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,30 +137,51 @@ def test_checkpoints_take_a_bounded_share_of_the_time(own: Path, monkeypatch: py
     assert len(written) == 1
 
 
+WAITING = """
+import sys, time
+from clmoe_cli.app import main
+from clmoe_cli.commands import resuming
+from store_schema import checkpoints
+
+# A checkpoint after every epoch; after so many the process waits for a signal.
+resuming.PAUSE, left, real = 0, int(sys.argv.pop(1)), checkpoints.save
+def save(*args):
+    global left
+    done, left = real(*args), left - 1
+    if left == 0:
+        print("saved", file=sys.stderr, flush=True)
+        while True:
+            time.sleep(0.01)
+    return done
+checkpoints.save = save
+main()
+"""
+
+
 def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) -> None:
     """Real processes, SIGKILL and SIGINT."""
     x, y = bars([2, 7], 600, 1)
     np.savez(tmp_path / "task.npz", x=x, y=y)
     whole, own = (shutil.copytree(before, tmp_path / name) for name in ("whole", "own"))
     arguments = ["learn", "--data", str(tmp_path / "task.npz"), "--arch", "mlp:24,24", "--epochs", "20"]
-    # A checkpoint after every epoch, so that there is one to wait for however fast the machine and slow its disk.
-    often = "from clmoe_cli.commands import resuming; resuming.PAUSE = 0; from clmoe_cli.app import main; main()"
-    command = [sys.executable, "-c", often, *arguments, "--store"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
+
+    def command(saves: int, store: Path) -> list[str]:
+        return [sys.executable, "-c", WAITING, str(saves), *arguments, "--store", str(store)]
+
+    subprocess.run(command(0, whole), check=True, capture_output=True, env=environment)
     said = ""
-    for number in (signal.SIGKILL, signal.SIGINT, None):
-        process = subprocess.Popen(
-            [*command, str(own)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        deadline = time.monotonic() + 60
+    for number, saves in ((signal.SIGKILL, 2), (signal.SIGINT, 5), (None, 0)):
         count = len(list((own / "checkpoints").rglob("*.safetensors")))
-        known = {p.name for p in (own / "checkpoints").rglob("*.safetensors")}
-        while number is not None and process.poll() is None and time.monotonic() < deadline:
-            if {p.name for p in (own / "checkpoints").rglob("*.safetensors")} - known:
-                process.send_signal(number)
-                break
-        said = process.communicate(timeout=60)[1].decode()
+        process = subprocess.Popen(command(saves, own), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert process.stderr is not None
+        lines: list[bytes] = []
+        while number is not None and b"saved\n" not in lines:
+            lines.append(process.stderr.readline())
+            assert lines[-1], lines
+        if number is not None:
+            process.send_signal(number)
+        said = b"".join([*lines, process.communicate(timeout=60)[1]]).decode()
         if number == signal.SIGINT:
             assert process.returncode == 130, said
             assert said.splitlines()[-1].startswith("clmoe: interrupted; the store is as it was before this command")

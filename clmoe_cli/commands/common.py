@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.continual.experts import MLP, Network, logits
+from clmoe_cli.continual.experts import MLP, Network
 from clmoe_cli.continual.images import Images, Rows
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.scaling import Scaling, centring, standardising
 from clmoe_cli.continual.shortlist import LIMIT, shortlist
+from clmoe_cli.continual.steady import logits
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook

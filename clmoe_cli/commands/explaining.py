@@ -14,11 +14,11 @@ from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.reasons import Candidate, Case, sentence
 from clmoe_cli.continual import routing
 from clmoe_cli.continual.candidates import FIGURES, LEVELS, Asked, Candidates, Said, of_subnetworks
-from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.features import features
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.scaling import Scaling
+from clmoe_cli.continual.steady import logits
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.state import Loader
@@ -133,7 +133,7 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
             x: Rows = common.flat(common.part(batch, rows), loader.scaling(task.expert))
         else:
             x = taken(inputs[position], rows)
-        logs = logits(task.net, task.params, x).double().log_softmax(dim=1)
+        logs = logits(task.net, task.params, x).log_softmax(dim=1)
         raw, own = routing.deviations(task, x, ["fisher"])["fisher"], task.calibration["fisher"]
         said = Said(logs, own.standardised(raw), own.p_values(raw))
         if seen is None or record is None:

@@ -122,7 +122,7 @@ def decide(
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
         x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
-        return loader.answering(names[task])[1].logits(x).double().log_softmax(dim=1)
+        return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
 
     sources = Sources(
         solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None, asked

@@ -19,10 +19,10 @@ from clmoe_cli.commands.reasons import Case
 from clmoe_cli.commands.reports import Report
 from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import parallel, routing
-from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import taken
 from clmoe_cli.continual.routing import DEFAULT_ROUTER, GATED, ROUTERS
+from clmoe_cli.continual.steady import logits
 from clmoe_cli.continual.steps import OnStep, begun, counted, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -258,7 +258,7 @@ def _routed(
         for i in chosen.unique().tolist():
             task, where = tasks[i], (chosen == i).nonzero()[:, 0]
             own = taken(x[i], where)
-            best = logits(task.net, task.params, own).double().softmax(dim=1).max(dim=1)
+            best = logits(task.net, task.params, own).softmax(dim=1).max(dim=1)
             classes = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
             codes[where] = classes[best.indices]
             confidence[where] = best.values * posterior[where, i]

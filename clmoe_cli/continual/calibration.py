@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clmoe_cli.continual.steady import at_least
+
 MINIMUM = 30
 """Fewer held-out images than this give no p-values."""
 
@@ -42,9 +44,7 @@ class Calibration:
         """Share of calibration images that deviate at least as much, [N] in (0, 1]; NaN where not available."""
         if not self.available:
             return torch.full((len(deviations),), float("nan"), dtype=torch.float64)
-        n = len(self.values)
-        at_least = n - torch.searchsorted(self.values, deviations.double().contiguous())
-        return (at_least.double() + 1) / (n + 1)
+        return (at_least(self.values, deviations) + 1) / (len(self.values) + 1)
 
     def standardised(self, deviations: Tensor) -> Tensor:
         """Log deviation in units of the task's own mean and spread, [N]: comparable between tasks."""

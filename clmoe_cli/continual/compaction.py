@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual.experts import MLP, Network, Params, logits
+from clmoe_cli.continual import steady
+from clmoe_cli.continual.experts import MLP, Network, Params
 from clmoe_cli.continual.images import Images, Labelled
 
 
@@ -35,8 +36,8 @@ class Compact:
     added: Params = field(default_factory=dict)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [N, C] of images [N, D]."""
-        return logits(self.net, self.params, x if self.inputs is None else x.index_select(1, self.inputs))
+        """Logits [N, C] float64 of images [N, D], the same whatever other images there are."""
+        return steady.logits(self.net, self.params, x if self.inputs is None else x.index_select(1, self.inputs))
 
     def images(self, data: Labelled) -> Labelled:
         """The same images [N, D], of each the d numbers that are read, [N, d]; images not yet read remain so."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from clmoe_cli.continual import parallel, skeletons
 from clmoe_cli.continual.experts import (
+    BLOCK,
     CHUNK,
     STATISTICS,
     Convolution,
@@ -71,6 +72,11 @@ class ConvNet(Network):
             self.module(torch.empty((1, *self.input_shape), device="meta"))
         return max(1, min(CHUNK, BUDGET // sum(sizes)))
 
+    @property
+    def block(self) -> int:
+        """Images of every pass that decides: kernels of convolutions then see the same shapes."""
+        return min(BLOCK, self.chunk)
+
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every kernel, and of every dense weight but the output's."""
         return {
@@ -118,7 +124,8 @@ class ConvNet(Network):
             inputs[name_of[module]] = args[0]
             outputs[name_of[module]] = out if out.requires_grad or not torch.is_grad_enabled() else out.requires_grad_()
 
-        with _hooked(self.modules.values(), note):
+        dense = [module for module in self.modules.values() if isinstance(module, nn.Linear)]
+        with _hooked(dense, _in_float64), _hooked(self.modules.values(), note):
             self._call(params, x, False)
         return Pass({name: inputs[name] for name in self.modules}, {name: outputs[name] for name in self.modules})
 
@@ -160,6 +167,14 @@ class ConvNet(Network):
         return result
 
 
+def _in_float64(module: nn.Linear, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+    """What a dense layer computes, summed in float64: unlike convolutions', its last bits hang on the other images."""
+    if out.device.type == "mps" or out.is_meta:
+        return None
+    bias = None if module.bias is None else module.bias.double()
+    return F.linear(args[0].double(), module.weight.double(), bias).to(out.dtype)
+
+
 def _weight(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
     return module.weight
@@ -178,7 +193,7 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 @contextmanager
-def _hooked(modules: Any, note: Callable[..., None]) -> Iterator[None]:
+def _hooked(modules: Any, note: Callable[..., Tensor | None]) -> Iterator[None]:
     handles = [module.register_forward_hook(note) for module in modules]
     try:
         yield

@@ -38,6 +38,8 @@ MAX_WIDTH = 65_536
 MAX_WEIGHTS = 100_000_000
 STATISTICS = ("running_mean", "running_var")
 CHUNK = 4096
+BLOCK = 32
+"""Images of a pass of convolutions that decides."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Pass:
     def hidden(self, layers: Sequence[str]) -> Tensor:
         """What these layers read, side by side, [N, d]; of maps the mean over their positions, each map once."""
         once = {id(self.inputs[layer]): self.inputs[layer] for layer in layers}
-        return torch.cat([a.mean(dim=(2, 3)) if a.ndim == 4 else a for a in once.values()], dim=1)
+        return torch.cat([_means(a) if a.ndim == 4 else a for a in once.values()], dim=1)
 
 
 class Network(ABC):
@@ -97,6 +99,11 @@ class Network(ABC):
     def chunk(self) -> int:
         """Images of one pass without gradients, so that memory stays bounded."""
         return CHUNK
+
+    @property
+    def block(self) -> int | None:
+        """Images of every pass that decides, where its last bits hang on how many there are; None: any number."""
+        return None
 
     @property
     @abstractmethod
@@ -247,6 +254,12 @@ def traced(
         with torch.no_grad():
             done = net.trace(params, here)
         yield here, done
+
+
+def _means(maps: Tensor) -> Tensor:
+    """Means over the positions, [N, C, h, w] to [N, C]; summed in float64 where there is such."""
+    exact = maps if maps.device.type == "mps" else maps.double()
+    return exact.mean(dim=(2, 3)).to(maps.dtype)
 
 
 def device_of(params: Mapping[str, Tensor]) -> torch.device:

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clmoe_cli.continual.experts import BLOCK
 from clmoe_cli.continual.images import Rows
+from clmoe_cli.continual.steady import in_blocks
 from clmoe_cli.continual.steps import OnDone
 
 SIZES = (5, 9, 13)
@@ -39,8 +41,8 @@ SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
 UNIT = "unit-1"
-CHUNK = 125
-"""Images at a time: so many that a step's maps stay near the processor."""
+CHUNK = 4 * BLOCK
+"""Images read at a time; so few that those of a block, and its maps, stay near the processor."""
 FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 
@@ -80,15 +82,20 @@ def features(
 ) -> Tensor:
     """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
 
-    ``name``: which ones; None for those of :func:`kind`.
+    ``name``: which ones; None for those of :func:`kind`. Those of an image are the same to the last bit whatever other
+    images there are (:mod:`clmoe_cli.continual.steady`).
     """
     by_shape = _of_images if is_image(input_shape) else _of_vectors
     of: Callable[[Tensor], Tensor] = _unit if name == UNIT else by_shape
+
+    def block(inputs: Tensor) -> tuple[Tensor]:
+        return (of(inputs.reshape(-1, *input_shape)).to(inputs.dtype),)
+
     found: Tensor | None = None
     done = 0
     with torch.inference_mode():
         for part in x.split(CHUNK):
-            values = of(part.reshape(-1, *input_shape))
+            (values,) = in_blocks(part, BLOCK, block)
             if found is None:
                 found = values.new_empty((len(x), values.shape[1]))
             found[done : done + len(values)] = values
@@ -119,15 +126,15 @@ def _bank(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
 
 
 @cache
-def _windows(height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Weights [height · width, GRID²] of the windows of a map, so that all maps' means are one product."""
-    return torch.kron(_along(height, dtype), _along(width, dtype)).T.contiguous()
+def _windows(height: int, width: int) -> Tensor:
+    """Weights [height · width, GRID²] float64 of the windows of a map, so that all maps' means are one product."""
+    return torch.kron(_along(height), _along(width)).T.contiguous()
 
 
-def _along(n: int, dtype: torch.dtype) -> Tensor:
+def _along(n: int) -> Tensor:
     """Weights [GRID, n] of Gaussian windows, each adding up to one, over n evenly spaced positions."""
-    at = (torch.arange(n, dtype=dtype) + 0.5) / n
-    centre = (torch.arange(GRID, dtype=dtype) + 0.5) / GRID
+    at = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    centre = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
     weights = torch.exp(-(at - centre[:, None]).square() / (2 * SPREAD**2))
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -141,13 +148,13 @@ def _modulus(x: Tensor, filters: Tensor) -> Tensor:
 
 
 def _averaged(x: Tensor) -> Tensor:
-    """Square roots of the means over the windows, [N, …] to [N, d], of unit length unless they are faint."""
+    """Square roots of the means over the windows, [N, …] to [N, d] float64, of unit length unless they are faint."""
     return F.normalize(_means(x).sqrt(), eps=FAINT)
 
 
 def _means(x: Tensor) -> Tensor:
-    """Means over the windows, [N, C, H, W] to [N, C · GRID²]."""
-    return (x.flatten(2) @ _windows(*x.shape[-2:], x.dtype)).flatten(1)
+    """Means over the windows, [N, C, H, W] to [N, C · GRID²] float64."""
+    return (x.flatten(2).double() @ _windows(*x.shape[-2:])).flatten(1)
 
 
 def _of_images(x: Tensor) -> Tensor:
@@ -158,7 +165,8 @@ def _of_images(x: Tensor) -> Tensor:
         x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
     colours = []
     if channels == 3:
-        x = torch.einsum("oc,nchw->nohw", torch.tensor(OPPONENTS, dtype=x.dtype), x)
+        opponents = torch.tensor(OPPONENTS, dtype=torch.float64)
+        x = torch.einsum("oc,nchw->nohw", opponents, x.double()).to(x.dtype)
         colours = [COLOUR * F.normalize(_means(x), eps=FAINT)]
     first_bank, second_bank = _bank(x.dtype)
     single = x.reshape(n * channels, 1, *x.shape[2:])
@@ -169,17 +177,17 @@ def _of_images(x: Tensor) -> Tensor:
 
 
 def _of_vectors(x: Tensor) -> Tensor:
-    flat = x.flatten(1)
+    flat = x.flatten(1).double()
     size = flat.shape[1]
     # The constant keeps a vector's length from being lost when all is scaled to unit length.
     known = F.normalize(F.pad(flat, (0, 1), value=math.sqrt(size) / 4))
-    return F.normalize((known @ _directions(size).to(x.dtype)).relu())
+    return F.normalize((known @ _directions(size)).relu())
 
 
 @lru_cache(maxsize=1)
 def _directions(size: int) -> Tensor:
-    return torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0))
+    return torch.randn((size + 1, VECTOR_WIDTH), generator=torch.Generator().manual_seed(0)).double()
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.flatten(1))
+    return F.normalize(x.flatten(1).double())

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from clmoe_cli.continual.experts import Network, traced
 from clmoe_cli.continual.images import Labelled
+from clmoe_cli.continual.steady import settled
 
 RANKS = {"inputs": 32, "hidden": 128}
 """Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
@@ -54,9 +55,9 @@ class Gaussian:
         values, means, directions = values.double(), self.means.double(), self.directions.double()
         flat, flat_means = values @ directions, means @ directions
         scale = self.variances.double().rsqrt()
-        near = torch.cdist(flat * scale, flat_means * scale).square()
+        near = _squares(flat * scale, flat_means * scale)
         # What lies outside the leading directions: the whole minus the part inside, never negative.
-        outside = torch.cdist(values, means).square() - torch.cdist(flat, flat_means).square()
+        outside = _squares(values, means) - _squares(flat, flat_means)
         return near + outside.clamp_min(0.0) / self.rest.double()
 
     def deviation(self, values: Tensor) -> Tensor:
@@ -154,5 +155,11 @@ def blocks(net: Network, params: Mapping[str, Tensor], data: Labelled) -> dict[s
     return {"inputs": inputs, "hidden": hidden}
 
 
+def _squares(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances [N, C] of rows [N, d] and [C, d], from their differences: by products, near ones are noise."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
 def _logs(gaussian: Gaussian, values: Tensor) -> Tensor:
-    return gaussian.deviation(values).clamp_min(TINY).log()
+    # Settled, since a narrow spread makes much of a small difference.
+    return settled(gaussian.deviation(values)).clamp_min(TINY).log()

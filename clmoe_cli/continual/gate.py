@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.fisher import leading, of_scatter
+from clmoe_cli.continual.steady import at_least, settled
 
 RANK = 128
 """Directions of a class, if there are four times as many images and twice as many features."""
@@ -88,16 +89,15 @@ class Subspaces:
         return (count * own.var(dim=1, correction=0) / mean + PRIOR * mean) / (count + PRIOR)
 
     def distances(self, values: Tensor, of: int) -> Tensor:
-        """Squared distances [N] of features [N, d] from the subspace of class ``of``, never negative."""
-        return _outside(values, self.means[of], self.directions[of])
+        """Squared distances [N] of features [N, d] from the subspace of class ``of``, never negative; settled."""
+        return settled(_outside(values.double(), self.means[of], self.directions[of]))
 
     def p_values(self, distances: Tensor, of: int) -> Tensor:
         """Share of the class's own images that lie at least as far away, [N] in (0, 1]; NaN below 30 images."""
         count = float(self.counts[of])
         if count < MINIMUM:
             return torch.full((len(distances),), math.nan, dtype=torch.float64)
-        own = self.quantiles[of].contiguous()
-        farther = 1 - torch.searchsorted(own, distances.to(own.dtype).contiguous()).double() / len(own)
+        farther = at_least(self.quantiles[of], distances) / self.quantiles.shape[1]
         return (farther * count + 1) / (count + 1)
 
 
@@ -187,14 +187,15 @@ class Gate:
         return float(self.scales.double().mean().clamp_min(torch.finfo(torch.float32).tiny))
 
     def distances(self, values: Tensor) -> Tensor:
-        """Coarse squared distances [N, S] of features [N, d]; never below those in full, up to rounding."""
+        """Coarse squared distances [N, S] of features [N, d], settled; never below those in full, up to rounding."""
         size, d, k = self.coarse.shape
+        values = values.double()
         means, coarse = self.means.to(values.dtype), self.coarse.to(values.dtype)
         # One product for means and directions; torch.cdist would copy the features twice.
         found = values @ torch.cat([means.T, coarse.permute(1, 0, 2).reshape(d, size * k)], dim=1)
         inside = found[:, size:].reshape(len(values), size, k) - torch.einsum("sd,sdk->sk", means, coarse)
         distances: Tensor = _lengths(values)[:, None] + _lengths(means) - 2 * found[:, :size]
-        return (distances - inside.square().sum(dim=2)).clamp_min(0)
+        return settled((distances - inside.square().sum(dim=2)).clamp_min(0))
 
     def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> tuple[Tensor, Tensor]:
         """The ``limit`` nearest subspaces (all, if there are fewer) of features [N, d].
@@ -227,7 +228,7 @@ def full_distances(
     ``statistics(task)`` is called for tasks on the shortlist alone, so that nothing else is read. ``coarse`` [N, L]:
     their coarse distances, which stay for subspaces that are ``FAR``.
     """
-    found = values.new_empty(chosen.shape) if coarse is None else coarse.clone()
+    found = torch.empty(chosen.shape, dtype=torch.float64) if coarse is None else coarse.clone()
     left_out = -1
     near = chosen if coarse is None else chosen.where(coarse <= FAR * coarse.amin(dim=1, keepdim=True), left_out)
     for one in near.unique().tolist():

@@ -43,7 +43,7 @@ def factors(net: Network, params: Mapping[str, Tensor], x: Tensor, targets: Tens
     """
     device = device_of(params)
     with torch.enable_grad():
-        done = net.trace(params, x.to(device))
+        done = net.trace(params, x.to(next(iter(params.values()))))
         labels = done.logits.detach().argmax(dim=1) if targets is None else targets.to(device)
         loss = F.cross_entropy(done.logits, labels, reduction="sum")
         deltas = torch.autograd.grad(loss, list(done.outputs.values()))

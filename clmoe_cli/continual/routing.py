@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import masks
+from clmoe_cli.continual import masks, steady
 from clmoe_cli.continual.calibration import Calibration
-from clmoe_cli.continual.experts import Network, Params, logits, traced
+from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.fisher import Whitening
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, normalised, relative_deviation
@@ -63,20 +63,26 @@ class Subnetwork:
 
 
 def deviations(task: Subnetwork, x: Rows, kinds: Sequence[str]) -> dict[str, Tensor]:
-    """Raw deviations [N] of the named kinds: ``loss`` (pseudo-label, nats), ``gradient``, ``fisher``."""
+    """Raw deviations [N] of the named kinds, settled: ``loss`` (pseudo-label, nats), ``gradient``, ``fisher``."""
     parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    for part, done in traced(task.net, task.params, x, CHUNK) if {"loss", "fisher"} & set(kinds) else ():
+    net, params = task.net, steady.exact(task.net, task.params)
+    reference = task.reference() if "gradient" in parts else None
+
+    def gradient(part: Tensor) -> tuple[Tensor]:
+        assert reference is not None
+        return (relative_deviation(net, params, factors(net, params, part), reference),)
+
+    for part in x.split(min(CHUNK, net.chunk)):
+        if {"loss", "fisher"} & set(kinds):
+            found, hidden = steady.read(net, params, part)
         if "loss" in parts:
-            parts["loss"].append(-done.logits.cpu().double().log_softmax(dim=1).max(dim=1).values)
+            parts["loss"].append(-found.log_softmax(dim=1).max(dim=1).values)
         if "fisher" in parts:
-            inputs, hidden = task.net.inputs(part), done.hidden(task.net.reading).cpu()
-            parts["fisher"].append(task.whitening.deviation(inputs, hidden))
-    if "gradient" in kinds:
-        reference = task.reference()
-        for part in x.split(min(CHUNK, task.net.chunk)):
-            found = factors(task.net, task.params, part)
-            parts["gradient"].append(relative_deviation(task.net, task.params, found, reference))
-    return {kind: torch.cat(found) for kind, found in parts.items()}
+            parts["fisher"].append(task.whitening.deviation(net.inputs(part), hidden))
+        if "gradient" in parts:
+            (own,) = gradient(part) if net.block is None else steady.in_blocks(part, net.block, gradient)
+            parts["gradient"].append(own)
+    return {kind: steady.settled(torch.cat(found)) for kind, found in parts.items()}
 
 
 def by_loss(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:

@@ -63,7 +63,10 @@ def test_brightness_contrast_and_inversion_change_nothing() -> None:
 def test_each_image_by_itself() -> None:
     x = bars([1, 7], CHUNK + 30, 1)[0]
     whole = of(x)
-    torch.testing.assert_close(whole[CHUNK - 5 :], of(x[CHUNK - 5 :]))
+    assert torch.equal(whole[CHUNK - 5 :], of(x[CHUNK - 5 :]))
+    assert torch.equal(whole, of(x[::-1].copy()).flip(0))
+    single = of(x, torch.float32)
+    assert torch.equal(single[:9], torch.cat([of(x[i : i + 1], torch.float32) for i in range(9)]))
     assert whole.isfinite().all()
     # Both layers have unit length.
     torch.testing.assert_close(whole.square().sum(dim=1), torch.full((len(x),), 2.0, dtype=torch.float64))

@@ -69,7 +69,9 @@ def test_every_task_is_there_and_no_reader_sees_an_error(
     killed = []
     rng = np.random.default_rng(0)
     for w in range(kills):
-        time.sleep(rng.uniform(1, 3))
+        wanted = Store.open(root).manifest.generation + int(rng.integers(5, 15))
+        while Store.open(root).manifest.generation < wanted:  # amid the work of all, wherever this one is
+            time.sleep(rng.uniform(0, 0.01))
         writers[w].send_signal(signal.SIGKILL)
         killed.append(writers[w])
     said = [w.communicate(timeout=600) for w in writers]

@@ -19,17 +19,19 @@ from store_schema import (
 )
 
 HOLD = """
-import sys, time
+import sys
 from store_schema import writer
 with writer(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_writers_exclude_each_other_and_a_killed_holder_frees_the_lock(make_store: Make) -> None:
     root = make_store("a")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
