@@ -31,8 +31,7 @@ FACTORS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.3, 1.5, 2.0)
 
 def pictures(classes: list[int], seed: int, factor: float = 1.0, images: int = 200) -> Batch:
     x, y = bars(classes, images, seed)
-    bright = np.clip(x[:, None].astype(float) * factor, 0, 255).astype(np.uint8)
-    return Batch(np.ascontiguousarray(bright), y, "pictures")
+    return Batch(x[:, None].astype(np.float32) / 255 * np.float32(factor), y, "pictures")
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ WAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 UNITS = {"bytes": 1, "shares": 1, "floats": 255, "twice": 1 / 255, "bits": 1 / 255, "centred": -1}
 SAID = {
-    ("shares", "floats"): ("found values up to 23", "divide by 255"),
+    ("shares", "floats"): ("found values up to 2", "divide by 255"),
     ("bytes", "twice"): ("found values up to 0.003", "divided by 255 twice?"),
-    ("floats", "bytes"): ("found values up to 0.9", "multiply by 255"),
+    ("floats", "bytes"): ("found values up to 0.8", "multiply by 255"),
     ("bytes", "centred"): ("found values below 0, to -1", "expected none below 0"),
     ("centred", "shares"): ("found no values below 0", "expected values down to -1"),
 }
