@@ -13,14 +13,9 @@ from torch import Tensor
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual.experts import MLP, Network
 from clmoe_cli.continual.images import Images, Rows
-from clmoe_cli.continual.onset import Evidence
-from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.scaling import Scaling, centring, standardising
-from clmoe_cli.continual.shortlist import LIMIT, shortlist
-from clmoe_cli.continual.steady import logits
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
 
@@ -111,27 +106,6 @@ def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:limit]
 
 
-def shortlisted(loader: Loader, names: Sequence[str], batch: Batch) -> list[str]:
-    """Those of the named tasks that a batch is worth comparing with (:mod:`clmoe_cli.continual.shortlist`)."""
-    if len(names) <= LIMIT:
-        return list(names)
-    sketches, inputs = [], []
-    plain = rows(batch, Scaling())
-    read: dict[str, Rows] = {}
-    for record in (loader.manifest.task(name) for name in names):
-        scaling, means = loader.scaling(record.expert), torch.tensor(record.sketch)
-        if scaling.standardised:
-            if record.expert not in read:
-                read[record.expert] = rows(batch, scaling)
-            inputs.append(read[record.expert])
-        else:
-            # Sketches are means: dividing by the expert's factor brings them to the batch's own units.
-            means = means / scaling.factor
-            inputs.append(plain)
-        sketches.append(means)
-    return [names[i] for i in shortlist(sketches, inputs)]
-
-
 def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows]:
     """A batch as each of these experts reads it; held in memory once for those that read it alike."""
     scalings = {expert: loader.scaling(expert) for expert in experts}
@@ -139,33 +113,6 @@ def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows
     shared = {s.factor: s for s in scalings.values() if not s.standardised}
     alike = {factor: rows(batch, s) for factor, s in shared.items()}
     return [own[e] if e in own else alike[scalings[e].factor] for e in experts]
-
-
-def onset_evidence(
-    loader: Loader,
-    names: Sequence[str],
-    batch: Batch,
-    index: Tensor,
-    book: Codebook,
-    kind: str,
-    on_step: OnStep = silent,
-) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
-    """Evidence of each named task on the chosen images, and its raw deviations [n]."""
-    found: dict[str, Evidence] = {}
-    raw: dict[str, Tensor] = {}
-    few = part(batch, index)
-    for name in counted(names, on_step, "onset", "tasks"):
-        record = loader.manifest.task(name)
-        task: Subnetwork = loader.task(name)
-        x = flat(few, loader.scaling(record.expert))
-        raw[name] = deviations(task, x, [kind])[kind]
-        codes = torch.tensor(book.codes(record.classes))
-        predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
-        calibration = task.calibration[kind]
-        found[name] = Evidence(
-            calibration.p_values(raw[name]), predicted, frozenset(codes.tolist()), len(calibration.values)
-        )
-    return found, raw
 
 
 def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
