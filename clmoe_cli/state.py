@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,26 @@ from clmoe_cli.continual.compaction import Compact, compacted
 from clmoe_cli.continual.experts import Network, Params, parse_arch
 from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
 from clmoe_cli.continual.gate import Gate, Subspaces
+from clmoe_cli.continual.gaussians import GRID, GaussianGate, Gaussians, Solved
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
 from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, counted, silent
-from store_schema import ExpertRecord, ExpertWeights, InputRecord, Manifest, Store, StoreDamaged, SubnetworkRecord
+from store_schema import (
+    ExpertRecord,
+    ExpertWeights,
+    InputRecord,
+    Manifest,
+    SolvedGaussians,
+    Store,
+    StoreDamaged,
+    SubnetworkRecord,
+)
 
-GATE = ("means", "directions", "quantiles", "counts")
-"""What is stored of :class:`Subspaces`."""
+GATE = tuple(field.name for field in fields(Subspaces))
+GAUSSIANS = tuple(field.name for field in fields(Gaussians))
+"""What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
 
 
 def tensor(array: NDArray[np.generic]) -> Tensor:
@@ -63,6 +74,7 @@ class Loader:
         self._records: dict[str, SubnetworkRecord] = {}
         self._networks: dict[str, Network] = {}
         self._scalings: dict[str, Scaling] = {}
+        self._gaussians: dict[str, Gaussians] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Compact]] = {}
 
@@ -113,12 +125,14 @@ class Loader:
         """Several tasks, in that order."""
         return [self.task(name) for name in names]
 
-    def gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> Gate:
+    def gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> Gate | GaussianGate:
         """The solved gate of a kind of input (KeyError when there is none)."""
         solved = self.store.read_gate(input_shape, input)
         if solved is None:
             raise KeyError(input_shape)
         classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input)]
+        if isinstance(solved, SolvedGaussians):
+            return GaussianGate.of(Solved(**{key: tensor(value) for key, value in solved.arrays.items()}), classes)
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 
     def answering(self, name: str) -> tuple[Subspaces, Compact]:
@@ -131,6 +145,17 @@ class Loader:
             values = parameters(record, self.weights(task.expert), net, self.device)
             self._answering[name] = _subspaces(name, arrays, len(task.classes)), compacted(net, values)
         return self._answering[name]
+
+    def gaussians(self, name: str) -> Gaussians:
+        """The gate's statistics of a task, and nothing else of its file. StoreDamaged where these are no Gaussians."""
+        if name not in self._gaussians:
+            record = self.store.read_subnetwork(name, ("gate",))
+            arrays = {key: tensor(value) for key, value in record.gate.items()}
+            found = _subspaces(name, arrays, len(self.manifest.task(name).classes))
+            if not isinstance(found, Gaussians):
+                raise StoreDamaged("a task lacks the statistics of its gate", key=name, found=str(sorted(arrays)))
+            self._gaussians[name] = found
+        return self._gaussians[name]
 
     def frozen(self, expert: str, tasks: Sequence[str] | None = None, on_step: OnStep = silent) -> masks.Masks:
         """Entries that the expert's tasks (or those named) use."""
@@ -169,6 +194,8 @@ def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: Network, d
 def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
     """The gate's statistics of a task as they were read, checked against each other."""
     found = {key: tuple(value.shape) for key, value in arrays.items()}
+    if set(found) == set(GAUSSIANS):
+        return _gaussians(name, arrays, classes)
     if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
         d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
         if found == {
@@ -183,6 +210,26 @@ def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspac
     )
 
 
+def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussians:
+    found = {key: tuple(value.shape) for key, value in arrays.items()}
+    d, k, q, r = (([0] * 3 + [*found[key]])[-1] for key in ("means", "directions", "quantiles", "shared"))
+    wanted = {
+        "means": (classes, d),
+        "directions": (classes, d, k),
+        "quantiles": (classes, q),
+        "counts": (classes,),
+        "variances": (classes, k),
+        "units": (d,),
+        "shared": (d, r),
+        "shared_variances": (r,),
+        "shared_rest": (d,),
+        "tallies": GRID,
+    }
+    if found != wanted:
+        raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))
+    return Gaussians(**arrays)
+
+
 def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
     means, directions, variances, rest = (
         statistics[f"{block}.{part}"] for part in ("means", "directions", "variances", "rest")
@@ -192,7 +239,12 @@ def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
 
 def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
     """The gate's statistics of a task as they go to disk."""
-    return {key: getattr(found, key).numpy() for key in GATE}
+    return {field.name: getattr(found, field.name).numpy() for field in fields(found)}
+
+
+def solved_arrays(found: Solved) -> SolvedGaussians:
+    """A solved gate as it goes to disk."""
+    return SolvedGaussians({field.name: getattr(found, field.name).numpy() for field in fields(found)})
 
 
 def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from clmoe_cli.commands import common, gating
+from clmoe_cli.commands.measuring import Measured
 from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import Network
@@ -20,6 +21,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader, environment, merged, to_record
 from store_schema import (
     Accuracy,
+    ClassAccuracy,
     ExpertRecord,
     ExpertWeights,
     HistoryEntry,
@@ -73,9 +75,10 @@ def commit_learned(
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.both(task.mask, masks.union(task.mask, earlier))
-    statistics = gating.statistics(manifest, batch, origin.classes, on_step)
-    body = to_record(learned, statistics)
+    found = gating.measure(loader, batch, origin.number, origin.classes, learned, on_step)
+    body = to_record(learned, found.statistics)
     entry = _task_record(locked, record, learned, body, weights, reused, origin)
+    entry = entry.model_copy(update={"opinion": found.opinion, "accuracy": _accuracy(learned, found)})
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
     last = manifest.history[-1] if manifest.history else None
@@ -90,7 +93,7 @@ def commit_learned(
     update = {
         "tasks": tuple(tasks),
         "experts": tuple(experts),
-        "gates": gating.updated(locked, batch, origin.number, statistics, on_step),
+        "gates": gating.updated(locked, loader, batch, origin.number, found.statistics, on_step),
         "next_task": max(manifest.next_task, origin.number + 1),
         "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
         "environment": environment(),
@@ -132,15 +135,25 @@ def _task_record(
             for name, mask in task.mask.items()
         ),
         owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
-        accuracy=Accuracy(
-            dense=learned.dense.accuracy if learned.dense else None,
-            subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
-            held_out=learned.held_out,
-        ),
+        accuracy=Accuracy(dense=None, subnetwork=None, held_out=0),
         images=origin.images,
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
         config=dict(origin.config),
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _accuracy(learned: Learned, found: Measured) -> Accuracy:
+    """What held-out images tell of a task. Without any, the gate's own are those that its fits left out."""
+    each = found.per_class
+    return Accuracy(
+        dense=learned.dense.accuracy if learned.dense else None,
+        subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
+        held_out=learned.held_out or found.held_out,
+        answer=found.answer,
+        within=found.within,
+        guessing=found.guessing,
+        per_class=None if each is None else tuple(ClassAccuracy(images=n, accuracy=share) for n, share in each),
     )
 
 

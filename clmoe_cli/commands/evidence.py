@@ -73,7 +73,7 @@ def _seen(loader: Loader, batch: Batch) -> Tensor:
     """The gate's features [N, d] of all images of a batch."""
     record = loader.manifest.gate(batch.input_shape, batch.input)
     assert record is not None
-    return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, gating.features_of(batch))
+    return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, record.features)
 
 
 def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor) -> tuple[Evidence, Tensor]:

@@ -14,7 +14,7 @@ from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.reasons import Candidate, Case, sentence
 from clmoe_cli.continual import routing
 from clmoe_cli.continual.candidates import FIGURES, LEVELS, Asked, Candidates, Said, of_subnetworks
-from clmoe_cli.continual.features import features
+from clmoe_cli.continual.features import features, known
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.scaling import Scaling
@@ -122,7 +122,7 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
     manifest = loader.manifest
     record = manifest.gate(batch.input_shape, batch.input)
     seen = None
-    if inputs is not None and record is not None and record.features == gating.features_of(batch):
+    if inputs is not None and record is not None and known(record.features, batch.input_shape):
         seen = common.rows(batch, Scaling(record.input_scale))
         for name in names:  # all that is needed is read before the first answer is out
             loader.answering(name)

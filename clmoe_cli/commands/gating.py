@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from clmoe_cli.commands import common, ranges
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.continual import gate
+from clmoe_cli.commands.measuring import Kind, Measured, measured, subspaces
 from clmoe_cli.continual.candidates import Asked
-from clmoe_cli.continual.features import features, kind, width
-from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
+from clmoe_cli.continual.features import features, kind, known
+from clmoe_cli.continual.fusion import (
+    OPINION,
+    BatchTask,
+    Decision,
+    Sources,
+    decide_images,
+    decide_within,
+    task_of_batch,
+)
 from clmoe_cli.continual.gate import COARSE, Subspaces
-from clmoe_cli.continual.images import taken
+from clmoe_cli.continual.gaussians import Gaussians, solve
+from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.scaling import Scaling
-from clmoe_cli.continual.steps import OnStep, after, begun, silent
+from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
-from clmoe_cli.state import Loader, gate_arrays
-from store_schema import GateRecord, Manifest, StoreIncompatible, Writer, coarse_form, encode_gate, rows_of
+from clmoe_cli.state import Loader, gate_arrays, solved_arrays
+from store_schema import (
+    GateRecord,
+    Manifest,
+    SolvedGate,
+    StoreIncompatible,
+    TaskRecord,
+    Writer,
+    coarse_form,
+    encode_gate,
+    encode_gaussians,
+    rows_of,
+)
 
-MOST = 20_000
-"""Images of a class that its statistics rest on; of more, so many are taken evenly."""
-NUMBERS = 1 << 25
-"""Features of a class that are in memory."""
 CHUNK = 2000
 """Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
 PIXELS = 1 << 25
@@ -37,66 +54,108 @@ def check(manifest: Manifest, batch: Batch, hint: str) -> None:
     shape, through = batch.input_shape, batch.input
     record = manifest.gate(shape, through)
     missing = record is None and manifest.tasks_of_shape(shape, through)
-    if missing or (record is not None and record.features != features_of(batch)):
+    if missing or (record is not None and not known(record.features, shape)):
         raise StoreIncompatible(
             "the store has no gate that this version can read",
             key=kind_text(shape, through),
             found=record.features if record else "none",
-            expected=features_of(batch),
+            expected=features_of(None, batch),
             hint=hint,
         )
 
 
-def features_of(batch: Batch) -> str:
-    """Name of the gate's features for this kind of input."""
+def features_of(manifest: Manifest | None, batch: Batch) -> str:
+    """Name of the gate's features for this kind of input: what its tasks have, else this version's."""
+    record = None if manifest is None else manifest.gate(batch.input_shape, batch.input)
+    if record is not None:
+        return record.features
     return kind(batch.input_shape, batch.input is not None and batch.input.features is not None)
 
 
-def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...], on_step: OnStep = silent) -> Subspaces:
-    """The gate's statistics of a task that is being learned, from all its images (at most ``MOST`` of a class).
+def kind_of(manifest: Manifest, batch: Batch, without: int, on_step: OnStep = silent) -> Kind:
+    """The batch's kind of input, with the tasks that read it but the one of number ``without``."""
+    others = [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input) if t.number != without]
+    return Kind(features_of(manifest, batch), _scale(manifest, batch, on_step), tuple(others))
 
-    The features of one class at a time are in memory, at most ``NUMBERS`` of them.
-    """
-    assert batch.labels is not None
-    y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    x, name, parts = common.rows(batch, Scaling(_scale(manifest, batch, on_step))), features_of(batch), []
-    most = min(MOST, NUMBERS // width(batch.input_shape, name))
-    counts = torch.bincount(y, minlength=len(classes)).clamp(max=most).tolist()
-    to = begun(on_step, "gate", sum(counts), "images")
-    for c in range(len(classes)):
-        rows = (y == c).nonzero()[:, 0]
-        rows = rows[torch.linspace(0, len(rows) - 1, counts[c]).round().long()]
-        # One image short: a class is done when its subspace is.
-        seen = after(to, sum(counts[:c]) - 1)
-        parts.append(gate.fit(features(taken(x, rows), batch.input_shape, name, seen)))
-    to(sum(counts))
-    return Subspaces.joined(parts)
+
+def measure(
+    loader: Loader, batch: Batch, number: int, classes: tuple[Label, ...], learned: Learned, on_step: OnStep = silent
+) -> Measured:
+    """What the gate measures of task ``number``, which was just learned from ``batch``, by its kind's rule."""
+    manifest = loader.manifest
+    kind, record = kind_of(manifest, batch, number, on_step), manifest.gate(batch.input_shape, batch.input)
+    if record is not None and record.rule is None:
+        return subspaces(batch, kind, classes, on_step)
+    return measured(loader, batch, kind, classes, learned, on_step)
 
 
 def updated(
-    locked: Writer, batch: Batch, number: int, found: Subspaces, on_step: OnStep = silent
+    locked: Writer, loader: Loader, batch: Batch, number: int, found: Subspaces, on_step: OnStep = silent
 ) -> tuple[GateRecord, ...]:
     """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
+    manifest, shape, through = locked.manifest, batch.input_shape, batch.input
+    name = features_of(manifest, batch)
+    if isinstance(found, Gaussians):
+        tasks = [t for t in manifest.tasks_of_shape(shape, through) if t.number != number]
+        every = {t.number: t.name for t in tasks}
+        parts = [found if n == number else loader.gaussians(every[n]) for n in sorted({*every, number})]
+        data = encode_gaussians(solved_arrays(solve(parts)), name)
+    else:
+        data = encode_gate(_with_subspaces(locked, batch, number, found), name)
+    old = manifest.gate(shape, through)
+    record = GateRecord(
+        input_shape=shape,
+        input_scale=_scale(manifest, batch, on_step),
+        features=name,
+        solved=locked.put(data, "safetensors"),
+        input=through,
+        rule="gaussians" if isinstance(found, Gaussians) else None,
+    )
+    record = record.model_copy(update=ranges.widened(old, batch))
+    return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
+
+
+def _with_subspaces(locked: Writer, batch: Batch, number: int, found: Subspaces) -> SolvedGate:
+    """The solved gate of subspaces with those of task ``number`` in their place."""
     manifest, shape, through = locked.manifest, batch.input_shape, batch.input
     arrays = gate_arrays(found)
     own = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
     old = locked.store.read_gate(shape, through) if manifest.generation else None
-    if old is not None:
+    if isinstance(old, SolvedGate):
         tasks = manifest.tasks_of_shape(shape, through)
         counts = [len(t.classes) for t in tasks]
         before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
         after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
         own = before.joined(own).joined(after)
-    name = features_of(batch)
-    record = GateRecord(
-        input_shape=shape,
-        input_scale=_scale(manifest, batch, on_step),
-        features=name,
-        solved=locked.put(encode_gate(own, name), "safetensors"),
-        input=through,
-        **ranges.widened(manifest.gate(shape, through), batch),
-    )
-    return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
+    return own
+
+
+def without(locked: Writer, record: GateRecord, names: Collection[str]) -> GateRecord | None:
+    """A gate without the classes of the named tasks: as if it had never seen them; None when none is left."""
+    tasks = locked.manifest.tasks_of_shape(record.input_shape, record.input)
+    kept = [t.name not in names for t in tasks]
+    if all(kept):
+        return record
+    if not any(kept):
+        return None
+    if record.rule is None:
+        solved = locked.store.read_gate(record.input_shape, record.input)
+        assert isinstance(solved, SolvedGate)
+        data = encode_gate(solved.taken(rows_of([len(t.classes) for t in tasks], kept)), record.features)
+    else:
+        loader = Loader(locked.store)
+        parts = [loader.gaussians(t.name) for t, stays in zip(tasks, kept, strict=True) if stays]
+        data = encode_gaussians(solved_arrays(solve(parts)), record.features)
+    return record.model_copy(update={"solved": locked.put(data, "safetensors")})
+
+
+@dataclass(frozen=True)
+class Route:
+    """Whose images are asked about: each by itself (both None), ``batches`` of so many consecutive ones of one task,
+    or all of the task at position ``only``."""
+
+    batches: int | None = None
+    only: int | None = None
 
 
 def decide(
@@ -105,19 +164,18 @@ def decide(
     names: list[str],
     book: Codebook,
     router: str,
-    batches: int | None,
+    route: Route,
     on_step: OnStep = silent,
     asked: Asked | None = None,
 ) -> Iterator[Decision]:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
-    ``names``: the tasks with images of this kind, in the order of learning. ``batches``: how many consecutive
-    images belong to one task; None: each image is decided by itself. ``asked``: with it the decision says what it was
-    made from. Raises StoreIncompatible for a store without a gate, or one of other features.
+    ``names``: the tasks with images of this kind, in the order of learning. ``asked``: with it the decision says what
+    it was made from. Raises StoreIncompatible for a store without a gate, or one of other features.
     """
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
-    scale, name = _scale(manifest, batch), features_of(batch)
+    scale, name = _scale(manifest, batch), features_of(manifest, batch)
     solved = loader.gate(batch.input_shape, batch.input)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
@@ -125,8 +183,14 @@ def decide(
         x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
         return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
 
+    weights = [_opinion(manifest.task(name)) for name in names]
     sources = Sources(
-        solved, codes, lambda task: loader.answering(names[task])[0], opinion if router == "fused" else None, asked
+        solved,
+        codes,
+        lambda task: loader.answering(names[task])[0],
+        opinion if router == "fused" else None,
+        asked,
+        weights,
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
@@ -135,12 +199,17 @@ def decide(
     everything = torch.arange(len(batch.images))
     to = begun(on_step, "deciding", len(everything), "images")
     chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
-    if batches is None:
+    if route.batches is None:
+        own_task = None if route.only is None else BatchTask(route.only, 1.0, [route.only], torch.zeros(1))
         for rows in everything.split(chunk):
-            yield decide_images(sources, seen(rows), rows)
+            values = seen(rows)
+            if own_task is None:
+                yield decide_images(sources, values, rows)
+            else:
+                yield decide_within(sources, own_task, values, rows)
             to(int(rows[-1]) + 1)
         return
-    for together in everything.split(batches):
+    for together in everything.split(route.batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
         values = seen(some)
         found = task_of_batch(sources, values)
@@ -154,3 +223,8 @@ def _scale(manifest: Manifest, batch: Batch, on_step: OnStep = silent) -> float:
     """What inputs of this kind are multiplied by: fixed by the first task of the kind."""
     record = manifest.gate(batch.input_shape, batch.input)
     return record.input_scale if record else common.input_scale(batch, on_step)
+
+
+def _opinion(task: TaskRecord) -> float:
+    """The weight of a task's subnetwork beside the gate; tasks of formats 1 and 2 have none of their own."""
+    return OPINION if task.opinion is None else task.opinion

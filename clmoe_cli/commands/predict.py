@@ -163,14 +163,19 @@ def _predict(
     explain: bool,
 ) -> PredictReport:
     names = _candidates(loader.manifest, batch, only)
+    kind = loader.manifest.gate(batch.input_shape, batch.input)
+    # What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
+    gated = router in GATED and (only is None or (kind is not None and kind.rule is not None))
+    if gated and only is not None:
+        names = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
-    gated = only is None and router in GATED
     homes = [loader.manifest.task(name).expert for name in names]
 
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
             asked = explaining.asked(loader, own, names) if explain else None
-            return gating.decide(loader, own, names, book, router, together, on_step, asked)
+            route = gating.Route(together) if only is None else gating.Route(only=names.index(only))
+            return gating.decide(loader, own, names, book, router, route, on_step, asked)
         return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
 
     case = Case("task" if only else router, together is not None and not only, reject)
@@ -211,7 +216,7 @@ def _predict(
     report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
     if batch.labels is None:
         return report
-    classes = {name: loader.manifest.task(name).classes for name in names}
+    classes = {name: loader.manifest.task(name).classes for name in ([only] if only else names)}
     return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
 
 

@@ -12,17 +12,14 @@ from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import RemovalReport
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from store_schema import (
-    GateRecord,
     HistoryEntry,
     Manifest,
     Store,
     UsageProblem,
     Writer,
-    encode_gate,
     encode_weights,
     read_consistently,
     remove_tasks,
-    rows_of,
     used_and_kept,
     writer,
 )
@@ -173,20 +170,9 @@ def _stored(locked: Writer, manifest: Manifest, bits: AllBits, names: list[str])
             ref = locked.put(encode_weights(weights, expert.id), "safetensors")
             expert = expert.model_copy(update={"weights": ref})
         experts.append(expert)
-    gates = [_gate_without(locked, gate, names) for gate in locked.manifest.gates]
+    # Torch is imported by who needs a gate solved anew, and by nobody else.
+    from clmoe_cli.commands import gating
+
+    gates = [gating.without(locked, gate, names) for gate in locked.manifest.gates]
     left = tuple(gate for gate in gates if gate is not None)
     return manifest.model_copy(update={"experts": tuple(experts), "gates": left})
-
-
-def _gate_without(locked: Writer, gate: GateRecord, names: list[str]) -> GateRecord | None:
-    """A gate without the classes of the named tasks: as if it had never seen them; None when none is left."""
-    tasks = locked.manifest.tasks_of_shape(gate.input_shape, gate.input)
-    kept = [t.name not in names for t in tasks]
-    solved = locked.store.read_gate(gate.input_shape, gate.input)
-    if solved is None or all(kept):
-        return gate
-    if not any(kept):
-        return None
-    rest = solved.taken(rows_of([len(t.classes) for t in tasks], kept))
-    ref = locked.put(encode_gate(rest, gate.features), "safetensors")
-    return gate.model_copy(update={"solved": ref})

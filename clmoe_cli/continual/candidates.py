@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual.gate import Gate, Subspaces
+from clmoe_cli.continual.gaussians import GaussianGate
 
 LEVELS = ("expert_score", "task_score", "score")
 """What experts, tasks and classes are compared by, larger is likelier; NaN where nothing was compared."""
@@ -90,7 +91,11 @@ def ranked(scores: Tensor, best: Tensor, limit: int) -> Tensor:
 
 
 def of_gate(
-    gate: Gate, codes: Tensor, statistics: Callable[[int], Subspaces], chosen: Tensor, known: Mapping[str, Tensor]
+    gate: Gate | GaussianGate,
+    codes: Tensor,
+    statistics: Callable[[int], Subspaces],
+    chosen: Tensor,
+    known: Mapping[str, Tensor],
 ) -> Candidates:
     """From what the gate compared: its classes ``chosen`` [N, k], the answer first, of which it has ``codes`` [S].
 

@@ -4,15 +4,15 @@ Images: two layers of moduli of Gabor filters, averaged over a few windows (a sc
 "Invariant Scattering Convolution Networks", 2013). The filters have no mean, edges are continued, and each layer is
 scaled to unit length, so that brightness, contrast and inversion change nothing. Of colour pictures the channels are
 brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
-as well: what differs by its colour alone has the same edges. Plain vectors: random ReLU features (Rahimi & Recht 2007;
-Cho & Saul 2009) of the vector and a constant, scaled to unit length. What a backbone has seen: its features themselves,
-scaled to unit length.
+as well: what differs by its colour alone has the same edges. Plain vectors: their columns. What a backbone has seen:
+its features, scaled to unit length. Stores of formats 1 and 2 have random ReLU features of vectors (Rahimi & Recht
+2007; Cho & Saul 2009).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 
 import torch
@@ -41,6 +41,11 @@ SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
 UNIT = "unit-1"
+VECTOR, OLD_VECTOR = "vector-1", "relu-1"
+COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
+"""Names of features; the old ones are those of stores of formats 1 and 2."""
+MOST_COLUMNS = 2048
+"""Columns of plain vectors that are taken as they are."""
 CHUNK = 4 * BLOCK
 """Images read at a time; so few that those of a block, and its maps, stay near the processor."""
 FAINT = 0.02
@@ -63,18 +68,31 @@ def kind(input_shape: Sequence[int], backbone: bool = False) -> str:
     if backbone:
         return UNIT
     if not is_image(input_shape):
-        return "relu-1"
-    return "scattering-colour-1" if input_shape[0] == 3 else "scattering-1"
+        return VECTOR
+    return COLOURED if input_shape[0] == 3 else "scattering-1"
+
+
+def known(name: str, input_shape: Sequence[int]) -> bool:
+    """Whether this version computes features of that name for inputs of this shape."""
+    if not is_image(input_shape):
+        return name in (VECTOR, OLD_VECTOR, UNIT)
+    return name == UNIT or name in ((COLOURED, OLD_COLOURED) if input_shape[0] == 3 else ("scattering-1",))
 
 
 def width(input_shape: Sequence[int], name: str | None = None) -> int:
     """Number d of features of that name (None: of :func:`kind`) for inputs of this shape."""
+    name = name or kind(input_shape)
     if name == UNIT:
         return math.prod(input_shape)
-    if not is_image(input_shape):
+    if name == VECTOR:
+        return min(math.prod(input_shape), MOST_COLUMNS)
+    if name == OLD_VECTOR:
         return VECTOR_WIDTH
     first = len(SIZES) * ORIENTATIONS[0]
-    return input_shape[0] * (first * (1 + ORIENTATIONS[1]) + (input_shape[0] == 3)) * GRID**2
+    second, windows, channels = first * ORIENTATIONS[1], GRID**2, input_shape[0]
+    if name == COLOURED:
+        return channels * (first + 1) * windows + second * windows + (channels - 1) * second * windows // 4
+    return channels * (first + second + (channels == 3)) * windows
 
 
 def features(
@@ -85,8 +103,7 @@ def features(
     ``name``: which ones; None for those of :func:`kind`. Those of an image are the same to the last bit whatever other
     images there are (:mod:`clmoe_cli.continual.steady`).
     """
-    by_shape = _of_images if is_image(input_shape) else _of_vectors
-    of: Callable[[Tensor], Tensor] = _unit if name == UNIT else by_shape
+    of = _BY_NAME[name or kind(input_shape)]
 
     def block(inputs: Tensor) -> tuple[Tensor]:
         return (of(inputs.reshape(-1, *input_shape)).to(inputs.dtype),)
@@ -176,6 +193,31 @@ def _of_images(x: Tensor) -> Tensor:
     return torch.cat([*scattered, *colours], dim=1)
 
 
+def _of_colours(x: Tensor) -> Tensor:
+    """The same of colour pictures, but the opponents' second layer in a quarter of the windows: fine shapes are in the
+    brightness."""
+    found = _of_images(x)
+    maps = len(SIZES) * ORIENTATIONS[0]
+    ends = torch.tensor([3 * maps, maps * ORIENTATIONS[1], 2 * maps * ORIENTATIONS[1]]) * GRID**2
+    first, bright, opponents, colours = found.tensor_split(ends.cumsum(0), dim=1)
+    blocks = opponents.reshape(len(x), -1, GRID // 2, 2, GRID // 2, 2)
+    return torch.cat([first, bright, blocks.sum(dim=(3, 5)).flatten(1) / 2, colours], dim=1)
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    """The columns of vectors; of more than ``MOST_COLUMNS``, so many random projections of them, which keep distances
+    (Johnson & Lindenstrauss 1984)."""
+    flat = x.flatten(1).double()
+    size = flat.shape[1]
+    return flat if size <= MOST_COLUMNS else flat @ _projection(size)
+
+
+@lru_cache(maxsize=1)
+def _projection(size: int) -> Tensor:
+    drawn = torch.randn((size, MOST_COLUMNS), generator=torch.Generator().manual_seed(0))
+    return drawn.double() / math.sqrt(MOST_COLUMNS)
+
+
 def _of_vectors(x: Tensor) -> Tensor:
     flat = x.flatten(1).double()
     size = flat.shape[1]
@@ -191,3 +233,14 @@ def _directions(size: int) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.flatten(1).double())
+
+
+_BY_NAME: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "scattering-1": _of_images,
+    OLD_COLOURED: _of_images,
+    COLOURED: _of_colours,
+    OLD_VECTOR: _of_vectors,
+    VECTOR: _as_they_are,
+    UNIT: _unit,
+}
+"""What computes the features of a name, from inputs [N, …]."""

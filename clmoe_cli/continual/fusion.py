@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.continual.candidates import KEPT, Asked, Candidates, of_gate, ranked, with_opinions
-from clmoe_cli.continual.gate import BOUND, SHARPNESS, Gate, Subspaces, full_distances
+from clmoe_cli.continual.gate import Compared, Gate, Statistics
+from clmoe_cli.continual.gaussians import GaussianGate
 
 TASKS = 5
 """Tasks that a batch of one task is compared with in full."""
 NEGLIGIBLE = 1e-2
 """Tasks less likely than this are not asked for their opinion: it could not make them likelier."""
 OPINION = 0.1
-"""Weight of a subnetwork's opinion beside the gate's within a task; found on held-out training images."""
+"""Weight of a subnetwork's opinion within its task where held-out images have not found one (formats 1 and 2)."""
 NEVER = -math.inf
 
 
@@ -35,14 +36,15 @@ class Sources:
     ``codes`` [S]: label code of each of the gate's subspaces. ``statistics(task)`` and ``opinion(task, rows)``, the
     log-probabilities [n, C] of the task's classes for the images at ``rows`` [n], are called for tasks on the
     shortlist alone; without ``opinion`` the gate decides by itself. ``asked``: what subnetworks say beside that; with
-    it decisions say what they were made from.
+    it decisions say what they were made from. ``weights`` [T]: of each task's opinion beside the gate's.
     """
 
-    gate: Gate
+    gate: Gate | GaussianGate
     codes: Tensor
-    statistics: Callable[[int], Subspaces]
+    statistics: Statistics
     opinion: Callable[[int, Tensor], Tensor] | None
     asked: Asked | None = None
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,13 @@ class BatchTask:
 
 def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
     """Each image by itself; features [N, d] of the images at ``rows`` [N]."""
-    coarse, chosen = sources.gate.shortlist(values)
-    distances = full_distances(sources.gate, chosen, values, sources.statistics, coarse)
-    return _decided(sources, chosen, distances, rows)
+    return _decided(sources, sources.gate.compare(values, sources.statistics), values, rows)
 
 
 def task_of_batch(sources: Sources, values: Tensor) -> BatchTask:
-    """The task of images that are all one task's, from their features [N, d].
-
-    Each image's distance from a task's nearest class counts up to ``BOUND``, so that a few strange images do not
-    outvote the others.
-    """
-    gate = sources.gate
-    near = gate.shortlisted_tasks(values, TASKS)
-    nearest = torch.stack([_within(sources, task, values)[1].min(dim=1).values for task in near], dim=1)
-    noise = torch.cat([sources.statistics(task).dispersions for task in near]).mean()
-    evidence = -SHARPNESS * nearest.double().clamp(max=BOUND * gate.unit).sum(dim=0) / noise
+    """The task of images that are all one task's, from their features [N, d]."""
+    near = sources.gate.shortlisted_tasks(values, TASKS)
+    evidence = sources.gate.evidence(values, near, sources.statistics)
     best = int(evidence.argmax())
     return BatchTask(near[best], float(evidence.softmax(dim=0)[best]), near, evidence)
 
@@ -112,39 +105,26 @@ def decide_within(sources: Sources, batch: BatchTask, values: Tensor, rows: Tens
 
     The confidence in the task multiplies that of the answers.
     """
-    found = _decided(sources, *_within(sources, batch.task, values), rows, batch, values)
+    found = _decided(sources, sources.gate.within(values, batch.task, sources.statistics), values, rows, batch)
     return replace(found, confidence=found.confidence * batch.sure)
 
 
-def _within(sources: Sources, task: int, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of a task's C classes and the distances from them, both [N, C]."""
-    chosen = (sources.gate.owner == task).nonzero()[:, 0].expand(len(values), -1)
-    return chosen, full_distances(sources.gate, chosen, values, sources.statistics)
-
-
-def _scores(sources: Sources, chosen: Tensor, distances: Tensor) -> Tensor:
-    """Log-likelihoods [N, L] of the shortlisted subspaces, up to what is the same for all of an image's.
-
-    Distances are measured in the mean dispersion of the shortlist, so that who is nearest stays the likeliest.
-    """
-    noise = torch.zeros(len(sources.gate.owner), dtype=torch.float64)
-    for task in sources.gate.owner[chosen].unique().tolist():
-        own = sources.statistics(task).dispersions
-        here = (sources.gate.owner == task).nonzero()[:, 0]
-        noise[here] = own[sources.gate.position[here]]
-    return -SHARPNESS * distances.double() / noise[chosen].mean(dim=1, keepdim=True)
-
-
 def _pooled(
-    scores: Tensor, owner: Tensor, position: Tensor, rows: Tensor, opinion: Callable[[int, Tensor], Tensor]
+    scores: Tensor,
+    owner: Tensor,
+    position: Tensor,
+    rows: Tensor,
+    opinion: Callable[[int, Tensor], Tensor],
+    weights: Sequence[float] | None,
 ) -> Tensor:
     """The gate's scores [N, L] with the subnetworks' opinions mixed in; each task keeps its sum of likelihoods."""
     likely = scores.softmax(dim=1)
     pooled = scores.clone()
     for task in owner.unique().tolist():
         own = owner == task
+        weight = OPINION if weights is None else weights[task]
         asked = ((likely * own).sum(dim=1) > NEGLIGIBLE).nonzero()[:, 0]
-        if not len(asked):
+        if not len(asked) or weight == 0.0:
             continue
         mask = own[asked]
         mine = scores[asked].masked_fill(~mask, NEVER)
@@ -152,27 +132,30 @@ def _pooled(
         said = opinion(task, rows[asked]).gather(1, position[asked].where(mask, torch.tensor(0)))
         # Of the task's classes only those on the shortlist count.
         said = said.masked_fill(~mask, NEVER).log_softmax(dim=1)
-        both = torch.logaddexp(mine - whole + math.log(1 - OPINION), said + math.log(OPINION))
+        both = mixed(mine - whole, said, weight)
         pooled[asked] = torch.where(mask, both + whole, pooled[asked])
     return pooled
 
 
-def _decided(
-    sources: Sources,
-    chosen: Tensor,
-    distances: Tensor,
-    rows: Tensor,
-    batch: BatchTask | None = None,
-    values: Tensor | None = None,
-) -> Decision:
-    """The best class of each image; of classes with the same label only the better one counts.
+def mixed(gate: Tensor, subnetwork: Tensor, weight: float) -> Tensor:
+    """Logarithm of the mixture of two distributions, from their logarithms [N, C]; ``weight`` of the second, 0 to 1."""
+    if weight == 0.0 or weight == 1.0:
+        return subnetwork if weight else gate
+    return torch.logaddexp(gate + math.log1p(-weight), subnetwork + math.log(weight))
 
-    ``batch`` and the images' features: where those of a batch are answered.
+
+def _decided(
+    sources: Sources, compared: Compared, values: Tensor, rows: Tensor, batch: BatchTask | None = None
+) -> Decision:
+    """The best class of each image with features [N, d]; of classes with the same label only the better one counts.
+
+    ``batch``: where the images of a batch are answered.
     """
-    gate = sources.gate
-    likely = scores = _scores(sources, chosen, distances)
+    gate, chosen = sources.gate, compared.chosen
+    likely = scores = compared.likely
     if sources.opinion is not None:
-        scores = _pooled(scores, gate.owner[chosen], gate.position[chosen], rows, sources.opinion)
+        owner, position = gate.owner[chosen], gate.position[chosen]
+        scores = _pooled(scores, owner, position, rows, sources.opinion, sources.weights)
     codes = sources.codes[chosen]
     same = codes[:, :, None] == codes[:, None, :]
     order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -180,20 +163,19 @@ def _decided(
     posterior = scores.masked_fill(beaten, NEVER).softmax(dim=1)
     confidence, best = posterior.max(dim=1)
     winner = chosen.gather(1, best[:, None])[:, 0]
-    distance = distances.gather(1, best[:, None])[:, 0]
     p_value = torch.empty(len(winner), dtype=torch.float64)
     for one in winner.unique().tolist():
         here = winner == one
-        own = sources.statistics(int(gate.owner[one]))
-        p_value[here] = own.p_values(distance[here], int(gate.position[one]))
+        own, of = sources.statistics(int(gate.owner[one])), int(gate.position[one])
+        p_value[here] = own.p_values(own.distances(values[here], of), of)
     found = Decision(gate.owner[winner], sources.codes[winner], confidence, p_value)
     if sources.asked is None:
         return found
     columns = ranked(scores, best, KEPT if batch is None else KEPT - len(batch.near) + 1)
-    known = {"distance": distances, "log_likelihood": likely, "score": scores}
-    known = {name: value.gather(1, columns) for name, value in known.items()}
     chosen = chosen.gather(1, columns)
-    if batch is not None and values is not None:
+    known = {"log_likelihood": likely.gather(1, columns), "score": scores.gather(1, columns)}
+    known["distance"] = _distances(sources, values, chosen)
+    if batch is not None:
         chosen, known = _beside(sources, batch, values, chosen, known)
     why = of_gate(gate, sources.codes, sources.statistics, chosen, known)
     return replace(found, why=with_opinions(why, gate.position[chosen], rows, sources.asked))
@@ -206,10 +188,22 @@ def _beside(
     score = dict(zip(batch.near, batch.evidence.tolist(), strict=True))
     known = known | {"task_score": torch.full_like(known["score"], score[batch.task])}
     for task in sorted(set(score) - {batch.task}, key=lambda task: -score[task]):
-        classes, distances = _within(sources, task, values)
-        distance, at = distances.min(dim=1, keepdim=True)
+        compared = sources.gate.within(values, task, sources.statistics)
+        at = compared.likely.argmax(dim=1, keepdim=True)
+        classes = compared.chosen
+        distance = _distances(sources, values, classes.gather(1, at))
         nothing = torch.full(distance.shape, math.nan, dtype=torch.float64)
         here = {"distance": distance, "task_score": torch.full_like(nothing, score[task])}
         chosen = torch.cat([chosen, classes.gather(1, at)], dim=1)
         known = {name: torch.cat([value, here.get(name, nothing)], dim=1) for name, value in known.items()}
     return chosen, known
+
+
+def _distances(sources: Sources, values: Tensor, chosen: Tensor) -> Tensor:
+    """Distances [N, k] of features [N, d] from classes ``chosen`` [N, k] by each class's own statistics."""
+    found = torch.empty(chosen.shape, dtype=torch.float64)
+    for one in chosen.unique().tolist():
+        here, columns = (chosen == one).nonzero(as_tuple=True)
+        own, of = sources.statistics(int(sources.gate.owner[one])), int(sources.gate.position[one])
+        found[here, columns] = own.distances(values[here], of)
+    return found

@@ -1,4 +1,7 @@
-"""The gate: which task, and which of its classes, does an image belong to (method section 6).
+"""The gate of formats 1 and 2: which task, and which of its classes, does an image belong to (method section 6).
+
+Newer kinds of input are decided by Gaussians (:mod:`clmoe_cli.continual.gaussians`); what was learned with subspaces
+goes on with them, since their statistics lack the variances.
 
 Each class is an affine subspace of the fixed features (:mod:`clmoe_cli.continual.features`): the mean of its images
 and the leading directions of their scatter, in closed form. An image is as far from a class as it lies outside the
@@ -161,6 +164,17 @@ def _lengths(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What a gate says of N images: classes ``chosen`` [N, L] and their log-likelihoods ``likely`` [N, L] float64.
+
+    Log-likelihoods are right up to what is the same for all classes of an image.
+    """
+
+    chosen: Tensor
+    likely: Tensor
+
+
+@dataclass(frozen=True)
 class Gate:
     """The solved gate of one input shape: S subspaces in coarse form, task after task in the order of learning.
 
@@ -214,6 +228,48 @@ class Gate:
         # Each image counts up to a bound, so that a few strange ones do not decide for a batch.
         total = (nearest / self.unit).clamp(max=BOUND).sum(dim=0)
         return sorted(total.topk(min(limit, tasks), largest=False).indices.tolist())
+
+    def compare(self, values: Tensor, statistics: Statistics) -> Compared:
+        """The nearest classes of features [N, d], each image by itself."""
+        coarse, chosen = self.shortlist(values)
+        return Compared(
+            chosen, self._likely(chosen, full_distances(self, chosen, values, statistics, coarse), statistics)
+        )
+
+    def within(self, values: Tensor, task: int, statistics: Statistics) -> Compared:
+        """The C classes of one task."""
+        chosen = (self.owner == task).nonzero()[:, 0].expand(len(values), -1)
+        return Compared(chosen, self._likely(chosen, full_distances(self, chosen, values, statistics), statistics))
+
+    def evidence(self, values: Tensor, tasks: Sequence[int], statistics: Statistics) -> Tensor:
+        """Log-likelihoods [T] of tasks for a batch of one task, from its features [N, d].
+
+        Each image's distance from a task's nearest class counts up to ``BOUND``, so that a few strange images do not
+        outvote the others.
+        """
+        nearest = []
+        for task in tasks:
+            chosen = (self.owner == task).nonzero()[:, 0].expand(len(values), -1)
+            nearest.append(full_distances(self, chosen, values, statistics).min(dim=1).values)
+        noise = torch.cat([statistics(task).dispersions for task in tasks]).mean()
+        each = torch.stack(nearest, dim=1).double().clamp(max=BOUND * self.unit)
+        return -SHARPNESS * each.sum(dim=0) / noise
+
+    def _likely(self, chosen: Tensor, distances: Tensor, statistics: Statistics) -> Tensor:
+        """Log-likelihoods [N, L] from distances [N, L].
+
+        Distances are measured in the mean dispersion of the shortlist, so that who is nearest stays the likeliest.
+        """
+        noise = torch.zeros(len(self.owner), dtype=torch.float64)
+        for task in self.owner[chosen].unique().tolist():
+            own = statistics(task).dispersions
+            here = (self.owner == task).nonzero()[:, 0]
+            noise[here] = own[self.position[here]]
+        return -SHARPNESS * distances.double() / noise[chosen].mean(dim=1, keepdim=True)
+
+
+Statistics = Callable[[int], Subspaces]
+"""Gives the statistics of the task at a position; it is called for tasks that are compared, and reads no other."""
 
 
 BOUND = 30.0

@@ -22,15 +22,16 @@ where images are few, or where every choice is right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual.fisher import leading
-from clmoe_cli.continual.gate import BOUND, FOLDS, QUANTILES, SHORTLIST, Subspaces
+from clmoe_cli.continual.gate import BOUND, FOLDS, QUANTILES, SHORTLIST, Compared, Statistics, Subspaces
+from clmoe_cli.continual.steady import settled
 
 OWN = 64
 """Directions of a class's own covariance, at most; a class has one for every four of its images."""
@@ -41,16 +42,20 @@ KAPPAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 RIDGES = 2
 """Even (the mean variance) and by column (the diagonal); images have the even one only."""
 SHARPNESSES = tuple(2.0**-k for k in range(11))
+GRID = (RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES))
+"""Choices of ridge and κ, α and sharpness: the shape of a task's tallies."""
 DEFAULT = (0.1, 0.3, 2.0**-3)
 """α, κ and sharpness that the prior prefers."""
 PRIOR = (1.0, 0.25, 0.25)
 """Nats that a factor of two away from each of them costs, squared in the number of such factors."""
+NEVER = -1e12
+"""Tally of a ridge that is not offered."""
 NONE = 0.01
 """What α = 0 counts as in the prior."""
 HELD_OUT = 2000
 """Left-out images that are answered for the choice; a task with so many in its first fold needs no other fold."""
 OUTSIDE = 0.03
-"""Added to the variances of a class's own directions when new images are told from its own, in mean variances."""
+"""Ridge of a class's own covariance when new images are told from its own, in mean variances."""
 UNEVEN = 30.0
 """Columns are brought to one unit where the largest deviations are so many times the smallest."""
 TINY = 1e-12
@@ -74,8 +79,10 @@ class Gaussians(Subspaces):
     tallies: Tensor
 
     def distances(self, values: Tensor, of: int) -> Tensor:
-        """Squared distances [N] of features [N, d] from class ``of``, by the class's own covariance alone."""
-        return _own_distances(values, self.means[of], self.directions[of], self.units)
+        """Squared distances [N] of features [N, d] from class ``of`` by the class's own covariance alone; settled."""
+        variance = _mean_variance(self.shared_variances, self.shared_rest)
+        own = self.means[of], self.directions[of], self.variances[of]
+        return settled(_own_distances(values.double(), own, self.units, variance))
 
     def covariance(self) -> Tensor:
         """The covariance within the task's classes, [d, d] float64."""
@@ -84,12 +91,22 @@ class Gaussians(Subspaces):
         return (wide * self.shared_variances.double()) @ wide.T + torch.diag(rest)
 
 
-def _own_distances(values: Tensor, mean: Tensor, directions: Tensor, units: Tensor) -> Tensor:
-    """Squared lengths [N] of what lies outside a class's leading directions; values [N, d]."""
-    scale = units.to(values.dtype)
-    centred = (values - mean.to(values.dtype)) / scale
-    inside = centred @ directions.to(values.dtype)
-    return (centred.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+def _own_distances(values: Tensor, own: tuple[Tensor, Tensor, Tensor], units: Tensor, variance: float) -> Tensor:
+    """Squared distances [N] of values [N, d] from a class: mean [d], directions [d, K] and their variances [K].
+
+    What lies outside the class's directions counts in full; inside, a direction counts the less the more the class
+    varies along it. ``variance``: the mean variance of a feature within the task's classes.
+    """
+    mean, directions, variances = (value.to(values.dtype) for value in own)
+    centred = (values - mean) / units.to(values.dtype)
+    inside = (centred @ directions).square()
+    ridge = OUTSIDE * variance
+    outside = (centred.square().sum(dim=1) - inside.sum(dim=1)).clamp_min(0)
+    return outside + inside @ (ridge / (variances + ridge).clamp_min(TINY))
+
+
+def _mean_variance(variances: Tensor, rest: Tensor) -> float:
+    return float(variances.double().sum() + rest.double().sum()) / len(rest)
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,7 @@ class Fold:
 
 
 def folds(y: Tensor, held: Tensor) -> Tensor:
-    """A fold 0 to ``FOLDS`` − 1 for each image with class y [n]: evenly over each class, ``held`` [n] bool in fold 0."""
+    """A fold from 0 for each image of class y [n]: evenly over each class; all that are ``held`` [n] in fold 0."""
     order = torch.argsort(y * 2 + (~held).long(), stable=True)
     counts = torch.bincount(y)
     first = torch.cumsum(counts, 0) - counts
@@ -122,7 +139,7 @@ def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor) -> Fold:
     counts = torch.bincount(y, minlength=classes)
     sums = torch.zeros(classes, d, dtype=values.dtype).index_add_(0, y, values)
     means = (sums / counts.clamp_min(1)[:, None]).float()
-    ranks = [min(OWN, n // 4, max(1, d - 1)) for n in counts.tolist()]
+    ranks = [min(OWN, n // 4, d) for n in counts.tolist()]
     widest = max(1, *ranks)
     directions = torch.zeros(classes, d, widest, dtype=torch.float16)
     variances = torch.zeros(classes, widest)
@@ -160,7 +177,7 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
     units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
     whole = fit_part(values, y, classes, units)
     fold = folds(y, held)
-    grid = torch.zeros(RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES), dtype=torch.float64)
+    grid = torch.zeros(GRID, dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
     answered = 0
     for i in range(FOLDS):
@@ -173,7 +190,9 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
         part = fit_part(values[rest], y[rest], classes, units)
         for c in y[out].unique().tolist():
             here = out & (y == c)
-            distances[here] = _own_distances(values[here], part.means[c], part.directions[c], units).double()
+            own = part.means[c], part.directions[c], part.variances[c]
+            variance = _mean_variance(*part.shared[1:])
+            distances[here] = settled(_own_distances(values[here].double(), own, units, variance))
         if answered < HELD_OUT and int(known.sum()) > 1:
             some = out.nonzero()[:, 0]
             some = some[torch.linspace(0, len(some) - 1, min(len(some), HELD_OUT)).round().long()]
@@ -182,18 +201,26 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
     quantiles = []
     steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     for c in range(classes):
-        own = distances[(y == c) & ~distances.isnan()]
-        if not len(own):
-            own = _own_distances(values[y == c], whole.means[c], whole.directions[c], units).double()
-        quantiles.append(own.quantile(steps).float())
+        known = distances[(y == c) & ~distances.isnan()]
+        # A class of one image has no other to be left out of; it has no p-values either.
+        quantiles.append((known if len(known) else torch.zeros(1, dtype=torch.float64)).quantile(steps).float())
     counts = whole.counts.double()
     return Gaussians(
         whole.means, whole.directions, torch.stack(quantiles), counts, whole.variances, units, *whole.shared, grid
     )
 
 
+def without(whole: Gaussians, part: Fold) -> Gaussians:
+    """The statistics of a task as some of its images give them; quantiles and tallies stay."""
+    shared = dict(zip(("shared", "shared_variances", "shared_rest"), part.shared, strict=True))
+    return replace(
+        whole, means=part.means, directions=part.directions, variances=part.variances,
+        counts=part.counts.double(), **shared,
+    )  # fmt: skip
+
+
 def _units(values: Tensor, y: Tensor, classes: int) -> Tensor:
-    """What columns are divided by, [d]: their deviation within classes where columns have very different ones, else 1."""
+    """What columns are divided by, [d]: their deviations within classes where these differ much, else 1."""
     sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values.double())
     means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
     deviation = (values.double() - means[y]).square().mean(dim=0).sqrt()
@@ -205,7 +232,7 @@ def _units(values: Tensor, y: Tensor, classes: int) -> Tensor:
 
 def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool) -> Tensor:
     """Summed log-probabilities [P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C]."""
-    grid = torch.zeros(RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES), dtype=torch.float64)
+    grid = torch.zeros(GRID, dtype=torch.float64)
     classes = known.nonzero()[:, 0]
     target = (classes == y[:, None]).long().argmax(dim=1)
     shared, variances, rest = (value.double() for value in part.shared)
@@ -215,7 +242,7 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
     own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
     for p in range(RIDGES * len(KAPPAS)):
         if even and p >= len(KAPPAS):
-            grid[p] = -math.inf
+            grid[p] = NEVER  # infinity has no place in a store
             continue
         factor, spread = _factor(covariance, p, float(part.counts.sum()))
         x = _whitened(factor, (values.double() - centre) / spread)
@@ -264,7 +291,8 @@ def _factor(covariance: Tensor, choice: int, images: float) -> tuple[Tensor, Ten
 
 def _whitened(factor: Tensor, rows: Tensor) -> Tensor:
     """Rows [N, d] in the coordinates in which B is the identity."""
-    return torch.linalg.solve_triangular(factor, rows.T, upper=False).T
+    found: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return found.T
 
 
 @dataclass(frozen=True)
@@ -404,7 +432,26 @@ class GaussianGate:
         behind = (nearest - nearest.amax(dim=1, keepdim=True)).clamp_min(-BOUND).sum(dim=0)
         return sorted(behind.topk(min(limit, tasks)).indices.tolist())
 
-    def scores(self, values: Tensor, chosen: Tensor, statistics: Callable[[int], Subspaces]) -> Tensor:
+    def compare(self, values: Tensor, statistics: Statistics) -> Compared:
+        """The likeliest classes of features [N, d], each image by itself."""
+        chosen = self.shortlist(values)
+        return Compared(chosen, self.scores(values, chosen, statistics))
+
+    def within(self, values: Tensor, task: int, statistics: Statistics) -> Compared:
+        """The C classes of one task."""
+        chosen = (self.owner == task).nonzero()[:, 0].expand(len(values), -1)
+        return Compared(chosen, self.scores(values, chosen, statistics))
+
+    def evidence(self, values: Tensor, tasks: Sequence[int], statistics: Statistics) -> Tensor:
+        """Log-likelihoods [T] of tasks for a batch of one task, from its features [N, d].
+
+        Each image counts up to ``BOUND`` nats against a task, so that a few strange images do not outvote the others.
+        """
+        each = [self.within(values, task, statistics).likely.logsumexp(dim=1) for task in tasks]
+        likely = torch.stack(each, dim=1)
+        return (likely - likely.amax(dim=1, keepdim=True)).clamp_min(-BOUND).sum(dim=0)
+
+    def scores(self, values: Tensor, chosen: Tensor, statistics: Statistics) -> Tensor:
         """Log-posteriors [N, L] of features [N, d] for the classes ``chosen`` [N, L], up to what an image's share.
 
         ``statistics(task)`` is called for tasks of chosen classes alone, so that nothing else is read.
@@ -425,7 +472,7 @@ class GaussianGate:
             gamma, turn = torch.linalg.eigh(self.solved.grams[one, : wide.shape[1], : wide.shape[1]].double())
             inside = (((y[rows] - weight) @ wide) @ turn).square()
             found[rows, columns] = _log_densities(away, inside, gamma.clamp_min(0), [alpha])[0]
-        return self.sharpness * found
+        return settled(self.sharpness * found)
 
     def _centred(self, values: Tensor) -> Tensor:
         return (values.double() - self.solved.centre.double()) / self.solved.spread.double()

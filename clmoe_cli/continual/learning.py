@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import fisher, masks
+from clmoe_cli.continual import fisher, masks, steady
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
@@ -43,16 +43,24 @@ class Options:
 
 @dataclass(frozen=True)
 class Split:
-    """Images to train on, to tune on (stopping, threshold) and to calibrate on; they share none."""
+    """Images to train on, to tune on (stopping, threshold) and to calibrate on; they share none.
+
+    ``held``: positions of the calibration images among all.
+    """
 
     training: Labelled
     tuning: Labelled
     calibration: Labelled
+    held: Tensor
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned task: its subnetwork, scores in half precision as stored, and what is reported."""
+    """A learned task: its subnetwork, scores in half precision as stored, and what is reported.
+
+    ``held``: positions of the calibration images among all; ``said`` [held, C] float64: log-probabilities that the
+    subnetwork gives to the classes of these.
+    """
 
     subnetwork: Subnetwork
     half_scores: dict[str, Tensor]
@@ -62,6 +70,8 @@ class Learned:
     held_out: int
     probe_outputs: Tensor
     sketch: Tensor
+    held: Tensor
+    said: Tensor
 
 
 def split(data: Labelled, generator: torch.Generator) -> Split:
@@ -79,11 +89,11 @@ def split(data: Labelled, generator: torch.Generator) -> Split:
     common = torch.bincount(data.y)[data.y[order]] >= 4
     by_class = order[common][data.y[order[common]].argsort(stable=True)]
     if size == 0 or len(by_class) < 4 * size:
-        return Split(data.take(order), data.take(order), data.take(order[:0]))
+        return Split(data.take(order), data.take(order), data.take(order[:0]), order[:0])
     # Evenly spaced along the classes: stratified, alternating between the two purposes.
     held = by_class[torch.linspace(0, len(by_class) - 1, 2 * size).round().long()]
     rest = order[~torch.isin(order, held)]
-    return Split(data.take(rest), data.take(held[0::2]), data.take(held[1::2]))
+    return Split(data.take(rest), data.take(held[0::2]), data.take(held[1::2]), held[1::2])
 
 
 def learn_task(
@@ -250,7 +260,10 @@ def finish(
     params = _on("cpu", params)
     task = replace(task, params=params, calibration=calibration)
     sketched, outputs = sketch(parts.training, classes), probe(net, params)
-    return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched)
+    said = torch.empty(0, classes, dtype=torch.float64)
+    if len(held):
+        said = steady.logits(net, params, held.x).log_softmax(dim=1)
+    return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched, parts.held, said)
 
 
 def probe_inputs(net: Network) -> Tensor:
