@@ -282,7 +282,7 @@ def test_a_pipe_is_refused(tmp_path: Path, second: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in ("-", str(tmp_path / "pipe")):
         with pytest.raises(UsageProblem, match="only one process can read a pipe"):
-            reading.read(source, "required", str(tmp_path / "store"), None, False, True)
+            reading.read(source, "required", str(tmp_path / "store"), reading.How(), True)
 
 
 def test_each_process_has_a_card_of_its_own(second: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from clmoe_cli.choices import EVIDENCE
 from clmoe_cli.commands import common
+from clmoe_cli.commands.checks import check_values
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
 from clmoe_cli.continual.images import Labelled
@@ -49,8 +50,8 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     check_backbone(manifest, batch)
     experts = common.experts_for(manifest, batch)
     names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
-    classes = batch.classes() if use_labels else ()
-    book = Codebook.of(classes, *(t.classes for t in manifest.tasks))
+    check_values(experts, batch, on_step)
+    book = Codebook.of(*(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
@@ -58,7 +59,8 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     found, raw = common.onset_evidence(loader, names, batch, index, book, kind, on_step)
     labels = None
     if use_labels and batch.labels is not None:
-        labels = torch.from_numpy(book.encode(batch.labels))[index]
+        book, codes = book.reading(batch.labels)
+        labels = torch.from_numpy(codes)[index]
     verdict = decide(found, labels, alpha, lambda code: book.labels[code])
     rows = []
     for name in counted(names, on_step, "overlap", "tasks"):

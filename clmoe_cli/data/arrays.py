@@ -17,7 +17,7 @@ from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
-from clmoe_cli.data.sources import kind_of, open_source
+from clmoe_cli.data.sources import check_source, kind_of, open_source
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
@@ -52,13 +52,11 @@ def read_batch(
     with the labels. ``on_step``: is told how much is read.
 
     Raises BadInput for anything wrong with the data, UsageProblem for an empty source or a column of labels where
-    there are no columns, DiskProblem for a failing disk, or one that has no room for images that memory has none for; each is one line.
+    there are no columns, DiskProblem for a failing disk, or one that has no room for images that memory has none for;
+    each is one line.
     """
-    if not source:
-        raise UsageProblem("no data given", expected="an npz, npy or CSV file, a folder of pictures, or - for stdin")
-    if "\0" in source:
-        raise BadInput("not a path", where=one_line(source), hint="check the path")
-    if source != "-" and _is_folder(source):
+    check_source(source)
+    if source != "-" and Path(source).is_dir():
         from clmoe_cli.data.pictures import read_folder
 
         _refuse_column(label_column, source)
@@ -91,13 +89,6 @@ def _refuse_column(label_column: str | None, source: str) -> None:
         hint = "an npz has its labels as y, a folder as the names of its class folders"
         where = "stdin" if source == "-" else one_line(source)
         raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file", hint=hint)
-
-
-def _is_folder(source: str) -> bool:
-    try:
-        return Path(source).is_dir()
-    except OSError:  # opening it as a file then says why
-        return False
 
 
 def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:

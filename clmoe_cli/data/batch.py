@@ -43,7 +43,7 @@ class Batch:
     the user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
     ``[N, D]`` (:mod:`clmoe_cli.seeing`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
-    ``warnings``: lines for people about what of the source is not taken as it might be meant; ``notes``: how it is read.
+    ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
     """
 
     images: Array

@@ -61,7 +61,7 @@ class _File:
 
     @property
     def suffix(self) -> str:
-        return os.path.splitext(self.name)[1].lower()  # noqa: PTH122: of any name, as a hidden one is none here
+        return os.path.splitext(self.name)[1].lower()  # noqa: PTH122
 
 
 def list_pictures(folder: str, use: LabelUse) -> Listing:
@@ -108,12 +108,12 @@ class _Sorting:
         """Names of the pictures' classes, None without labels; of a split ``learn`` keeps only what is for training."""
         inside = [f for f in self.pictures if f.folders]
         if not inside:
-            return self._unlabelled("pictures without class folders")
+            return self._none("pictures without class folders")
         if not self.top and self._is_split(inside):
             return self._split(inside)
         if self.top:
             few = f"{len(self.top)} of {len(self.pictures)} pictures: {name_list([f.name for f in self.top])}"
-            return self._unlabelled(f"pictures beside the folders, {few}")
+            return self._none(f"pictures beside the folders, {few}")
         filled = {f.folders[0] for f in inside}
         empty = sorted(set(self.folders) - filled)
         if empty:
@@ -125,13 +125,14 @@ class _Sorting:
             self.notes.append(f"classes are {name_list(sorted(filled))}; {text}: {name_list(deeper)}")
         return [f.folders[0] for f in inside]
 
-    def _unlabelled(self, found: str) -> None:
+    def _none(self, found: str) -> list[str] | None:
         """Pictures of which not each has a class: BadInput where labels are required, else they all have none."""
         if self.use == "required":
             hint = "put the pictures of each class, and no others, in a folder with its name"
             raise BadInput("no labels", where=self.where, found=found, expected="class folders", hint=hint)
         if self.use == "optional" and self.folders and len(self.top) < len(self.pictures):
             self.warnings.append(f"{self.where} has {found}: all are taken, and none has a label")
+        return None
 
     def _is_split(self, inside: Sequence[_File]) -> bool:
         """Whether all folders are named as parts of a split are: several of them, or one with folders inside."""
@@ -156,7 +157,7 @@ class _Sorting:
         one = f"name one of them to ask about it alone, as {self.where}/{sorted(counts)[0]}"
         self.warnings.append(f"{self.where} is a split: pictures of all its parts are taken, {every}; {one}")
         if loose:
-            return self._unlabelled(f"pictures without class folders in {name_list(loose)}")
+            return self._none(f"pictures without class folders in {name_list(loose)}")
         return [f.folders[1] for f in inside]
 
     def _say_what_is_learned(self, learned: str, rest: list[str]) -> None:
@@ -204,7 +205,7 @@ def _walk(folder: str) -> tuple[list[_File], list[str], list[str]]:
         except OSError as error:
             raise read_problem(error, one_line(path)) from error
         for name, is_folder, is_link in entries:
-            inner = os.path.join(path, name)  # noqa: PTH118: a Path would change what the user wrote
+            inner = os.path.join(path, name)  # noqa: PTH118
             if is_folder:
                 (links if is_link else plain).append((inner, (*folders, name)))
                 first += [] if folders else [name]

@@ -78,7 +78,11 @@ def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool, o
     paths, names = listed.paths, listed.names
     with warnings.catch_warnings():  # decoders warn of what is of no matter here
         warnings.simplefilter("ignore")
-        record = choice(Raw(True, _first_shape([path for path in paths if path not in listed.unread]))) if callable(choice) else choice
+        record = (
+            choice(Raw(True, _first_shape([path for path in paths if path not in listed.unread])))
+            if callable(choice)
+            else choice
+        )
         images, record, broken = _read(listed, record, folder, skip_broken, on_step)
     kept = [i for i, path in enumerate(paths) if path not in broken]
     labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)

@@ -22,6 +22,25 @@ _ZIP = b"PK"
 _LOOKED_AT = 4096
 
 
+def check_source(source: str) -> None:
+    """BadInput for a path where nothing can be read, UsageProblem for none; nothing is read, no pipe is opened."""
+    if not source:
+        raise UsageProblem("no data given", expected="an npz, npy or CSV file, a folder of pictures, or - for stdin")
+    if source == "-":
+        return
+    where = one_line(source)
+    if "\0" in source:
+        raise BadInput("not a path", where=where, hint="check the path")
+    try:
+        mode = Path(source).stat().st_mode
+        if stat.S_ISREG(mode):
+            Path(source).open("rb").close()
+    except OSError as error:
+        raise read_problem(error, where) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+        raise BadInput("not a regular file", where=where, expected="an npz, npy or CSV file, or a folder of pictures")
+
+
 @contextlib.contextmanager
 def open_source(source: str, on_step: OnStep = silent) -> Iterator[tuple[IO[bytes], str]]:
     """A seekable file at its start and its name in errors, or ``-`` for stdin; of a pipe MAX_STREAM_BYTES at most."""
@@ -41,11 +60,8 @@ def open_source(source: str, on_step: OnStep = silent) -> Iterator[tuple[IO[byte
             with pipe(sys.stdin.buffer, MAX_STREAM_BYTES, where, to) as held:
                 yield held, where
             return
-        mode = Path(source).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise BadInput("not a regular file", where=where, expected="an npz, npy or CSV file, or a folder of pictures")
         with Path(source).open("rb") as file:
-            if stat.S_ISREG(mode):
+            if file.seekable():
                 yield file, where
                 return
             with pipe(file, MAX_STREAM_BYTES, where, to) as held:

@@ -77,5 +77,5 @@ def check_names(names: Sequence[str], where: str, key: str | None) -> None:
             shown, hint = ascii(name[:60]), "rename the class"
             raise BadInput(what, where=where, key=key, found=shown, expected=wanted, hint=hint)
         if len(name) > MAX_NAME:
-            found, wanted = f"{len(name)} characters: {ascii(name[:20])} …", f"at most {MAX_NAME} characters"
+            found, wanted = f"{len(name)} characters: {name[:20]!a} …", f"at most {MAX_NAME} characters"
             raise BadInput("a label is too long", where=where, key=key, found=found, expected=wanted, hint="shorten it")

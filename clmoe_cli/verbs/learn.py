@@ -14,11 +14,13 @@ from clmoe_cli.progress import note, progress
 
 def learn(
     data: Annotated[
-        str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
+        str,
+        typer.Option(help="Labelled images: an .npz, a .csv, a folder of class folders, or - (npz or csv on stdin)."),
     ],
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
     name: flags.NameOption = None,
     segment: flags.SegmentOption = False,
     boundaries: flags.BoundariesOption = None,
@@ -45,7 +47,11 @@ def learn(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
-    from clmoe_cli import render
+    from clmoe_cli import choices, early, render
+
+    early.check_arch(arch)
+    early.check_words(("value of --if-known", if_known, choices.IF_KNOWN), ("score", score, choices.SCORES))
+    early.check_source(data)
     from clmoe_cli.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
@@ -58,7 +64,7 @@ def learn(
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import Seeing, read
+    from clmoe_cli.reading import How, Seeing, read
 
     check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
@@ -75,9 +81,10 @@ def learn(
         weights=weights,
     )
     quiet |= not leading()
+    how = How(image_size, skip_broken, label_column)
     seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
     with together(method.device), progress(quiet) as shown:
-        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
         if segment:
             told = curves.hears({**shown.callbacks(), "on_segment": shown.segment})
             by_label = boundaries != "images"
