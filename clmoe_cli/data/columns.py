@@ -48,8 +48,8 @@ def read_table(
     """The rows of a table as float32 ``[N, D]``, their labels as int64 or text ``[N]``.
 
     ``file``: seekable, at its start; ``where`` names it in errors. ``label_column``: name or position of the column
-    with the labels; without it one that is called as in ``LABEL_NAMES``, if there is one. Labels that all are integers come
-    out as such. Raises BadInput for anything wrong with the table, DiskProblem.
+    with the labels; without it one that is called as in ``LABEL_NAMES``, if there is one. Labels that all are
+    integers come out as such. Raises BadInput for anything wrong with the table, DiskProblem.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
