@@ -29,7 +29,8 @@ def check_arch(text: str) -> None:
         known = torchvision_networks()
         if not known or text in known:
             return
-        close = next(iter(difflib.get_close_matches(text, [*known, "mlp:500,500", "cnn:32,64"], n=1)), None)
+        close = next(iter(difflib.get_close_matches(kind, [*known, "mlp", "cnn"], n=1)), None)
+        close = f"{close}:{sizes}" if close in ("mlp", "cnn") and sizes else close
     raise UsageProblem(
         f"unknown architecture {text!r}",
         key="--arch",

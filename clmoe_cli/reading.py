@@ -12,9 +12,9 @@ from clmoe_cli.data import Batch, LabelUse, read_batch
 from clmoe_cli.distributed import launched, leading
 from clmoe_cli.progress import note
 from clmoe_cli.seeing import Seeing
-from store_schema.errors import UsageProblem
+from store_schema.errors import ClmoeError, UsageProblem
 
-__all__ = ["How", "Seeing", "read"]
+__all__ = ["How", "Seeing", "answered", "read"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,18 @@ def read(
         if batch.input is not None and batch.input.features is not None:
             note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
     return seeing.features(batch)
+
+
+def answered(folder: str, store: str, how: How, seeing: Seeing, on_step: OnStep = silent) -> str:
+    """A line on how many images of a folder are answered right, as ``predict`` answers; or why that is not known."""
+    from clmoe_cli.commands.checks import judged
+    from clmoe_cli.commands.predict import predict
+
+    try:
+        batch = read(folder, "optional", store, how, True, seeing=seeing, on_step=on_step)
+        report = predict(store, judged(store, batch)[0], device=seeing.device, on_step=on_step)
+    except ClmoeError as error:
+        return f"not measured: {error}"
+    if report.accuracy is None:
+        return f"{folder}: not measured, since it has no labels"
+    return f"{folder}: {100 * report.accuracy:.2f} % of {len(report.labels)} images are answered right"

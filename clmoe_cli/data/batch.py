@@ -44,6 +44,7 @@ class Batch:
     ``[N, D]`` (:mod:`clmoe_cli.seeing`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
+    ``others``: folders with the parts of a split that this batch is the part to learn of.
     """
 
     images: Array
@@ -54,6 +55,7 @@ class Batch:
     skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ class Listing:
     """Pictures of a folder, sorted by class, folder and name.
 
     ``paths`` [N]; ``names``: their classes in NFC [N], None without labels; ``unread``: those of ``paths`` in a format
-    that is not read, and why. ``warnings`` and ``notes``: lines for people.
+    that is not read, and why. ``warnings`` and ``notes``: lines for people. ``others``: folders with class folders that
+    are the parts of a split which ``learn`` leaves for questions.
     """
 
     paths: list[str]
@@ -45,6 +46,7 @@ class Listing:
     unread: dict[str, BadInput]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class _Sorting:
         self.folder, self.use, self.where = folder, use, one_line(folder)
         self.warnings: list[str] = []
         self.notes: list[str] = []
+        self.others: list[str] = []
         self.files, self.folders, again = _walk(folder)
         if again:
             self.warnings.append(f"left out, since what they lead to is read already: links {name_list(again)}")
@@ -102,7 +105,7 @@ class _Sorting:
             check_names(sorted(set(names)), self.where, None)
         unread = {f.path: _of_no_use(f) for f in self.pictures if f.suffix in UNREAD}
         notes, warnings = tuple(self.notes), tuple(self.warnings)
-        return Listing([f.path for f in self.pictures], names, unread, warnings, notes)
+        return Listing([f.path for f in self.pictures], names, unread, warnings, notes, tuple(self.others))
 
     def _classes(self) -> list[str] | None:
         """Names of the pictures' classes, None without labels; of a split ``learn`` keeps only what is for training."""
@@ -150,8 +153,10 @@ class _Sorting:
                 what, hint = "a split without class folders to learn from", f"name the part to learn: {self.where}/PART"
                 raise BadInput(what, where=self.where, found=found, expected="train/CLASS/picture", hint=hint)
             self.pictures = [f for f in self.pictures if f.folders[0] in learned]
-            rest = [text for name, text in counts.items() if name not in learned]
-            self._say_what_is_learned(name_list([counts[name] for name in learned]), rest)
+            rest = [name for name in counts if name not in learned]
+            self.others = [os.path.join(self.folder, name) for name in rest if name not in loose]  # noqa: PTH118
+            text = f"{self.where} is a split: learned is {name_list([counts[name] for name in learned])}"
+            self.warnings.append(f"{text}, and not {name_list([counts[name] for name in rest])}" if rest else text)
             return [f.folders[1] for f in self.pictures]
         every = name_list(list(counts.values()))
         one = f"name one of them to ask about it alone, as {self.where}/{sorted(counts)[0]}"
@@ -159,14 +164,6 @@ class _Sorting:
         if loose:
             return self._none(f"pictures without class folders in {name_list(loose)}")
         return [f.folders[1] for f in inside]
-
-    def _say_what_is_learned(self, learned: str, rest: list[str]) -> None:
-        text = f"{self.where} is a split: {learned} is learned"
-        if rest:
-            part = rest[0].partition(" ")[0]
-            tells = f"clmoe predict --batch {self.where}/{part} tells how well {part} is answered"
-            text += f", and {name_list(rest)} not; {tells}"
-        self.warnings.append(text)
 
 
 def _of_no_use(file: _File) -> BadInput:

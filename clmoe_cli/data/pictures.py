@@ -88,7 +88,7 @@ def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool, o
     labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
     files = tuple(_relative(paths[i], folder) for i in kept)
     skipped = tuple(_relative(path, folder) for path in broken)
-    return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes)
+    return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
 
 
 def _read(

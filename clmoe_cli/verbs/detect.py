@@ -32,7 +32,7 @@ def detect(
     """Say whether a batch belongs to a known task."""
     from clmoe_cli import choices, early, render
 
-    early.check_words(("evidence", evidence, choices.EVIDENCE))
+    early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
     early.check_source(data)
     from clmoe_cli.commands.detect import detect as call
     from clmoe_cli.devices import resolved

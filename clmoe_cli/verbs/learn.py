@@ -50,7 +50,11 @@ def learn(
     from clmoe_cli import choices, early, render
 
     early.check_arch(arch)
-    early.check_words(("value of --if-known", if_known, choices.IF_KNOWN), ("score", score, choices.SCORES))
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("value of --if-known", if_known, choices.IF_KNOWN),
+        ("score", score, choices.SCORES),
+    )
     early.check_source(data)
     from clmoe_cli.curves import Curves, check_plot, plot_curves
 
@@ -64,7 +68,7 @@ def learn(
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import How, Seeing, read
+    from clmoe_cli.reading import How, Seeing, answered, read
 
     check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
@@ -80,6 +84,7 @@ def learn(
         lock_timeout=lock_timeout,
         weights=weights,
     )
+    telling = not (quiet or dry_run)
     quiet |= not leading()
     how = How(image_size, skip_broken, label_column)
     seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
@@ -94,6 +99,10 @@ def learn(
             reports = [plan(store, batch, options)]
         else:
             reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
+        for part in batch.others if telling else ():
+            told_of = answered(part, store, how, seeing, shown.step)
+            if not quiet:
+                note(told_of)
     drawn = curves.drawn(reports)
     if not quiet:
         for report, curve in drawn if verbose else ():

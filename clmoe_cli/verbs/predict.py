@@ -44,7 +44,11 @@ def predict(
     """Predict labels without a task id."""
     from clmoe_cli import choices, early, render
 
-    early.check_words(("router", router, choices.ROUTERS), ("value of --route", route, choices.ROUTES))
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("router", router, choices.ROUTERS),
+        ("value of --route", route, choices.ROUTES),
+    )
     early.check_source(batch)
     from clmoe_cli.commands.checks import judged
     from clmoe_cli.commands.predict import predict as call
