@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,12 @@ def check_labels(manifest: Manifest, batch: Batch) -> None:
         expected=f"{'integers' if as_text else 'text'}, as {twin!r} of task {task.name}",
         hint=hint,
     )
+
+
+def check_known(store: str, batch: Batch) -> None:
+    """:func:`check_labels` of a store that is not locked, and may not be there yet."""
+    with suppress(StoreMissing):
+        check_labels(Store.open(store).manifest, batch)
 
 
 def judged(store: str, batch: Batch) -> tuple[Batch, str]:
