@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from clmoe_cli.commands.names import one_of
-from clmoe_cli.data.sources import check_source
+from clmoe_cli.data import sources
+from clmoe_cli.distributed import leading
 from store_schema.errors import UsageProblem
 
 _NETWORK = re.compile(
@@ -16,6 +17,15 @@ _NETWORK = re.compile(
 )
 
 __all__ = ["check_arch", "check_source", "check_words"]
+
+
+def check_source(source: str) -> None:
+    """What :func:`clmoe_cli.data.sources.check_source` refuses.
+
+    Of several processes the first alone asks: what only another one cannot read is said once they have joined.
+    """
+    if leading():
+        sources.check_source(source)
 
 
 def check_arch(text: str) -> None:
