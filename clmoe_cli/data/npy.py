@@ -30,6 +30,11 @@ class NpyReader(NpzReader):
         """The one name."""
         return (NAME,)
 
+    @property
+    def contents(self) -> str:
+        """What is in the file, for people."""
+        return "a single .npy array"
+
     def _bytes(self, name: str) -> int:
         return self._size
 

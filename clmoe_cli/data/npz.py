@@ -111,6 +111,11 @@ class NpzReader:
         """Names of the arrays, in the order of the file."""
         return tuple(self._members)
 
+    @property
+    def contents(self) -> str:
+        """What is in the file, for people."""
+        return name_list(self.names)
+
     def header(self, name: str) -> Header:
         """Shape and dtype, checked against the zip directory (unless objects); no data are read."""
         size = self._bytes(name)

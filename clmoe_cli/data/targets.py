@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from clmoe_cli.data.batch import Array, LabelUse
-from clmoe_cli.data.npz import NpzReader, name_list
+from clmoe_cli.data.npz import NpzReader
 from store_schema.errors import BadInput
 from store_schema.records import MAX_NAME
 
@@ -30,7 +30,7 @@ def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     if key is None:
         if use == "optional":
             return None
-        wanted, found = "one of " + ", ".join(LABEL_KEYS), name_list(reader.names)
+        wanted, found = "one of " + ", ".join(LABEL_KEYS), reader.contents
         hint = "numpy.savez(path, x=images, y=labels)"
         raise BadInput("no labels in the file", where=reader.where, found=found, expected=wanted, hint=hint)
     fail = partial(BadInput, where=reader.where, key=key)
