@@ -30,6 +30,12 @@ MOST_VALUES = 1 << 28
 """Values of one image: it is handled whole."""
 
 _LAYOUTS = "[N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]"
+_PIXEL_HINTS = {
+    "i": "x.astype('uint8') if the values are 0 to 255, else x.astype('float32')",
+    "u": "x.astype('uint8') if the values are 0 to 255, else x.astype('float32')",
+    "b": "x.astype('uint8') * 255",
+    "O": "stack the pictures into one array of one dtype and size",
+}
 _EXACT = 1 << 24
 """float32 holds every integer up to here, and of the larger ones some."""
 
@@ -95,11 +101,11 @@ def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:
     """``(D,)`` or ``(C, H, W)``; BadInput for arrays that are no images."""
     fail = partial(BadInput, where=where, key=key)
     dtype, shape = header.dtype, header.shape
-    if dtype.kind not in "iubf" or dtype.itemsize > 8:
-        hint = "x.astype('float32')"
-        if dtype.kind == "O":
-            hint = "stack the pictures into one array of one dtype and size"
-        wanted = "integers, bool, or float16, 32 or 64"
+    # Integers are features as they are; as pixels they may be 0 to 255, or anything else.
+    whole = dtype.kind in "iub" and len(shape) < 3
+    if dtype != np.uint8 and not whole and (dtype.kind != "f" or dtype.itemsize > 8):
+        hint = _PIXEL_HINTS.get(dtype.kind, "x.astype('float32')")
+        wanted = "uint8 or float16, 32 or 64" + (", or integers" if len(shape) < 3 else "")
         raise fail("images of this type cannot be used", found=str(dtype), expected=wanted, hint=hint)
     if not 2 <= len(shape) <= 4:
         raise fail("not a shape of images", found=str(list(shape)), expected=_LAYOUTS, hint="reshape the array")

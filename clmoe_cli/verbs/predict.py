@@ -63,8 +63,6 @@ def predict(
         seeing = Seeing(features, features_weights, device=where)
         how = How(image_size, skip_broken, label_column)
         images, warning = judged(store, read(batch, "optional", store, how, quiet, task, seeing, shown.step))
-        if warning and leading():
-            note(f"warning: {warning}")
         report = call(
             store,
             images,
@@ -78,6 +76,8 @@ def predict(
             on_step=shown.step,
             explain=explain,
         )
+    if warning and leading():
+        note(f"warning: {warning}")
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     if leading():
