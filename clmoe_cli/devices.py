@@ -31,7 +31,7 @@ def resolved(device: str) -> str:
             expected=" or ".join(name for name, found in there.items() if found),
             hint="--device auto takes what there is",
         )
-    cards, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cards, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
     if device == "cuda" and several and wanted > cards:
         raise UsageProblem(
             "more processes than graphics cards on this machine",
@@ -43,4 +43,4 @@ def resolved(device: str) -> str:
         return device
     # The same bits each time, and no convolution in ten bits: what is predicted agrees with other devices.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0') if several else '0'}"

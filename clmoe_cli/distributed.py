@@ -6,19 +6,26 @@ what went wrong only the first that met it speaks.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from clmoe_cli.progress import note
 from store_schema.errors import ClmoeError, UsageProblem
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
+SOON = 5.0
+"""Seconds after which a process says what it waits for."""
+_LOOK = 0.1
 SINGLE = ("detect", "inspect", "export", "schema")
 WRITING = ("prune", "tasks")
 
@@ -38,14 +45,40 @@ class PeerLost(ClmoeError):
         )
 
 
+_LEFT_BEHIND = "unset RANK and WORLD_SIZE to run one process; torchrun sets them for several"
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
 def launched() -> bool:
-    """Whether this process is one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several. Variables that say nonsense do not make it one."""
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
+    return rank is not None and world is not None and 0 <= rank < world > 1
 
 
 def leading() -> bool:
     """Whether this process speaks for all: it is alone, or process 0."""
-    return not launched() or os.environ["RANK"] == "0"
+    return not launched() or _number("RANK") == 0
+
+
+def check_variables() -> None:
+    """UsageProblem for variables of ``torchrun`` that cannot be: those that somebody has left behind, for instance."""
+    local = ("LOCAL_WORLD_SIZE", "LOCAL_RANK") if launched() else ()
+    for name in ("WORLD_SIZE", "RANK", *local):
+        if name in os.environ and _number(name) is None:
+            found = ascii(os.environ[name][:40])
+            raise UsageProblem(f"the variable {name} is no number", found=found, expected="0, 1, …", hint=_LEFT_BEHIND)
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
+    if world == 0:
+        raise UsageProblem(
+            "the variable WORLD_SIZE says no process", found="0", expected="1 or more", hint=_LEFT_BEHIND
+        )
+    if rank is not None and world is not None and rank >= world:
+        found, wanted = f"RANK={rank}", f"less than WORLD_SIZE={world}"
+        raise UsageProblem("the variable RANK is too large", found=found, expected=wanted, hint=_LEFT_BEHIND)
 
 
 def speaks() -> bool:
@@ -56,8 +89,11 @@ def speaks() -> bool:
 def has_a_part(command: str | None) -> bool:
     """Whether this process has something to do in a command: those of ``SINGLE`` are for process 0 alone.
 
-    Raises UsageProblem for commands that several processes would run several times.
+    Raises UsageProblem for commands that several processes would run several times, and for variables of theirs that
+    cannot be.
     """
+    if command is not None and command not in SINGLE:
+        check_variables()
     if launched() and command in WRITING:
         raise UsageProblem(
             f"clmoe {command} is for one process",
@@ -77,6 +113,10 @@ def together(device: str) -> Iterator[None]:
     if not launched():
         yield
         return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            found = f"RANK={_number('RANK')}, WORLD_SIZE={_number('WORLD_SIZE')}"
+            raise UsageProblem(f"the variable {name} is not set", found=found, hint=_LEFT_BEHIND)
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -88,12 +128,20 @@ def together(device: str) -> Iterator[None]:
     board: Any = None
     try:
         try:
-            board, rank, world = next(iter(rendezvous("env://")))
             if device.startswith("cuda"):
                 torch.cuda.set_device(device)
             # What the processor computes goes another way than what graphics cards do.
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-            dist.init_process_group(backend, store=board, rank=rank, world_size=world, timeout=PATIENCE)
+
+            def join() -> None:
+                nonlocal board
+                met, rank, world = next(iter(rendezvous("env://")))
+                try:
+                    dist.init_process_group(backend, store=met, rank=rank, world_size=world, timeout=PATIENCE)
+                finally:
+                    board = met  # not before: nothing can be asked of it while this thread waits there
+
+            _patiently(join)
         except (RuntimeError, ValueError) as error:
             raise Lost(str(error)) from error
         yield
@@ -109,6 +157,36 @@ def together(device: str) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _patiently(join: Callable[[], None]) -> None:
+    """Joins in a thread of its own, so that signals end this one while it waits, and says what it waits for.
+
+    Raises what ``join`` raises.
+    """
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            join()
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    late = time.monotonic() + SOON
+    while thread.is_alive():
+        thread.join(_LOOK)
+        if thread.is_alive() and time.monotonic() > late:
+            late = math.inf
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            rank, world = _number("RANK"), _number("WORLD_SIZE")
+            text = (
+                f"process {rank} waits for the others of {world} processes at {place}, since RANK and WORLD_SIZE say so"
+            )
+            note(f"{text}; unset both to run one process")
+    if problems:
+        raise problems[0]
 
 
 def _claim(board: Any) -> None:

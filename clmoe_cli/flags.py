@@ -46,6 +46,14 @@ ImageSizeOption = Annotated[
 SkipBrokenOption = Annotated[
     bool, typer.Option("--skip-broken", help="Leave out pictures of a folder that cannot be read.")
 ]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|INDEX",
+        help="Of a table (.csv, .tsv): the column with the labels; 0 is the first, -1 the last "
+        "[default: one called y, label, target or class].",
+    ),
+]
 NameOption = Annotated[
     str | None,
     typer.Option(help="Name of the task [default: task1, task2, …]; with --segment NAME.1, NAME.2, …"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,19 +14,42 @@ Label = int | str
 
 @dataclass(frozen=True)
 class Codebook:
-    """Every label that occurs gets a code; the integer 1 and the string "1" are different labels."""
+    """Every label that occurs gets a code; text counts as the same where its NFC is, and 1 and "1" are two labels."""
 
     labels: tuple[Label, ...]
 
     @staticmethod
     def of(*groups: Iterable[Label]) -> Codebook:
         """The labels of all groups, each once, in order of first appearance."""
-        return Codebook(tuple(v for _, v in dict.fromkeys((type(v), v) for group in groups for v in group)))
+        first: dict[tuple[type, Label], Label] = {}
+        for group in groups:
+            for label in group:
+                first.setdefault(_key(label), label)
+        return Codebook(tuple(first.values()))
 
     def codes(self, labels: Sequence[Label]) -> list[int]:
         """Codes of labels that the book has."""
-        index = {(type(v), v): i for i, v in enumerate(self.labels)}
-        return [index[type(v), v] for v in labels]
+        index = {_key(v): i for i, v in enumerate(self.labels)}
+        return [index[_key(v)] for v in labels]
+
+    def reading(self, labels: NDArray[np.generic]) -> tuple[Codebook, NDArray[np.int64]]:
+        """The book with the labels of people's data added that it lacks, and codes [N] of these.
+
+        A label that it lacks in its own type is the one of the same text in the other: the name of a class folder says
+        "1" where an npz says 1.
+        """
+        values, inverse = np.unique(labels, return_inverse=True)
+        index = {_key(v): i for i, v in enumerate(self.labels)}
+        texts = {str(label): code for (_, label), code in index.items()}
+        every, codes = list(self.labels), []
+        for label in map(plain, values):
+            code = index.get(_key(label), texts.get(str(_key(label)[1]), len(every)))
+            if code == len(every):
+                every.append(label)
+                index[_key(label)] = code
+            codes.append(code)
+        read: NDArray[np.int64] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
+        return Codebook(tuple(every)), read
 
     def encode(self, labels: NDArray[np.generic]) -> NDArray[np.int64]:
         """Codes [N] of an array of labels, without a loop over images."""
@@ -39,6 +63,22 @@ class Codebook:
         if all(isinstance(v, int) for v in self.labels):
             return np.array(self.labels, dtype=np.int64)[codes]
         return np.array([str(v) for v in self.labels], dtype=np.str_)[codes]
+
+
+def nfc(name: str) -> str:
+    """The one spelling of text whose letters can be written in several ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def clashes(known: Iterable[Label], new: Iterable[Label]) -> list[Label]:
+    """Those of the ``new`` labels of which the other type's twin is known, and they themselves are not: 1 and "1"."""
+    keys = {_key(label) for label in known}
+    texts = {str(label) for _, label in keys}
+    return [label for label in new if _key(label) not in keys and str(_key(label)[1]) in texts]
+
+
+def _key(label: Label) -> tuple[type, Label]:
+    return (str, nfc(label)) if isinstance(label, str) else (int, label)
 
 
 def plain(value: np.generic) -> Label:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from clmoe_cli import render
 from clmoe_cli.commands.inputs import following
 from clmoe_cli.continual.steps import OnStep, silent
 from clmoe_cli.data import Batch, LabelUse, read_batch
-from clmoe_cli.distributed import launched
+from clmoe_cli.distributed import launched, leading
 from clmoe_cli.progress import note
 from clmoe_cli.seeing import Seeing
-from store_schema.errors import UsageProblem
+from store_schema.errors import ClmoeError, UsageProblem
 
-__all__ = ["Seeing", "read"]
+__all__ = ["How", "Seeing", "answered", "read"]
+
+
+@dataclass(frozen=True)
+class How:
+    """What the options say of reading: ``--image-size``, ``--skip-broken`` and ``--label-column``."""
+
+    image_size: int | None = None
+    skip_broken: bool = False
+    label_column: str | None = None
 
 
 def read(
     source: str,
     labels: LabelUse,
     store: str,
-    image_size: int | None,
-    skip_broken: bool,
+    how: How,
     quiet: bool,
     task: str | None = None,
     seeing: Seeing | None = None,
@@ -29,6 +38,7 @@ def read(
 ) -> Batch:
     """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.commands.inputs`.
 
+    What is not taken as it might be meant is said on stderr, also where it is ``quiet``.
     Pictures that go through a backbone come out as its features [N, width]. Raises UsageProblem for a pipe where
     several processes would read it, besides what reading raises.
     """
@@ -40,10 +50,37 @@ def read(
         )
     seeing = seeing or Seeing()
     seeing.on_step = on_step
-    through = following(store, image_size=image_size, task=task, seeing=seeing)
-    batch = read_batch(source, labels=labels, input=through, skip_broken=skip_broken, on_step=on_step)
+    through = following(store, image_size=how.image_size, task=task, seeing=seeing)
+    batch = read_batch(
+        source,
+        labels=labels,
+        input=through,
+        skip_broken=how.skip_broken,
+        label_column=how.label_column,
+        on_step=on_step,
+    )
+    if leading():
+        for text in batch.warnings:
+            note(f"warning: {text}")
     if not quiet:
+        for text in batch.notes:
+            note(text)
         render.skip_note(batch.skipped)
         if batch.input is not None and batch.input.features is not None:
             note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
     return seeing.features(batch)
+
+
+def answered(folder: str, store: str, how: How, seeing: Seeing, on_step: OnStep = silent) -> str:
+    """A line on how many images of a folder are answered right, as ``predict`` answers; or why that is not known."""
+    from clmoe_cli.commands.checks import judged
+    from clmoe_cli.commands.predict import predict
+
+    try:
+        batch = read(folder, "optional", store, how, True, seeing=seeing, on_step=on_step)
+        report = predict(store, judged(store, batch)[0], device=seeing.device, on_step=on_step)
+    except ClmoeError as error:
+        return f"not measured: {error}"
+    if report.accuracy is None:
+        return f"{folder}: not measured, since it has no labels"
+    return f"{folder}: {100 * report.accuracy:.2f} % of {len(report.labels)} images are answered right"

@@ -16,7 +16,9 @@ from store_schema.migrations import upgraded
 
 Suffix = Literal["safetensors", "h5"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+MAX_NAME = 200
+"""Characters of the name of a class or a task."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scalar = str | bool | int | float | None
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]

@@ -76,7 +76,15 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["learn", "--help"], ["inspect", "--store", "nowhere"]])
+LIGHT = (
+    ["--help"], ["--version"], ["learn", "--help"], ["inspect", "--store", "nowhere"],
+    ["learn", "--data", "nowhere.npz"], ["predict", "--batch", "nowhere/"], ["detect", "--data", "nowhere.csv"],
+    ["learn", "--data", __file__, "--arch", "mpl:8"], ["learn", "--data", __file__, "--arch", "resnet19"],
+    ["predict", "--batch", __file__, "--router", "best"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_starts_without_torch(args: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *args], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,13 @@ BEYOND = np.frombuffer(struct.pack("<4I", 97, 98, 0x110000, 99), "<U1")
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty file": (lambda: b"", "empty"),
     "text": (lambda: b"x,y\n1,2\n", "not an npz"),
-    "npy": (lambda: to_npy(X), "single .npy"),
+    "npy cut short": (lambda: to_npy(X)[:-1], "does not match"),
+    "npy too long": (lambda: to_npy(X) + b"x", "does not match"),
+    "npy of objects": (lambda: to_npy(X.astype(object), pickled=True), "type"),
+    "npy header is code": (lambda: raw_npy("__import__('os').abort()\n"), "unreadable"),
+    "npy of 8 PiB": (lambda: declared(f"({2**53}, 1)"), "does not match"),
+    "npy of NaN": (lambda: to_npy(nan_at(2)), "image 2"),
+    "npy of one row": (lambda: to_npy(X[0]), "not a shape"),
     "pickle": (lambda: pickle.dumps(X), "not an npz"),
     "cut short": (lambda: to_npz(x=X, y=Y)[:-30], "damaged"),
     "cut in half": (lambda: to_npz(x=X, y=Y)[:200], "damaged"),
@@ -140,9 +147,13 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "ratio bomb": (lambda: bomb(1 << 31), "impossible compression"),
     "lying directory": (lambda: bomb(1 << 17), "damaged"),
     "stored size lies": (lambda: patched(to_npz(x=X), b"PK\1\2", 24, struct.pack("<I", 1 << 30)), "match"),
-    "int64 pixels": (lambda: to_npz(x=X.astype(int)), "astype('uint8')"),
-    "uint16 pixels": (lambda: to_npz(x=X.astype("u2")), "astype('uint8')"),
-    "bool pixels": (lambda: to_npz(x=X > 3), "* 255"),
+    "int64 pixels": (lambda: to_npz(x=X.astype(int).reshape(4, 2, 3)), "astype('uint8')"),
+    "uint16 pixels": (lambda: to_npz(x=X.astype("u2").reshape(4, 2, 3)), "astype('uint8')"),
+    "bool pixels": (lambda: to_npz(x=X.reshape(4, 2, 3) > 3), "* 255"),
+    "an odd integer": (lambda: to_npz(x=nan_at(3, 2**24 + 1, "i8")[:, :, 0]), "16777217 in image 3"),
+    "the largest integer": (lambda: to_npz(x=nan_at(1, 2**64 - 1, "u8")[:, :, 0]), f"{2**64 - 1} in image 1"),
+    "a large integer": (lambda: to_npz(x=nan_at(2, -(2**31) + 1, "<i4")[:, :, 0]), "-2147483647 in image 2"),
+    "date pixels": (lambda: to_npz(x=X.astype("M8[s]")), "datetime64"),
     "complex pixels": (lambda: to_npz(x=X.astype(complex)), "complex128"),
     "long double": (lambda: to_npz(x=X.astype(np.longdouble)), "float16"),
     "object pixels": (lambda: to_npz(x=X.astype(object)), "stack"),
@@ -171,6 +182,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "one-hot labels": (lambda: to_npz(x=X, y=np.eye(4, dtype=int)), "argmax"),
     "one label": (lambda: to_npz(x=X, y=np.int64(3)), "do not match"),
     "too few labels": (lambda: to_npz(x=X, y=Y[:3]), "[4]"),
+    "long label": (lambda: to_npz(x=X, y=text("a" * 201)), "too long"),
     "empty label": (lambda: to_npz(x=X, y=text("")), "empty"),
     "blank label": (lambda: to_npz(x=X, y=text(" ")), "empty"),
     "no characters": (lambda: to_zip(("x.npy", to_npy(X)), ("y.npy", declared("(4,)", "'<U0'"))), "empty"),
@@ -318,6 +330,51 @@ def from_stdin(data: bytes) -> Batch:
         return read_batch("-", labels="optional")
 
 
+INTEGERS = st.sampled_from(["i1", "<i2", ">i2", "<i4", ">i8", "<u2", "u4", ">u8", "?"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(dtype=INTEGERS, data=st.data(), block=st.sampled_from([1, 64, 1 << 20]))
+def test_integers_are_read_as_they_are_or_refused(dtype: str, data: st.DataObject, block: int) -> None:
+    kind = np.dtype(dtype)
+    low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
+    near = st.sampled_from([n for n in (0, 2**24, 2**24 + 1, -(2**24) - 2, 2**40, low, high) if low <= n <= high])
+    values = data.draw(st.lists(st.one_of(near, st.integers(low, high)), min_size=4, max_size=4))
+    array = np.array(values, dtype=kind).reshape(2, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "BLOCK", block)
+        lost = next((i for i, value in enumerate(values) if int(np.float32(value)) != value), None)
+        if lost is not None:
+            with pytest.raises(BadInput, match=f"float32 does not hold.* {values[lost]} in image {lost // 2}"):
+                from_stdin(to_npz(x=array))
+            return
+        batch = from_stdin(to_npz(x=array))
+    assert batch.images.dtype == np.float32
+    assert batch.images.tolist() == array.astype(int).tolist()
+
+
+def test_a_single_array_has_no_labels(tmp_path: Path) -> None:
+    for array in (X, X.astype("<f8"), np.asfortranarray(X.astype(">i8"))):
+        np.save(tmp_path / "a.npy", array)
+        batch = read_batch(str(tmp_path / "a.npy"), labels="optional")
+        np.testing.assert_array_equal(batch.images, X)
+        assert batch.labels is None
+        assert batch.images.dtype == (np.uint8 if array.dtype == np.uint8 else np.float32)
+        np.testing.assert_array_equal(from_stdin((tmp_path / "a.npy").read_bytes()).images, X)
+    with pytest.raises(BadInput, match=r"no labels in the file: .*a\.npy"):
+        read_batch(str(tmp_path / "a.npy"), labels="required")
+    with pytest.raises(UsageProblem, match="--label-column is for tables"):
+        read_batch(str(tmp_path / "a.npy"), labels="optional", label_column="0")
+
+
+def test_text_comes_out_composed() -> None:
+    spelled = [unicodedata.normalize(form, name) for name in ("caf\u00e9", "th\u00e9") for form in ("NFC", "NFD")]
+    batch = from_stdin(to_npz(x=X, y=np.array(spelled)))
+    assert batch.classes() == ("caf\u00e9", "th\u00e9")
+    long = unicodedata.normalize("NFD", "\u00e9" * 200)
+    assert len(from_stdin(to_npz(x=X, y=text(long))).classes()) == 4
+
+
 INT_TYPES = st.sampled_from(["i1", "u1", "<i2", ">i4", "u4", "<i8", ">u8"])
 TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
 
@@ -341,8 +398,9 @@ def test_text_labels(values: list[str], as_bytes: bool) -> None:
     assert batch.labels is not None
     assert batch.labels.dtype.kind == "U"
     assert batch.labels.dtype.isnative
-    assert batch.labels.tolist() == values
-    assert batch.classes() == tuple(sorted(set(values)))
+    composed = [unicodedata.normalize("NFC", value) for value in values]
+    assert batch.labels.tolist() == composed
+    assert batch.classes() == tuple(sorted(set(composed)))
 
 
 SOUND = [to_npz(x=X, y=Y), to_zip(("x.npy", to_npy(X)), ("y.npy", to_npy(Y.astype(str))), method=8)]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -283,7 +284,7 @@ def test_a_pipe_is_refused(tmp_path: Path, second: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in ("-", str(tmp_path / "pipe")):
         with pytest.raises(UsageProblem, match="only one process can read a pipe"):
-            reading.read(source, "required", str(tmp_path / "store"), None, False, True)
+            reading.read(source, "required", str(tmp_path / "store"), reading.How(), True)
 
 
 def test_each_process_has_a_card_of_its_own(second: pytest.MonkeyPatch) -> None:
@@ -300,6 +301,64 @@ def test_each_process_has_a_card_of_its_own(second: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageProblem, match="more processes than graphics cards"):
             devices.resolved(device)
     assert devices.resolved("cpu") == "cpu"
+
+
+BAD = {
+    "no number": ({"WORLD_SIZE": ""}, "WORLD_SIZE is no number; found ''"),
+    "a word": ({"WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
+    "a word for the rank": ({"RANK": "first"}, "RANK is no number"),
+    "a negative rank": ({"RANK": "-1"}, "RANK is no number"),
+    "no process": ({"WORLD_SIZE": "0"}, "WORLD_SIZE says no process"),
+    "too large": ({"RANK": "2"}, "RANK is too large"),
+    "a card that is no number": ({"LOCAL_RANK": "x"}, "LOCAL_RANK is no number"),
+    "no meeting": ({}, "MASTER_ADDR is not set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_variables_that_are_left_behind(
+    case: str, data: Path, one: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed, says = BAD[case]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **changed}.items():
+        monkeypatch.setenv(name, value)
+    for command in ("learn", "predict"):
+        assert alone(command, "--data", data / "a.npz", "--store", one) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+        assert "unset RANK and WORLD_SIZE" in line
+    for args in (("inspect", "--store", one), ("detect", "--data", data / "a.npz", "--store", one), ("--help",)):
+        assert alone(*args, *(() if args == ("--help",) else ("-q",))) == 0
+
+
+@pytest.mark.parametrize("more", [{"RANK": "3"}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}])
+def test_one_of_one_is_alone(more: dict[str, str], data: Path, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    assert alone("predict", "--batch", data / "a.npz", "--store", one, "-q") == 0
+
+
+WAITING = "from clmoe_cli import distributed; distributed.SOON = 0.3; from clmoe_cli.app import main; main()"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_one_that_waits_for_others_says_so_and_ends_when_told(rank: str, how: int, data: Path, one: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    more = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", WAITING, "predict", "--batch", str(data / "a.npz"), "--store", str(one), "-q"]
+    with subprocess.Popen(command, env=ENVIRONMENT | more, stderr=subprocess.PIPE, text=True) as waiting:
+        try:
+            assert waiting.stderr is not None
+            line = next(text for text in waiting.stderr if "waits" in text)
+            assert line.startswith(f"process {rank} waits for the others of 2 processes at 127.0.0.1:{port}")
+            assert "unset both" in line
+            waiting.send_signal(how)
+            assert waiting.wait(20) == 130
+        finally:
+            waiting.kill()
 
 
 @pytest.mark.parametrize("several", [True, False])

@@ -275,8 +275,12 @@ def test_scores_by_hand() -> None:
         {"tasks": ["b"], "images": 1, "answered": {"b": 1}},
         {"tasks": [], "images": 1, "answered": {"a": 1}},
     )
-    strings = score(truth.astype(str), predicted, book, task, np.full(6, 0.5), {"a": (1, 5), "b": (2, 5)})
-    assert strings.accuracy == 0.0
+    # Names of class folders are text.
+    tasks: dict[str, tuple[int | str, ...]] = {"a": (1, 5), "b": (2, 5)}
+    assert score(truth.astype(str), predicted, book, task, np.full(6, 0.5), tasks) == found
+    both = Codebook.of([1, 5, 2], ["1", "5", "2"])
+    tasks["c"] = ("1", "5", "2")
+    assert score(truth.astype(str), predicted, both, task, np.full(6, 0.5), tasks).accuracy == 0.0
 
 
 @given(

@@ -27,7 +27,7 @@ from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.predict import predict
 from clmoe_cli.data import Batch, Raw, spool
 from clmoe_cli.process import run
-from clmoe_cli.reading import read
+from clmoe_cli.reading import How, read
 from clmoe_cli.seeing import Seeing, check_same
 from store_schema import FeaturesRecord, InputRecord, Store, StoreIncompatible, UsageProblem, verify
 
@@ -192,7 +192,7 @@ def test_each_picture_is_seen_once(
 
 def seen(world: Path, source: Path) -> Batch:
     seeing = Seeing("resnet18", str(world / "own.safetensors"), "mlp:8,8")
-    return read(str(source), "required", "nowhere", SIDE, False, True, seeing=seeing)
+    return read(str(source), "required", "nowhere", How(SIDE), True, seeing=seeing)
 
 
 def test_folders_and_arrays_give_the_same_features(world: Path, tmp_path: Path) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from clmoe_cli.commands import common
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.images import Rows
 from clmoe_cli.continual.learning import FEW
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from store_schema import BadInput, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
+from clmoe_cli.data.npz import name_list
+from clmoe_cli.labels import Codebook, clashes, nfc
+from store_schema import BadInput, ExpertRecord, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
 
 LARGEST = 1e4
 """Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
@@ -63,6 +69,72 @@ def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) ->
             expected=f"at most {LARGEST / scale:.3g}",
             hint="repair it or leave it out",
         )
+
+
+def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond what any of the experts reads (BadInput)."""
+    if batch.images.dtype == np.uint8:
+        return
+    scale = min(expert.input_scale for expert in experts)
+    check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+
+
+def check_unit(batch: Batch, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them."""
+    if batch.images.dtype != np.uint8:
+        scale = common.input_scale(batch, on_step)
+        check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+
+
+def check_labels(manifest: Manifest, batch: Batch) -> None:
+    """Refuses integers that the store knows as text, and text that it knows as integers (BadInput).
+
+    They would become twins: two classes that look the same. A store that has both takes both.
+    """
+    found = clashes((label for task in manifest.tasks for label in task.classes), batch.classes())
+    if not found:
+        return
+    texts = {nfc(str(label)) for label in found}
+    task = next(t for t in manifest.tasks if texts & {nfc(str(label)) for label in t.classes})
+    twin = next(label for label in task.classes if nfc(str(label)) in texts)
+    as_text = isinstance(found[0], str)
+    shown = ", ".join(repr(label) for label in found[:8]) + (", …" if len(found) > 8 else "")
+    hint = "y.astype(int)" if as_text else "y.astype(str)"
+    if batch.files is not None:
+        hint = "name the class folders otherwise, or give the labels as integers: in an npz, or a table"
+    raise BadInput(
+        "labels clash with those of the store",
+        where=batch.source,
+        found=f"{shown} as {'text' if as_text else 'integers'}",
+        expected=f"{'integers' if as_text else 'text'}, as {twin!r} of task {task.name}",
+        hint=hint,
+    )
+
+
+def check_known(store: str, batch: Batch) -> None:
+    """:func:`check_labels` of a store that is not locked, and may not be there yet."""
+    with suppress(StoreMissing):
+        check_labels(Store.open(store).manifest, batch)
+
+
+def judged(store: str, batch: Batch) -> tuple[Batch, str]:
+    """A batch whose labels are to judge answers, and a warning where the store does not know some of them, else "".
+
+    Folders of which no name is a class are no labels, and are left out.
+    """
+    if batch.labels is None:
+        return batch, ""
+    try:
+        known = Codebook.of(*(task.classes for task in Store.open(store).manifest.tasks))
+    except StoreMissing:  # who answers says so
+        return batch, ""
+    book, codes = known.reading(batch.labels)
+    foreign = name_list([str(label) for label in book.labels[len(known.labels) :]])
+    count = int((codes >= len(known.labels)).sum())
+    if count == len(codes) and batch.files is not None:
+        text = f"no task has a class of the name of a folder ({foreign}): the folders are not taken for labels"
+        return replace(batch, labels=None), text
+    return batch, f"no task knows the labels {foreign}: {count} of {len(codes)} images count as wrong" if count else ""
 
 
 def check_refining(batch: Batch, old: TaskRecord) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from clmoe_cli.choices import EVIDENCE
 from clmoe_cli.commands import common, ranges
+from clmoe_cli.commands.checks import check_values
 from clmoe_cli.commands.evidence import GATE, onset_evidence, shortlisted
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
@@ -59,8 +60,8 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
         return _report(
             loader, batch, Verdict("new", (), None, f"no task with images of this shape ({shape}) is known yet"), []
         )
-    classes = batch.classes() if use_labels else ()
-    book = Codebook.of(classes, *(t.classes for t in manifest.tasks))
+    check_values(common.experts_for(manifest, batch), batch, on_step)
+    book = Codebook.of(*(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
@@ -68,7 +69,8 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     found, raw = onset_evidence(loader, names, few, book, kind, on_step)
     labels = None
     if use_labels and few.labels is not None:
-        labels = torch.from_numpy(book.encode(few.labels))
+        book, codes = book.reading(few.labels)
+        labels = torch.from_numpy(codes)
     verdict = decide(found, labels, alpha, lambda code: book.labels[code])
     rows = []
     for name in counted(names, on_step, "overlap", "tasks"):

@@ -68,7 +68,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         output=str(path),
         format=path.suffix[1:],
         sparse=sparse,
-        task=task,
+        task=model.about["task"],
         expert=model.about["expert"],
         arch=model.about["arch"],
         classes=tuple(model.about["classes"]),
@@ -87,7 +87,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
 def _model(store: Store, task: str) -> _Model:
     """A task of a store as a module, its values, and what is said of them."""
     manifest = store.manifest
-    one_of("task", task, [t.name for t in manifest.tasks])
+    task = one_of("task", task, [t.name for t in manifest.tasks])
     record = manifest.task(task)
     expert = manifest.expert(record.expert)
     loader = Loader(store)

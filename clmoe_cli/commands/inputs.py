@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clmoe_cli.data.batch import Raw
+from clmoe_cli.labels import nfc
 from clmoe_cli.seeing import NONE, Seeing, backbone_of
 from store_schema import InputRecord, Manifest, Store, StoreMissing, UsageProblem
 
@@ -108,7 +109,7 @@ def _through(fitting: Sequence[Kind], image_size: int | None) -> tuple[InputReco
 
 def kinds(manifest: Manifest, task: str | None = None) -> list[Kind]:
     """The kinds of input that the store's tasks read, or that of one task; none for an unknown task."""
-    tasks = [t for t in manifest.tasks if task in (None, t.name)]
+    tasks = [t for t in manifest.tasks if task is None or nfc(task) == nfc(t.name)]
     experts = [manifest.expert(t.expert) for t in tasks]
     return list(dict.fromkeys(Kind(e.input_shape, e.input) for e in experts))
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import common, gating, ranges, ranks
+from clmoe_cli.commands import checks, common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.evidence import onset_evidence, shortlisted
@@ -89,6 +89,7 @@ class Learning:
         self.manifest: Manifest = locked.manifest
         self.loader = Loader(locked.store, options.method.device)
         check_seed(self.manifest, options.seed)
+        checks.check_labels(self.manifest, batch)
         if options.expert not in (None, "new"):
             one_of("expert", str(options.expert), [*(e.id for e in self.manifest.experts), "new"])
         check_backbone(self.manifest, batch)
@@ -162,6 +163,7 @@ class Learning:
         codes = torch.from_numpy(book.encode(labels))
         if not self.names:
             return Verdict("new", (), None, "no task with images of this shape is known yet")
+        checks.check_unit(self.batch, self.on_step)
         few = common.part(self.batch, index)
         self.near = shortlisted(self.loader, few)
         evidence, _ = onset_evidence(self.loader, self.near, few, book, self.options.evidence, self.on_step)

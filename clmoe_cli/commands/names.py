@@ -6,13 +6,17 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from clmoe_cli.labels import nfc
 from store_schema import UsageProblem
 
 
 def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` if it is among the choices; a UsageProblem with a suggestion otherwise."""
+    """The choice that ``value`` is, however its letters are composed; a UsageProblem with a suggestion otherwise."""
     if value in choices:
         return value
+    same = [choice for choice in choices if nfc(choice) == nfc(value)]
+    if same:
+        return same[0]
     close = difflib.get_close_matches(value, choices, n=1)
     shown = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")
     raise UsageProblem(
@@ -40,10 +44,10 @@ def new_task(wanted: str | None, number: int, taken: Sequence[str]) -> str:
 
     Raises UsageProblem for a name that is taken.
     """
-    name = wanted or f"task{number}"
+    name = nfc(wanted or f"task{number}")
     while wanted is None and name in taken:
         name += "b"
-    if name in taken:
+    if name in map(nfc, taken):
         raise UsageProblem(
             "a task of that name exists", found=repr(name), hint="choose another --name, or prune that task first"
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.choices import ROUTES
 from clmoe_cli.commands import common, explaining, gating, ranges
+from clmoe_cli.commands.checks import check_values
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.ranks import decided_together, read_together
@@ -170,6 +171,7 @@ def _predict(
         names = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
     homes = [loader.manifest.task(name).expert for name in names]
+    check_values([loader.manifest.expert(home) for home in set(homes)], batch, on_step)
 
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
@@ -226,7 +228,7 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
     if only is None:
         common.experts_for(manifest, batch)
         return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]
-    one_of("task", only, [t.name for t in manifest.tasks])
+    only = one_of("task", only, [t.name for t in manifest.tasks])
     record = manifest.expert(manifest.task(only).expert)
     if not common.reads(record, batch):
         raise BadInput(

@@ -40,12 +40,11 @@ def score(
     """Compares labels [N] of a file with ``predicted`` codes, the tasks that answered, and the confidence, all [N].
 
     ``book``: what the codes mean; ``classes``: the labels of each task that could have answered. The integer 1
-    and the string "1" are different labels.
+    and the string "1" are the same label, unless the book has both.
     """
-    values, which = np.unique(truth, return_inverse=True)
-    every = Codebook.of(book.labels, values.tolist())
-    codes = np.array(every.codes(values.tolist()))
-    right = codes[which] == predicted
+    every, read = book.reading(truth)
+    right = read == predicted
+    codes, which = np.unique(read, return_inverse=True)
     knows = np.array([np.isin(codes, every.codes(own)) for own in classes.values()])  # [T, values]
     by_task = {}
     for name, own in zip(classes, knows, strict=True):

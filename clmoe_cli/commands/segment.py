@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from clmoe_cli.choices import BOUNDARIES
+from clmoe_cli.commands.checks import check_known, check_unit
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
@@ -64,6 +65,7 @@ def learn_stream(
     options = options or LearnOptions()
     if batch.labels is None:
         check(batch, options)
+    check_known(store, batch)
     cuts = [0, *_boundaries(batch, options.seed or 0, use_labels, on_step), len(batch.images)]
     parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
     if not use_labels:
@@ -127,6 +129,7 @@ class _Part:
                 hint="shuffle each task's images among themselves, or learn without --segment",
             )
         check(self.batch, self.options)
+        check_unit(self.batch)
 
 
 def _boundaries(batch: Batch, seed: int, use_labels: bool, on_step: OnStep) -> list[int]:

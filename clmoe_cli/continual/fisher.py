@@ -109,7 +109,8 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     top, vectors = leading(centred, k)
     top, whole = top / freedom, centred.square().sum() / freedom
     # Units that never fire have no variance: the mean over the rest keeps them from dividing by zero.
-    floor = 1e-6 * top.max().clamp_min(TINY)
+    # Values [N, 1] have no directions, and all of their variance is the rest.
+    floor = 1e-6 * (top.max() if k else whole).clamp_min(TINY)
     rest = ((whole - top.sum()).clamp_min(0) / (values.shape[1] - k)).clamp_min(floor)
     return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
 

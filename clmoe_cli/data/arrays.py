@@ -15,8 +15,9 @@ import numpy as np
 
 from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
-from clmoe_cli.data.sources import open_npz
+from clmoe_cli.data.sources import check_source, kind_of, open_source
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
@@ -35,6 +36,8 @@ _PIXEL_HINTS = {
     "b": "x.astype('uint8') * 255",
     "O": "stack the pictures into one array of one dtype and size",
 }
+_EXACT = 1 << 24
+"""float32 holds every integer up to here, and of the larger ones some."""
 
 
 def read_batch(
@@ -43,27 +46,35 @@ def read_batch(
     labels: LabelUse,
     input: Choice = None,
     skip_broken: bool = False,
+    label_column: str | None = None,
     on_step: OnStep = silent,
 ) -> Batch:
-    """Read an npz, ``-`` (an npz on stdin) or a folder of pictures.
+    """Read an npz, an npy, a table, ``-`` (one of these on stdin) or a folder of pictures.
 
     A 4-D array is channels-first if its second axis is 1, 3 or 4, else channels-last. "ignored" labels are
     not even looked at. ``input``: what the images are to go through, or a function that says so of their
     :class:`Raw` shape; the batch's own says it with channels. ``skip_broken``: leave out pictures of a folder that
-    cannot be read, and name them in the batch. ``on_step``: is told how much is read.
+    cannot be read, and name them in the batch. ``label_column``: of a table, the name or the position of the column
+    with the labels. ``on_step``: is told how much is read.
 
-    Raises BadInput for anything wrong with the data, UsageProblem for an empty source, DiskProblem for a failing disk,
-    or one that has no room for images that memory has none for; each is one line.
+    Raises BadInput for anything wrong with the data, UsageProblem for an empty source or a column of labels where
+    there are no columns, DiskProblem for a failing disk, or one that has no room for images that memory has none for;
+    each is one line.
     """
-    if not source:
-        raise UsageProblem("no data given", expected="an npz file, a folder of pictures, or - for stdin")
-    if "\0" in source:
-        raise BadInput("not a path", where=one_line(source), hint="check the path")
-    if source != "-" and _is_folder(source):
+    check_source(source)
+    if source != "-" and Path(source).is_dir():
         from clmoe_cli.data.pictures import read_folder
 
+        _refuse_column(label_column, source)
         return read_folder(source, labels, input, skip_broken, on_step)
-    with open_npz(source, on_step) as reader:
+    with open_source(source, on_step) as (file, where):
+        kind = kind_of(file, source, label_column is not None)
+        if kind == "table":
+            from clmoe_cli.data.columns import read_table
+
+            return read_table(file, where, source, labels, label_column, input, on_step)
+        _refuse_column(label_column, source)
+        reader = NpyReader(file, where) if kind == "npy" else NpzReader(file, where)
         key = next((key for key in IMAGE_KEYS if key in reader.names), None)
         if key is None:
             wanted = "one of " + ", ".join(IMAGE_KEYS)
@@ -79,19 +90,22 @@ def read_batch(
         return Batch(_pixels(reader, key, header, shape, record, on_step), found_labels, source, record)
 
 
-def _is_folder(source: str) -> bool:
-    try:
-        return Path(source).is_dir()
-    except OSError:  # opening it as a file then says why
-        return False
+def _refuse_column(label_column: str | None, source: str) -> None:
+    if label_column is not None:
+        hint = "an npz has its labels as y, a folder as the names of its class folders"
+        where = "stdin" if source == "-" else one_line(source)
+        raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file", hint=hint)
 
 
 def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:
     """``(D,)`` or ``(C, H, W)``; BadInput for arrays that are no images."""
     fail = partial(BadInput, where=where, key=key)
     dtype, shape = header.dtype, header.shape
-    if dtype != np.uint8 and (dtype.kind != "f" or dtype.itemsize > 8):
-        hint, wanted = _PIXEL_HINTS.get(dtype.kind, "x.astype('float32')"), "uint8 or float16, 32 or 64"
+    # Integers are features as they are; as pixels they may be 0 to 255, or anything else.
+    whole = dtype.kind in "iub" and len(shape) < 3
+    if dtype != np.uint8 and not whole and (dtype.kind != "f" or dtype.itemsize > 8):
+        hint = _PIXEL_HINTS.get(dtype.kind, "x.astype('float32')")
+        wanted = "uint8 or float16, 32 or 64" + (", or integers" if len(shape) < 3 else "")
         raise fail("images of this type cannot be used", found=str(dtype), expected=wanted, hint=hint)
     if not 2 <= len(shape) <= 4:
         raise fail("not a shape of images", found=str(list(shape)), expected=_LAYOUTS, hint="reshape the array")
@@ -118,7 +132,7 @@ def _pixels(
 ) -> Array:
     """Images in canonical layout, C-contiguous, native byte order, float32 unless uint8, after their transform.
 
-    BadInput for NaN or Inf, once the file is known to be whole.
+    BadInput for NaN, Inf and integers that float32 does not hold, once the file is known to be whole.
     """
     fail = partial(BadInput, where=reader.where, key=key)
     dtype = np.dtype(np.uint8 if header.dtype == np.uint8 else np.float32)
@@ -130,31 +144,55 @@ def _pixels(
     if math.prod(out) * dtype.itemsize > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
         raise fail("the images are too big", found=str(list(out)), expected=wanted, hint="split the file")
-    seen, bad, to = 0, "", begun(on_step, "reading", header.shape[0], "images")
+    seen, bad, to = 0, ("", "", ""), begun(on_step, "reading", header.shape[0], "images")
     with Spool(out, dtype, reader.where) as spool:
         for raw in reader.blocks(key):
             images = _canonical(raw)
-            bad = bad or _not_finite(images, raw, seen)
-            if not bad:
+            bad = bad if bad[0] else _unusable(images, raw, seen)
+            if not bad[0]:
                 for part in transformed(images, record):
                     spool.append(part)
             seen += len(images)
             to(seen)
-        if bad:
-            raise fail("not every pixel is a number", found=bad, hint="drop or repair the image")
+        if bad[0]:
+            raise fail(bad[0], found=bad[1], hint=bad[2])
         return spool.finish()
 
 
-def _not_finite(images: Array, raw: Array, first: int) -> str:
-    """What is wrong with the first image of which not every pixel is finite; nothing where there is none."""
+def _unusable(images: Array, raw: Array, first: int) -> tuple[str, str, str]:
+    """What is wrong with the first image of which float32 does not hold every value, found where, and what to do.
+
+    ``images``: as float32; ``raw``: as stored; both [n, …], and ``first`` is the position of the first of them.
+    """
     if images.dtype == np.uint8:
-        return ""
+        return "", "", ""
+    if raw.dtype.kind in "iub":
+        lost = _lost(raw)
+        if lost is None:
+            return "", "", ""
+        index, value = lost
+        found = f"{value} in image {first + index}"
+        return "an integer that float32 does not hold exactly", found, "divide, or round it: x.astype('float32')"
     finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if finite.all():
-        return ""
+        return "", "", ""
     index = int(finite.argmin())
     what = "a value beyond float32" if np.isfinite(raw[index]).all() else "NaN or Inf"
-    return f"{what} in image {first + index}"
+    return "not every pixel is a number", f"{what} in image {first + index}", "drop or repair the image"
+
+
+def _lost(raw: Array) -> tuple[int, int] | None:
+    """Position and value of the first integer of ``raw`` [n, …] that has more significant bits than float32 keeps."""
+    if raw.dtype.itemsize < 4:
+        return None
+    values = raw.reshape(len(raw), -1)
+    if values.min() >= -_EXACT and values.max() <= _EXACT:
+        return None
+    native = values.astype(np.int64 if raw.dtype.kind == "i" else np.uint64)
+    sizes = np.abs(native).view(np.uint64)  # of the smallest integer as well
+    lowest = np.maximum(sizes & (~sizes + np.uint64(1)), np.uint64(1))
+    rows, places = np.nonzero(sizes // lowest >= _EXACT)
+    return (int(rows[0]), int(native[rows[0], places[0]])) if len(rows) else None
 
 
 def _canonical(images: Array) -> Array:

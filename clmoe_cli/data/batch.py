@@ -43,6 +43,8 @@ class Batch:
     the user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
     ``[N, D]`` (:mod:`clmoe_cli.seeing`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
+    ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
+    ``others``: folders with the parts of a split that this batch is the part to learn of.
     """
 
     images: Array
@@ -51,6 +53,9 @@ class Batch:
     input: InputRecord | None = None
     files: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

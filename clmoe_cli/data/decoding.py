@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,11 +17,15 @@ from store_schema.errors import BadInput, ClmoeError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 _GREY = ("L", "1")
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
 """EXIF orientations in which rows are stored as columns."""
+_DEEP = re.compile(r";(12|16|24|32)[A-Z]")
+"""In the names that PIL has for how pixels are stored: so many bits a channel, which it cuts to 8 in silence."""
+_CONFIGURATION = b"av1C"
+_LOOKED_AT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,15 @@ def _opened(path: str) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        with Image.open(path, formats=_formats()) as picture:
             most = Image.MAX_IMAGE_PIXELS
             # PIL only warns of it, and warnings cannot be set for one thread.
             if most is not None and picture.size[0] * picture.size[1] > most:
                 raise Image.DecompressionBombError(f"more than {most} pixels")
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+            deep = _deep(picture, path)
+            if deep:
                 hint = "save it with 8 bits a channel"
-                raise BadInput("not an 8-bit picture", where=one_line(path), found=picture.mode, hint=hint)
+                raise BadInput("not an 8-bit picture", where=one_line(path), found=deep, hint=hint)
             yield picture
     except ClmoeError:
         raise
@@ -74,3 +82,40 @@ def _opened(path: str) -> Iterator[Any]:
             raise read_problem(error, one_line(path)) from error
         kind, hint = type(error).__name__, "repair or remove the picture"
         raise BadInput("broken picture", where=one_line(path), found=kind, hint=hint) from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of ``_FORMATS`` that the installed Pillow can read."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _deep(picture: Any, path: str) -> str:
+    """How a picture stores more than 8 bits a channel; nothing where it does not."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return str(picture.mode)
+    for tile in picture.tile:
+        stored = next((part for part in _flat(tile[-1]) if isinstance(part, str) and _DEEP.search(part)), None)
+        if stored is not None:
+            return stored
+        # Of a PPM it is the largest value that says so.
+        if picture.format == "PPM" and any(isinstance(part, int) and part > 255 for part in _flat(tile[-1])):
+            return "more than 8 bits a channel"
+    if picture.format == "AVIF":
+        with Path(path).open("rb") as file:
+            head = file.read(_LOOKED_AT)
+        place = head.find(_CONFIGURATION) + len(_CONFIGURATION) + 2  # its third byte has the bit for high depth
+        if place < len(head) and _CONFIGURATION in head and head[place] & 0x40:
+            return "more than 8 bits a channel"
+    return ""
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value

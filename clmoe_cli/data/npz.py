@@ -111,17 +111,22 @@ class NpzReader:
         """Names of the arrays, in the order of the file."""
         return tuple(self._members)
 
+    @property
+    def contents(self) -> str:
+        """What is in the file, for people."""
+        return name_list(self.names)
+
     def header(self, name: str) -> Header:
         """Shape and dtype, checked against the zip directory (unless objects); no data are read."""
-        info = self._member(name)
-        with self._guard(name), self._zip.open(info) as member:
-            start = io.BytesIO(member.read(min(info.file_size, _MAX_HEADER)))
+        size = self._bytes(name)
+        with self._guard(name), self._open(name) as member:
+            start = io.BytesIO(member.read(min(size, _MAX_HEADER)))
             header = self._parse(start, name)
-        if not header.dtype.hasobject and header.offset + header.nbytes != info.file_size:
+        if not header.dtype.hasobject and header.offset + header.nbytes != size:
             self._fail(
                 "the array's header does not match its data",
                 name,
-                found=f"{info.file_size - header.offset} bytes",
+                found=f"{size - header.offset} bytes",
                 expected=f"{header.nbytes} bytes for {header.dtype.str} {list(header.shape)}",
                 hint=_HINT_SAVE,
             )
@@ -160,13 +165,21 @@ class NpzReader:
 
     def _rows(self, name: str, header: Header, shape: tuple[int, ...]) -> Iterator[Array]:
         step = rows_of(shape[1:], header.dtype.itemsize)
-        with self._guard(name), self._zip.open(self._member(name)) as member:
+        with self._guard(name), self._open(name) as member:
             member.read(header.offset)
             for start in range(0, shape[0], step):
                 block = np.empty((min(step, shape[0] - start), *shape[1:]), header.dtype)
                 self._fill(block.reshape(-1).view(np.uint8).data, member)
                 yield block
             member.read(1)  # at the end of the member zipfile compares the checksum
+
+    def _bytes(self, name: str) -> int:
+        """Bytes of an array with its header."""
+        return self._member(name).file_size
+
+    def _open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """An array with its header, from its start."""
+        return self._zip.open(self._member(name))
 
     @staticmethod
     def _too_big(size: int) -> tuple[str, str, str]:
@@ -218,9 +231,9 @@ class NpzReader:
 
     def _refuse_other_formats(self, magic: bytes) -> None:
         if not magic.startswith(b"PK"):
-            found = "a single .npy array" if magic.startswith(npy.MAGIC_PREFIX) else "another format"
-            found = found if magic else "an empty file"
-            self._fail("not an npz file", found=found, expected="a zip of arrays", hint=_HINT_SAVE)
+            found = "another format" if magic else "an empty file"
+            hint = f"{_HINT_SAVE}; a table is read by its suffix: .csv or .tsv"
+            self._fail("not an npz file", found=found, expected="a zip of arrays", hint=hint)
 
     @contextlib.contextmanager
     def _guard(self, name: str | None = None) -> Iterator[None]:

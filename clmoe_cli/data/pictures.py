@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +17,9 @@ import numpy as np
 from clmoe_cli.continual.steps import OnStep, begun, silent, whole
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
-from clmoe_cli.data.npz import name_list, one_line, read_problem
+from clmoe_cli.data.listing import Listing, list_pictures
+from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.spool import Spool
-from clmoe_cli.data.targets import check_names
 from clmoe_cli.data.transforms import shape_after, transformed
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
@@ -74,32 +73,29 @@ def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool, o
 
     Without ``image_size`` they have one size. Without ``channels`` they are grey if all are, else RGB.
     """
-    where = one_line(folder)
-    try:
-        paths, names = _list_pictures(folder, where, on_step)
-    except OSError as error:
-        raise read_problem(error, where) from error
-    if names is None and use == "required":
-        hint = "put the pictures of each class in a folder with its name"
-        found = "pictures without class folders"
-        raise BadInput("no labels", where=where, found=found, expected="class folders", hint=hint)
-    if names is not None:
-        check_names(sorted(set(names)), where, None)
+    with whole(on_step, "listing the pictures"):
+        listed = list_pictures(folder, use)
+    paths, names = listed.paths, listed.names
     with warnings.catch_warnings():  # decoders warn of what is of no matter here
         warnings.simplefilter("ignore")
-        record = choice(Raw(True, _first_shape(paths))) if callable(choice) else choice
-        images, record, broken = _read(paths, record, folder, skip_broken, on_step)
+        record = (
+            choice(Raw(True, _first_shape([path for path in paths if path not in listed.unread])))
+            if callable(choice)
+            else choice
+        )
+        images, record, broken = _read(listed, record, folder, skip_broken, on_step)
     kept = [i for i, path in enumerate(paths) if path not in broken]
     labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
     files = tuple(_relative(paths[i], folder) for i in kept)
-    return Batch(images, labels, folder, record, files, tuple(_relative(path, folder) for path in broken))
+    skipped = tuple(_relative(path, folder) for path in broken)
+    return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
 
 
 def _read(
-    paths: list[str], record: InputRecord | None, folder: str, skip_broken: bool, on_step: OnStep
+    listed: Listing, record: InputRecord | None, folder: str, skip_broken: bool, on_step: OnStep
 ) -> tuple[Array, InputRecord | None, Sequence[str]]:
     """Images ``[N, C, H, W]``, the record with its channels said, and the paths of broken pictures."""
-    where, broken = one_line(folder), _Broken()
+    paths, where, broken = listed.paths, one_line(folder), _Broken(dict(listed.unread))
     size: tuple[int, int] | None = None
     grey: bool | None = None
     if record is None or record.image_size is None or record.channels is None:
@@ -176,29 +172,3 @@ def _first_shape(paths: list[str]) -> tuple[int, ...] | None:
 
 def _relative(path: str, folder: str) -> str:
     return one_line(os.path.relpath(path, folder))
-
-
-def _list_pictures(folder: str, where: str, on_step: OnStep) -> tuple[list[str], list[str] | None]:
-    """Sorted paths of the pictures and their classes (None for a flat folder); hidden folders are skipped."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
-
-    with os.scandir(folder) as scan:
-        entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
-    if any(is_dir for _, is_dir in entries):
-        with whole(on_step, "listing the pictures"):
-            tree = ImageFolder(folder, allow_empty=True)
-        named = [(path, tree.classes[index]) for path, index in tree.samples]
-        samples = [(path, name) for path, name in named if not name.startswith(".")]
-        filled = {name for _, name in samples}
-        empty = sorted(name for name, is_dir in entries if is_dir and name not in filled)
-        if samples and empty:
-            hint = "remove the folder or fill it"
-            raise BadInput("a class folder has no pictures", where=where, found=name_list(empty), hint=hint)
-        if samples:
-            return [path for path, _ in samples], [name for _, name in samples]
-    flat = sorted(name for name, is_dir in entries if not is_dir and name.lower().endswith(IMG_EXTENSIONS))
-    if not flat:
-        wanted = "folder/CLASS/picture with " + ", ".join(IMG_EXTENSIONS)
-        found = name_list([name for name, _ in entries])
-        raise BadInput("no pictures in the folder", where=where, found=found, expected=wanted)
-    return [str(Path(folder) / name) for name in flat], None

@@ -1,4 +1,4 @@
-"""Opening an npz by path or from a pipe."""
+"""Opening a file by path or from a pipe, and telling an npz, an npy and a table apart."""
 
 from __future__ import annotations
 
@@ -7,19 +7,43 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Literal
 
 from clmoe_cli.continual.steps import OnStep, Step, silent
-from clmoe_cli.data.npz import NpzReader, one_line, read_problem
+from clmoe_cli.data import npy
+from clmoe_cli.data.npz import one_line, read_problem
 from clmoe_cli.data.spool import pipe
 from store_schema.errors import BadInput, UsageProblem
 
 MAX_STREAM_BYTES = 64 << 30
 """The most bytes taken from a pipe; they go to disk."""
+TABLES = (".csv", ".tsv", ".txt", ".data")
+_ZIP = b"PK"
+_LOOKED_AT = 4096
+
+
+def check_source(source: str) -> None:
+    """BadInput for a path where nothing can be read, UsageProblem for none; nothing is read, no pipe is opened."""
+    if not source:
+        raise UsageProblem("no data given", expected="an npz, npy or CSV file, a folder of pictures, or - for stdin")
+    if source == "-":
+        return
+    where = one_line(source)
+    if "\0" in source:
+        raise BadInput("not a path", where=where, hint="check the path")
+    try:
+        mode = Path(source).stat().st_mode
+        if stat.S_ISREG(mode):
+            Path(source).open("rb").close()
+    except OSError as error:
+        raise read_problem(error, where) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+        raise BadInput("not a regular file", where=where, expected="an npz, npy or CSV file, or a folder of pictures")
 
 
 @contextlib.contextmanager
-def open_npz(source: str, on_step: OnStep = silent) -> Iterator[NpzReader]:
-    """Open an npz by path, or ``-`` for stdin; of a pipe at most MAX_STREAM_BYTES are taken."""
+def open_source(source: str, on_step: OnStep = silent) -> Iterator[tuple[IO[bytes], str]]:
+    """A seekable file at its start and its name in errors, or ``-`` for stdin; of a pipe MAX_STREAM_BYTES at most."""
     where = "stdin" if source == "-" else one_line(source)
 
     def to(taken: int, ended: bool) -> None:
@@ -34,16 +58,28 @@ def open_npz(source: str, on_step: OnStep = silent) -> Iterator[NpzReader]:
                     hint="name a file, or feed one: clmoe predict --batch - < file.npz",
                 )
             with pipe(sys.stdin.buffer, MAX_STREAM_BYTES, where, to) as held:
-                yield NpzReader(held, where)
+                yield held, where
             return
-        mode = Path(source).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise BadInput("not a regular file", where=where, expected="an npz file or a folder of pictures")
         with Path(source).open("rb") as file:
-            if stat.S_ISREG(mode):
-                yield NpzReader(file, where)
+            if file.seekable():
+                yield file, where
                 return
             with pipe(file, MAX_STREAM_BYTES, where, to) as held:
-                yield NpzReader(held, where)
+                yield held, where
     except OSError as error:
         raise read_problem(error, where) from error
+
+
+def kind_of(file: IO[bytes], source: str, as_table: bool) -> Literal["npz", "npy", "table"]:
+    """What a file is, by its first bytes, and for text by its suffix; the file is at its start again.
+
+    ``as_table``: whether it was said that it is a table. Text from a pipe is a table.
+    """
+    head = file.read(_LOOKED_AT)
+    file.seek(0)
+    if head.startswith(_ZIP):
+        return "npz"
+    if head.startswith(npy.MAGIC):
+        return "npy"
+    piped = source == "-" and bool(head) and b"\0" not in head and b"\n" in head
+    return "table" if as_table or piped or source.lower().endswith(TABLES) else "npz"

@@ -10,8 +10,9 @@ from functools import partial
 import numpy as np
 
 from clmoe_cli.data.batch import Array, LabelUse
-from clmoe_cli.data.npz import NpzReader, name_list
+from clmoe_cli.data.npz import NpzReader
 from store_schema.errors import BadInput
+from store_schema.records import MAX_NAME
 
 LABEL_KEYS = ("y", "Y", "labels", "targets")
 
@@ -23,13 +24,13 @@ _LABEL_HINTS = {"f": "y.astype(int)", "b": "y.astype(int)", "O": "y.astype(str) 
 def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     """Labels ``[count]`` as int64 or unicode, or None where the file has none and they are optional.
 
-    Raises BadInput for everything else.
+    Text comes out in NFC. Raises BadInput for everything else.
     """
     key = next((key for key in LABEL_KEYS if key in reader.names), None)
     if key is None:
         if use == "optional":
             return None
-        wanted, found = "one of " + ", ".join(LABEL_KEYS), name_list(reader.names)
+        wanted, found = "one of " + ", ".join(LABEL_KEYS), reader.contents
         hint = "numpy.savez(path, x=images, y=labels)"
         raise BadInput("no labels in the file", where=reader.where, found=found, expected=wanted, hint=hint)
     fail = partial(BadInput, where=reader.where, key=key)
@@ -58,19 +59,23 @@ def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
         if dtype.kind == "U" and native.view(np.uint32).max() > sys.maxunicode:
             raise ValueError("beyond Unicode")
         texts = np.char.decode(native, "utf-8") if dtype.kind == "S" else native
-        names = np.unique(texts).tolist()
+        names, which = np.unique(texts, return_inverse=True)
     except (UnicodeDecodeError, ValueError):
         hint = "store the labels as unicode: y.astype(str)"
         raise fail("a label is not text", expected="unicode, or bytes in UTF-8", hint=hint) from None
-    check_names(names, reader.where, key)
-    return np.asarray(texts)
+    composed = [unicodedata.normalize("NFC", name) for name in names.tolist()]
+    check_names(composed, reader.where, key)
+    return np.asarray(texts) if composed == names.tolist() else np.array(composed, np.str_)[which.reshape(-1)]
 
 
 def check_names(names: Sequence[str], where: str, key: str | None) -> None:
-    """BadInput for a name of a class that is empty or has control characters."""
+    """BadInput for a name of a class that is empty, too long for the store, or has control characters."""
     for name in names:
         if not name.strip() or any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
             what = "a label is empty" if not name.strip() else "a label has control characters"
             wanted = "a name without control characters"
             shown, hint = ascii(name[:60]), "rename the class"
             raise BadInput(what, where=where, key=key, found=shown, expected=wanted, hint=hint)
+        if len(name) > MAX_NAME:
+            found, wanted = f"{len(name)} characters: {name[:20]!a} …", f"at most {MAX_NAME} characters"
+            raise BadInput("a label is too long", where=where, key=key, found=found, expected=wanted, hint="shorten it")

@@ -14,10 +14,13 @@ EXITS = {"new": 10, "undecided": 11}
 
 
 def detect(
-    data: Annotated[str, typer.Option("--data", "--batch", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    data: Annotated[
+        str, typer.Option("--data", "--batch", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
+    ],
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
@@ -32,16 +35,19 @@ def detect(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Say whether a batch belongs to a known task: known, new, or undecided for want of images."""
-    from clmoe_cli import render
+    from clmoe_cli import choices, early, render
+
+    early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
+    early.check_source(data)
     from clmoe_cli.commands.detect import detect as call
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import Seeing, read
+    from clmoe_cli.reading import How, Seeing, read
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
     where = resolved(device)
-    seeing = Seeing(features, features_weights, device=where)
+    seeing, how = Seeing(features, features_weights, device=where), How(image_size, skip_broken, label_column)
     with progress(quiet) as shown:
-        batch = read(data, labels, store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        batch = read(data, labels, store, how, quiet, seeing=seeing, on_step=shown.step)
         report = call(
             store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )

@@ -14,11 +14,13 @@ from clmoe_cli.progress import note, progress
 
 def learn(
     data: Annotated[
-        str, typer.Option(help="Labelled images: an .npz, a folder of class folders, or - (npz on stdin).")
+        str,
+        typer.Option(help="Labelled images: an .npz, a .csv, a folder of class folders, or - (npz or csv on stdin)."),
     ],
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
     name: flags.NameOption = None,
     segment: flags.SegmentOption = False,
     boundaries: flags.BoundariesOption = None,
@@ -46,7 +48,15 @@ def learn(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Learn a task: onset, placement, training, subnetwork, commit."""
-    from clmoe_cli import render
+    from clmoe_cli import choices, early, render
+
+    early.check_arch(arch)
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("value of --if-known", if_known, choices.IF_KNOWN),
+        ("score", score, choices.SCORES),
+    )
+    early.check_source(data)
     from clmoe_cli.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
@@ -59,7 +69,7 @@ def learn(
     from clmoe_cli.continual.selection import Tolerance
     from clmoe_cli.continual.training import Schedule
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import Seeing, read
+    from clmoe_cli.reading import How, Seeing, answered, read
 
     check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
@@ -76,10 +86,12 @@ def learn(
         weights=weights,
         evidence=evidence,
     )
+    telling = not (quiet or dry_run)
     quiet |= not leading()
+    how = How(image_size, skip_broken, label_column)
     seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
     with together(method.device), progress(quiet) as shown:
-        batch = read(data, "required", store, image_size, skip_broken, quiet, seeing=seeing, on_step=shown.step)
+        batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
         if segment:
             told = curves.hears({**shown.callbacks(), "on_segment": shown.segment})
             by_label = boundaries != "images"
@@ -89,6 +101,10 @@ def learn(
             reports = [plan(store, batch, options, on_warning=shown.warning)]
         else:
             reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
+        for part in batch.others if telling else ():
+            told_of = answered(part, store, how, seeing, shown.step)
+            if not quiet:
+                note(told_of)
     drawn = curves.drawn(reports)
     if not quiet:
         for report, curve in drawn if verbose else ():

@@ -14,10 +14,13 @@ from clmoe_cli.progress import note, progress
 
 
 def predict(
-    batch: Annotated[str, typer.Option("--batch", "--data", help="Images: an .npz, a folder, or - (npz on stdin).")],
+    batch: Annotated[
+        str, typer.Option("--batch", "--data", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
+    ],
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
     output: Annotated[
@@ -39,10 +42,18 @@ def predict(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Predict labels without a task id."""
-    from clmoe_cli import render
+    from clmoe_cli import choices, early, render
+
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("router", router, choices.ROUTERS),
+        ("value of --route", route, choices.ROUTES),
+    )
+    early.check_source(batch)
+    from clmoe_cli.commands.checks import judged
     from clmoe_cli.commands.predict import predict as call
     from clmoe_cli.devices import resolved
-    from clmoe_cli.reading import Seeing, read
+    from clmoe_cli.reading import How, Seeing, read
 
     if output is not None:
         render.check_output(output, json_)
@@ -50,7 +61,8 @@ def predict(
     where = resolved(device)
     with together(where), progress(quiet) as shown:
         seeing = Seeing(features, features_weights, device=where)
-        images = read(batch, "optional", store, image_size, skip_broken, quiet, task, seeing, shown.step)
+        how = How(image_size, skip_broken, label_column)
+        images, warning = judged(store, read(batch, "optional", store, how, quiet, task, seeing, shown.step))
         report = call(
             store,
             images,
@@ -66,6 +78,8 @@ def predict(
         )
     if leading():
         render.warnings(report.warnings)
+    if warning and leading():
+        note(f"warning: {warning}")
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     if leading():

@@ -1,0 +1,215 @@
+"""Tables as data: what they say comes out, and what is not a table of numbers is one line that names the place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import tracemalloc
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clmoe_cli.data import Batch, Raw, columns, read_batch, rows, spool
+from store_schema import BadInput, InputRecord, UsageProblem
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=6).filter(
+    lambda name: name == name.strip() and not name.replace(".", "").isnumeric()
+)
+
+
+def table(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def read(path: Path, text: str | bytes, column: str | None = None, use: str = "optional") -> Batch:
+    return read_batch(table(path / "t.csv", text), labels=use, label_column=column)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tables")
+
+
+@given(
+    values=st.lists(st.lists(FLOATS, min_size=2, max_size=2), min_size=1, max_size=9),
+    names=st.lists(NAMES, min_size=9, max_size=9),
+    separator=st.sampled_from(rows.SEPARATORS),
+    position=st.integers(0, 2),
+    header=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n", "\r"]),
+    mark=st.booleans(),
+    cells=st.sampled_from([1, 6, 1 << 18]),
+)
+def test_what_is_written_is_read(
+    place: Path,
+    values: list[list[float]],
+    names: list[str],
+    separator: str,
+    position: int,
+    header: bool,
+    ends: str,
+    mark: bool,
+    cells: int,
+) -> None:
+    held = io.StringIO()
+    writer = csv.writer(held, delimiter=separator, lineterminator=ends)
+    lines = [[*map(repr, row)] for row in values]
+    for line, name in zip(lines, names, strict=False):
+        line.insert(position, name)
+    if header:
+        top = ["size", "weight"]
+        top.insert(position, "kind")
+        lines.insert(0, top)
+    writer.writerows(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_CELLS", cells)
+        patch.setattr(spool, "THRESHOLD", 0 if cells == 1 else 1 << 20)
+        column = "kind" if header else str(position - 3 if cells == 6 else position)
+        batch = read(place, b"\xef\xbb\xbf" * mark + held.getvalue().encode(), column)
+    assert batch.images.dtype == np.float32
+    assert batch.images.tolist() == np.array(values, np.float32).tolist()
+    assert batch.labels is not None
+    assert [str(label) for label in batch.labels] == [unicodedata.normalize("NFC", n) for n in names[: len(values)]]
+    assert f"{len(values)} rows, 2 columns of numbers" in batch.notes[0]
+
+
+BAD: dict[str, tuple[str | bytes, str]] = {
+    "nothing": ("", "empty file"),
+    "blank lines": ("\n\n \n", "empty file"),
+    "a header alone": ("a,b,y\n", "no rows"),
+    "labels alone": ("y\n1\n2\n", "no columns of numbers"),
+    "a short row": ("a,b\n1,2\n3\n", r"line 3.*1 cells.*expected 2"),
+    "a long row": ("1,2\n3,4,5\n", r"line 2.*3 cells"),
+    "an empty cell": ("a,b\n1,2\n3,\n", r"column 'b' has an empty cell.*line 3"),
+    "an empty line of one column": ("1\n\n2\n", r"a cell is empty.*line 2"),
+    "NaN": ("a,b\n1,NaN\n", r"column 'b'.*line 2.*'NaN'.*drop the row"),
+    "infinity": ("1,2\n-inf,3\n", r"column 0.*line 2.*'-inf'"),
+    "beyond float32": ("1,2\n1e39,3\n", r"column 0.*line 2.*'1e39'"),
+    "beyond float64": ("1,2\n1e999,3\n", r"column 0.*line 2.*'1e999'"),
+    "a word": ("a,b\n1,2\n3,red\n", r"column 'b'.*line 3.*'red'.*--label-column"),
+    "an underscore": ("a,b\n1,1_000\n", r"'1_000'"),
+    "digits of another script": ("a,b\n1,\u0661\n", r"column 'b'.*\\u0661"),
+    "a decimal comma": ("a;b\n1,5;2\n", r"column 'a'.*'1,5'.*decimal point"),
+    "two names alike": ("a,b,a\n1,2,3\n", r"several columns of one name.*found a"),
+    "a column without a name": (",a,b\n0,1,2\n", r"has no name.*index=False"),
+    "a comma at the end": ("a,b,\n1,2,\n", "has no name"),
+    "an open quote": ('a,b\n1,"2\n3,4\n', "not a table"),
+    "text behind a quote": ('a,b\n1,"2"3\n', "not a table"),
+    "a huge cell": ("a,b\n1," + "2" * 140_000 + "\n", "field limit"),
+    "a zero byte": (b"a,b\n1,\0\n", r"zero byte|line 2"),
+    "Latin-1": (b"a,b\n1,caf\xe9\n", r"not UTF-8.*line 2.*0xe9"),
+    "UTF-16": ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+    "labels that are quantities": ("a,y\n1,0.5\n2,1.5\n", r"column 'y' are numbers.*line 2.*0.5"),
+    "an empty label": ("a,y\n1,x\n2,\n", r"line 3.*empty|empty.*line 3"),
+    "a long label": ("a,y\n1,x\n2," + "q" * 201 + "\n", r"too long.*line 3.*201"),
+    "a header that looks like labels": ("3,1,kind\n1,2,0\n3,4,1\n", r"looks like a header"),
+    "binary": (bytes(range(1, 256)), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_table_is_one_line(case: str, tmp_path: Path) -> None:
+    text, says = BAD[case]
+    column = "2" if case == "a header that looks like labels" else None
+    with pytest.raises(BadInput, match=says) as caught:
+        read(tmp_path, text, column)
+    assert "t.csv" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_which_column_has_the_labels(tmp_path: Path) -> None:
+    text = "size,colour,y\n1,4,0\n2,5,1\n"
+    assert read(tmp_path, text).classes() == (0, 1)
+    assert read(tmp_path, text, "colour").classes() == (4, 5)
+    assert read(tmp_path, text, "colour").images.tolist() == [[1, 0], [2, 1]]
+    assert read(tmp_path, text, "0").classes() == read(tmp_path, text, "-3").classes() == (1, 2)
+    ignored = read(tmp_path, text, "y", "ignored")
+    assert (ignored.labels, ignored.input_shape) == (None, (2,))
+    for column in ("3", "-4", "weight", ""):
+        with pytest.raises(BadInput, match=r"no such column of labels.*size, colour, y"):
+            read(tmp_path, text, column)
+    with pytest.raises(BadInput, match=r"no column of labels.*found a, b.*--label-column"):
+        read(tmp_path, "a,b\n1,2\n", use="required")
+    with pytest.raises(BadInput, match=r"no column of labels.*2 columns without names"):
+        read(tmp_path, "1,2\n3,4\n", use="required")
+
+
+def test_a_header_is_found_and_no_row_is_taken_for_one(tmp_path: Path) -> None:
+    assert len(read(tmp_path, "1,2,3\n4,5,6\n").images) == 2
+    assert len(read(tmp_path, "0,1,2\n4,5,6\n").images) == 1  # as pandas numbers columns
+    assert len(read(tmp_path, "1,2,x\n4,5,y\n", "2").images) == 2
+    assert len(read(tmp_path, "a,2,x\n4,5,y\n", "2").images) == 1
+    assert len(read(tmp_path, "0,1,2,kind\n4,5,6,1\n", "kind").images) == 1
+    assert len(read(tmp_path, '"a, b",c\n"1",2\n').images) == 1
+
+
+def test_labels_are_integers_only_where_all_are(tmp_path: Path) -> None:
+    for labels, wanted in (
+        (["1", "-2"], (-2, 1)),
+        (["1", "x"], ("1", "x")),
+        (["007", "8"], ("007", "8")),
+        (["9" * 20, "8"], ("8", "9" * 20)),
+        (["cafe\u0301", "caf\u00e9"], ("caf\u00e9",)),
+    ):
+        text = "a,y\n" + "".join(f"1,{label}\n" for label in labels)
+        assert read(tmp_path, text).classes() == wanted
+
+
+def test_tables_come_by_suffix_by_word_and_by_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "1,2,x\n3,4,y\n"
+    for name, column in (("a.CSV", "2"), ("a.tsv", "2"), ("a.txt", "2"), ("iris.data", "2"), ("table", "2")):
+        assert read_batch(table(tmp_path / name, text), labels="required", label_column=column).classes() == ("x", "y")
+    with pytest.raises(BadInput, match=r"not an npz file.*\.csv"):
+        read_batch(table(tmp_path / "table", text), labels="optional")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert read_batch("-", labels="required", label_column="-1").images.tolist() == [[1, 2], [3, 4]]
+    np.savez(tmp_path / "really.csv", x=np.zeros((2, 3), np.uint8))
+    assert read_batch(str(tmp_path / "really.csv.npz"), labels="optional").input_shape == (3,)
+    with pytest.raises(UsageProblem, match="--label-column is for tables"):
+        read_batch(str(tmp_path), labels="optional", label_column="y")
+
+
+def test_a_table_goes_through_no_picture_transform(tmp_path: Path) -> None:
+    seen: list[Raw] = []
+    path = table(tmp_path / "t.csv", "1,2\n3,4\n")
+    read_batch(path, labels="optional", input=lambda raw: seen.append(raw))
+    assert seen == [Raw(False, (2,))]
+    with pytest.raises(BadInput, match=r"vectors cannot be resized.*--image-size"):
+        read_batch(path, labels="optional", input=InputRecord(image_size=8))
+
+
+def test_lines_without_end_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LONGEST", 1 << 18)
+    path = table(tmp_path / "t.csv", b"1" * (1 << 23))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match=r"a line is too long.*line 1"):
+            read_batch(path, labels="ignored")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(rows, "MOST_COLUMNS", 3)
+    with pytest.raises(BadInput, match="too many columns"):
+        read(tmp_path, "1,2,3,4\n")
+
+
+def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "THRESHOLD", 1 << 18)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    path = table(tmp_path / "t.csv", "0.25,0.5,0.125,1\n" * 200_000)
+    monkeypatch.setattr(columns, "_CELLS", 1 << 14)
+    tracemalloc.start()
+    try:
+        batch = read_batch(path, labels="required", label_column="-1")
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20  # the cells as text would be ten times as much
+    finally:
+        tracemalloc.stop()
+    assert batch.images.shape == (200_000, 3)
+    assert float(batch.images.sum(dtype=np.float64)) == 200_000 * 0.875
