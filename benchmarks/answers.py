@@ -149,7 +149,7 @@ def discriminated(x: Tensor, y: Tensor, asked: Tensor, rho: float) -> Tensor:
     return asked @ weights - (means * weights.T).sum(dim=1) / 2 + counts.log()
 
 
-def ranpac(split: Split, data: Data, size: int = 10_000) -> Figures:
+def ranpac(split: Split, data: Data, size: int = 5_000) -> Figures:
     """Ridge regression on ``size`` random ReLU features, from their Gram matrix (McDonnell et al. 2023)."""
     rng = torch.Generator().manual_seed(split.seed)
     projection = torch.randn((split.x.shape[1], size), generator=rng)
