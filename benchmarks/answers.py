@@ -358,12 +358,15 @@ def warned(report: Any) -> list[str]:
 def honest(figures: Figures) -> Figures:
     """A data set's row: pooled over its tasks, and the worst of them.
 
-    ``z``: reported minus predicted, in standard errors of their difference, of one binomial share that is smoothed by
-    one right and one wrong answer. ``below``: what ``--task`` loses against ``predict``, in standard errors.
+    ``z``: reported minus predicted as soon as a task is learned, in standard errors of their difference: binomial, with
+    one share for both, smoothed by one right and one wrong answer. ``z_end``: reported minus predicted once every task
+    is learned; the report could not know of later ones. ``below``: what ``--task`` loses against ``predict``, in
+    standard errors.
     """
     told = [t for t in figures["tasks"] if t["held_out"] and t["reported"] is not None]
     pairs = [(t["reported"] * t["held_out"], t["held_out"], t["predicted"], t["asked"]) for t in told]
-    whole = [sum(column) for column in zip(*pairs, strict=True)]
+    ends = [(*pair[:2], t["end"], t["asked"]) for pair, t in zip(pairs, told, strict=True)]
+    whole, last = ([sum(column) for column in zip(*parts, strict=True)] for parts in (pairs, ends))
     gained, lost, asked = (sum(t[key] for t in figures["tasks"]) for key in ("gained", "lost", "asked"))
     end = sum(t["end"] for t in figures["tasks"])
     return {
@@ -373,6 +376,7 @@ def honest(figures: Figures) -> Figures:
         "asked": asked,
         "end": end / asked,
         "z": apart(*whole) if told else None,
+        "z_end": apart(*last) if told else None,
         "tasks_apart": sum(abs(apart(*pair)) > 2 for pair in pairs),
         "tasks": len(figures["tasks"]),
         "given": sum(t["given"] for t in figures["tasks"]) / asked,
@@ -403,6 +407,10 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{100 * value:.{digits}f}"
 
 
+def signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -417,19 +425,21 @@ def tables(out: Path, seed: int) -> tuple[Figures, str]:
         if store:
             honesty[name] = honest(store)
         if name in EVIDENCE and (store or joint):
-            evidence[name] = {key: joint[key]["accuracy"] for key in JOINT if key in joint}
+            evidence[name] = {"images": (store or joint)["images"]}
+            evidence[name] |= {key: joint[key]["accuracy"] for key in JOINT if key in joint}
             if store:
                 given = honesty[name]["given"]
                 evidence[name] |= {"gate": store["gate"], "fused": store["fused"], "given": given}
-    first = [[n, *(percent(row.get(key), 2) for key in TITLES)] for n, row in evidence.items()]
+    first = [[n, str(row["images"]), *(percent(row.get(k), 2) for k in TITLES)] for n, row in evidence.items()]
     second = [
         [
             name + (" (labels are noise)" if row["noise"] else ""),
             f"{percent(row['reported'])} ({row['held_out']})",
             f"{percent(row['predicted'])} ({row['asked']})",
-            "" if row["z"] is None else f"{row['z']:+.1f}",
+            signed(row["z"]),
             f"{row['tasks_apart']} of {row['tasks']}",
             percent(row["end"]),
+            signed(row["z_end"]),
             percent(row["given"]),
             f"{row['below']:.1f}",
             f"{row['tasks_below']} of {row['tasks']}",
@@ -445,13 +455,14 @@ def tables(out: Path, seed: int) -> tuple[Figures, str]:
         "apart, standard errors",
         "tasks apart by more than 2",
         "`predict` at the end",
+        "apart at the end",
         "`--task` at the end",
         "below, standard errors",
         "tasks below by more than 1",
         "warnings",
         "logistic regression",
     )
-    text = markdown(["data", *TITLES.values()], first) + "\n\n" + markdown(titles, second) + "\n"
+    text = markdown(["data", "test images", *TITLES.values()], first) + "\n\n" + markdown(titles, second) + "\n"
     return {"evidence": evidence, "honesty": honesty}, text
 
 
@@ -467,7 +478,8 @@ def run(name: str, options: argparse.Namespace, scratch: Path) -> None:
         own = out / f"{name}-{seed}.joint.json"
         shared = out / f"{data.shared}-{seed}.joint.json" if data.shared else own
         jointly(data, joint, shared, seed, options.reuse)
-        own.write_text(shared.read_text())
+        if shared.exists():
+            own.write_text(shared.read_text())
     if store:
         print(name, file=sys.stderr, flush=True)
         path.write_text(json.dumps(learned(data, seed, options.epochs, options.arch, scratch), indent=1))
