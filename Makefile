@@ -3,10 +3,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 MNIST ?= ../shared/mnist
+PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
 .PHONY: docs help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
-	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
+	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
@@ -89,6 +90,9 @@ bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predic
 
 bench-processes: $(STAMP)  ## one task by one process, by one with two threads, and by two: seconds, masks, accuracy
 	$(BIN)/python benchmarks/processes.py --root $(MNIST) --out bench-out/processes
+
+bench-answers: $(STAMP)  ## evidence beside plainer tools, and reports beside answers (PHOTOS=folder of the photographs)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --mnist $(MNIST) --out bench-out/answers --reuse
 
 clean:  ## remove what the targets made
 	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache
