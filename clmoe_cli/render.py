@@ -41,10 +41,8 @@ def repair_notes(report: InspectReport) -> None:
 
 
 def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
-    """What ``learn`` says on stderr: a warning for tasks that are only guessed; the reasons, when asked for."""
+    """What ``learn`` says on stderr: the reasons, when asked for."""
     for report in reports:
-        if report.guessing:
-            note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
         if verbose:
             note(f"onset: {report.onset.reason}; placement: {report.reason}")
 

@@ -91,15 +91,33 @@ def _(report: LearnReport) -> list[Any]:
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
     accuracy = report.accuracy
-    held = f"{percent(accuracy['subnetwork'])} of {accuracy['held_out']} images right, {percent(accuracy['dense'])}"
     said = {
         "classes": ", ".join(map(str, report.classes)),
-        "held out": f"{held} before pruning",
+        "held out": _held_out(report),
         report.onset.verdict: report.onset.reason,
         "placed": report.reason,
     }
     lines = [headline(head, f"  ({report.seconds:.1f} s)"), _sentences(said)]
     return [*lines, table]
+
+
+def _held_out(report: LearnReport) -> str:
+    """How right held-out images are, as ``predict`` answers, and what stands beside it."""
+    found = report.accuracy
+    if found["answer"] is None:
+        shares = f"{percent(found['subnetwork'])} of {found['held_out']} images right by the subnetwork alone"
+        return f"{shares}, {percent(found['dense'])} before pruning"
+    shares = (
+        f"task given {percent(found['within'])}, subnetwork alone {percent(found['subnetwork'])}, before pruning "
+        f"{percent(found['dense'])}, guessing {percent(found['guessing'])}"
+    )
+    text = f"{percent(found['answer'])} of {found['held_out']} images right as predict answers ({shares})"
+    rows = [row for row in report.per_class if row["accuracy"] is not None]
+    worst = sorted(rows, key=lambda row: float(row["accuracy"] or 0.0))[:3]
+    named = ", ".join(f"{row['label']} {100 * float(row['accuracy'] or 0.0):.2f} %" for row in worst)
+    if len(rows) < 3:
+        return text
+    return f"{text}; lowest: {named}"
 
 
 def _plan_tables(report: LearnReport) -> list[Any]:

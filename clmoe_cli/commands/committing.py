@@ -9,7 +9,7 @@ from typing import Literal
 
 from clmoe_cli.commands import common, gating
 from clmoe_cli.commands.measuring import Measured
-from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset
+from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset, accuracy_of, per_class_of
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import Network
 from clmoe_cli.continual.learning import Learned
@@ -180,7 +180,9 @@ def learn_report(
         status=status,
         new_expert=new_expert,
         classes=task.classes,
-        accuracy=task.accuracy.model_dump(),
+        accuracy=accuracy_of(task),
+        per_class=per_class_of(task),
+        opinion=task.opinion,
         layers=tuple(
             LayerUse(
                 layer.name,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.commands.reports import Report
+from clmoe_cli.commands.reports import Report, accuracy_of, per_class_of
 from clmoe_cli.continual.steps import OnStep, Step, counted, silent, whole
 from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify, would_repair
 
@@ -102,7 +102,9 @@ def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
                 "name": t.name,
                 "expert": t.expert,
                 "classes": list(t.classes),
-                "accuracy": t.accuracy.model_dump(),
+                "accuracy": accuracy_of(t),
+                "per_class": list(per_class_of(t)),
+                "opinion": t.opinion,
                 "layers": [
                     {**layer.model_dump(), "percent": _percent(layer.selected, layer.parameters)} for layer in t.layers
                 ],

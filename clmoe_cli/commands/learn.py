@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import checks, common, gating, ranges, ranks
+from clmoe_cli.commands import cautions, checks, common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
 from clmoe_cli.commands.evidence import onset_evidence, shortlisted
@@ -105,7 +105,8 @@ class Learning:
 
     def run(self) -> LearnReport:
         """Learns the batch, refines a task with it, or leaves it."""
-        for caution in ranges.cautions(self.manifest, self.batch):
+        labels = [label for task in self.manifest.tasks for label in task.classes]
+        for caution in (*ranges.cautions(self.manifest, self.batch), *cautions.of_data(self.batch, labels)):
             self.warn(caution)
         report = self._run()
         return replace(report, warnings=tuple(self.warnings))
@@ -153,6 +154,10 @@ class Learning:
             self.on_step,
         )
         committed = self._commit(record, net, learned, old, "learn")
+        for caution in cautions.of_task(committed.task(name)):
+            self.warn(caution)
+        if verdict.conflict is not None:
+            self.warn(cautions.of_conflict(verdict.conflict, name))
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
 
     def _onset(self) -> Verdict:

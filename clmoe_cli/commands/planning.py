@@ -76,7 +76,9 @@ class _Planning(Learning):
             status="learned",
             new_expert=new,
             classes=self.classes,
-            accuracy={"dense": None, "subnetwork": None, "held_out": 0},
+            accuracy={**dict.fromkeys(("answer", "within", "subnetwork", "dense", "guessing")), "held_out": 0},
+            per_class=(),
+            opinion=None,
             layers=(),
             owned_parameters=sum(
                 value.numel() for value in net.initial_owned(len(self.classes), generator(self.seed)).values()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from store_schema import TaskRecord
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,24 @@ class Caution:
 
 
 OnWarning = Callable[[Caution], None]
+
+
+def accuracy_of(task: TaskRecord) -> dict[str, float | int | None]:
+    """How right held-out images of a task were answered when it was learned, shares of 0 to 1.
+
+    ``answer``: as ``predict`` answered, among all tasks known then; ``within``: with the task given; ``subnetwork``: by
+    the subnetwork alone; ``dense``: by the network before pruning; ``guessing``: the share of the largest class;
+    ``held_out``: how many images. None where it was not measured.
+    """
+    found = task.accuracy
+    names = ("answer", "within", "subnetwork", "dense", "guessing", "held_out")
+    return {name: getattr(found, name) for name in names}
+
+
+def per_class_of(task: TaskRecord) -> tuple[dict[str, int | float | str | None], ...]:
+    """Of each class its ``label``, how many held-out ``images`` it had, and the share answered right (``accuracy``)."""
+    rows = zip(task.classes, task.accuracy.per_class or (), strict=False)
+    return tuple({"label": label, "images": own.images, "accuracy": own.accuracy} for label, own in rows)
 
 
 @dataclass(frozen=True)
@@ -69,17 +88,22 @@ class PlannedLayer:
 class LearnReport(Report):
     """What ``learn`` did; ``skipped``: broken pictures that were left out; ``warnings``: what looks wrong.
 
+    ``accuracy``: :func:`accuracy_of`; ``per_class``: :func:`per_class_of`; ``opinion``: weight of the subnetwork beside
+    the gate within the task.
+
     With ``dry_run`` it is what would be done: there is no accuracy yet and no layer of the task's, and where something
     would be trained ``plan`` says with what.
     """
 
-    schema: ClassVar[str] = "clmoe.learn/1"
+    schema: ClassVar[str] = "clmoe.learn/2"
     task: str
     expert: str
     status: str
     new_expert: bool
     classes: tuple[int | str, ...]
     accuracy: dict[str, float | int | None]
+    per_class: tuple[dict[str, int | float | str | None], ...]
+    opinion: float | None
     layers: tuple[LayerUse, ...]
     owned_parameters: int
     onset: Onset
@@ -92,15 +116,6 @@ class LearnReport(Report):
     dry_run: bool = False
     plan: tuple[PlannedLayer, ...] | None = None
     warnings: tuple[Caution, ...] = ()
-
-    @property
-    def guessing(self) -> bool:
-        """Whether the held-out accuracy is within two standard errors of that of a guess."""
-        right, n = self.accuracy["subnetwork"], self.accuracy["held_out"]
-        if right is None or not n:
-            return False
-        chance = 1.0 / len(self.classes)
-        return right <= chance + 2.0 * math.sqrt(chance * (1.0 - chance) / n)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,20 @@ from clmoe_cli.labels import Label
 class Accuracy(BaseModel):
     """Shares of right answers to held-out images, null where they were not measured, and how many images these are."""
 
-    dense: float | None
+    answer: float | None
+    within: float | None
     subnetwork: float | None
+    dense: float | None
+    guessing: float | None
     held_out: int
+
+
+class ClassAccuracy(BaseModel):
+    """How many held-out images a class had, and the share of them that is answered right."""
+
+    label: Label
+    images: int
+    accuracy: float | None
 
 
 class Onset(BaseModel):
@@ -204,6 +215,8 @@ class Task(BaseModel):
     expert: str
     classes: list[Label]
     accuracy: Accuracy
+    per_class: list[ClassAccuracy]
+    opinion: float | None
     layers: list[Selected]
     owned_parameters: int
     images: int

@@ -52,13 +52,14 @@ class Evidence:
 class Verdict:
     """``known`` (with the names of the task or tasks), ``new``, or ``undecided`` for want of p-values.
 
-    ``p_value``: of the best fit; ``reason``: one sentence.
+    ``p_value``: of the best fit; ``reason``: one sentence. ``conflict``: the task that images fit and labels contradict.
     """
 
     verdict: Literal["known", "new", "undecided"]
     tasks: tuple[str, ...]
     p_value: float | None
     reason: str
+    conflict: str | None = None
 
     @property
     def known(self) -> bool:
@@ -98,7 +99,7 @@ def decide(
         name = whole[0]
         agree = f"{_percent(_agrees(tasks[name], labels))} agree, {_percent(AGREEMENT)} are needed"
         why = f"{looks_like(name, batch, alpha)}, but its labels conflict with {name}: {agree}"
-        return Verdict("new", (), batch.get(name), why)
+        return Verdict("new", (), batch.get(name), why, name)
     return _several(tasks, labels, batch, alpha)
 
 

@@ -1,0 +1,84 @@
+"""What looks wrong with a task that was just learned: warnings that stop nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from clmoe_cli.commands.reports import Caution
+from clmoe_cli.continual.calibration import MINIMUM
+from clmoe_cli.continual.learning import FEW
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Label
+from store_schema import TaskRecord
+
+IMBALANCE = 10
+"""A class with so many times the images of another is named."""
+NAMED = 5
+
+
+def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
+    """Warnings on labelled data before training; ``known``: the labels that the store has."""
+    assert batch.labels is not None
+    labels, counts = np.unique(batch.labels, return_counts=True)
+    by_count = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    found = []
+    least, most = min(by_count, key=lambda c: by_count[c]), max(by_count, key=lambda c: by_count[c])
+    if by_count[most] >= IMBALANCE * by_count[least]:
+        text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"
+        found.append(Caution("imbalance", f"{text}; look at the accuracy of each class, not at the mean"))
+    scarce = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM]
+    if len(batch.labels) < FEW:
+        text = (
+            f"only {len(batch.labels)} images: all are trained on, and accuracy comes from fits that leave a fifth out"
+        )
+        found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
+    elif scarce:
+        text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"
+        found.append(Caution("few-images", text))
+    found += _look_alike(by_count, known)
+    return found
+
+
+def _look_alike(labels: Iterable[Label], known: Iterable[Label]) -> list[Caution]:
+    """Labels that differ in case and blanks only from others of the data or of the store."""
+    own = {label for label in labels if isinstance(label, str)}
+    alike: dict[str, set[str]] = defaultdict(set)
+    for label in own | {label for label in known if isinstance(label, str)}:
+        alike[" ".join(label.casefold().split())].add(label)
+    pairs = [" and ".join(map(repr, sorted(group))) for group in alike.values() if len(group) > 1 and group & own]
+    if not pairs:
+        return []
+    return [Caution("look-alike", f"labels look alike and are different classes: {_listed(sorted(pairs))}")]
+
+
+def of_task(task: TaskRecord) -> list[Caution]:
+    """Warnings on what was learned."""
+    accuracy = task.accuracy
+    if accuracy.within is None or accuracy.guessing is None or not accuracy.held_out or len(task.classes) < 2:
+        return []
+    n, chance = accuracy.held_out, accuracy.guessing
+    guessed = accuracy.within <= chance + 2 * math.sqrt(chance * (1 - chance) / n)
+    # Where one class is most of the images, being right in each class tells more than being right.
+    shares = [(c.images, c.accuracy) for c in accuracy.per_class or () if c.accuracy is not None]
+    even = 1 / len(task.classes)
+    spread = math.sqrt(sum(even * (1 - even) / images for images, _ in shares)) / max(1, len(shares))
+    balanced = sum(share for _, share in shares) / max(1, len(shares))
+    if not guessed or balanced > even + 2 * spread:
+        return []
+    text = f"held-out images of {task.name} are answered no better than by guessing ({100 * chance:.1f} %)"
+    return [Caution("guessing", f"{text}: look at the data")]
+
+
+def of_conflict(task: str, new: str) -> Caution:
+    """For data whose labels conflict with a known task; ``new``: what it was learned as."""
+    text = f"labels conflict with those of {task}, whose images look the same: both are now in the store"
+    return Caution("conflict", f"{text}; if that is a mistake, clmoe prune --task {new} --yes takes it back")
+
+
+def _listed(texts: list[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more
