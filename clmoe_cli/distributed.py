@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from clmoe_cli.progress import note
 from store_schema.errors import ClmoeError, UsageProblem
 
 PATIENCE = timedelta(days=30)
@@ -184,7 +183,7 @@ def _patiently(join: Callable[[], None]) -> None:
             text = (
                 f"process {rank} waits for the others of {world} processes at {place}, since RANK and WORLD_SIZE say so"
             )
-            note(f"{text}; unset both to run one process")
+            print(f"{text}; unset both to run one process", file=sys.stderr, flush=True)
     if problems:
         raise problems[0]
 

@@ -90,7 +90,6 @@ def _(report: LearnReport) -> list[Any]:
         table.add_row(
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
-    accuracy = report.accuracy
     said = {
         "classes": ", ".join(map(str, report.classes)),
         "held out": _held_out(report),

@@ -42,7 +42,14 @@ def names() -> list[str]:
 def _models() -> dict[str, Any]:
     status = Literal["learned", "known", "refined"]
     candidates = list[shapes.Candidate]
-    learn = _of(LearnReport, status=status, accuracy=shapes.Accuracy, onset=shapes.Onset, candidates=candidates)
+    learn = _of(
+        LearnReport,
+        status=status,
+        accuracy=shapes.Accuracy,
+        per_class=list[shapes.ClassAccuracy],
+        onset=shapes.Onset,
+        candidates=candidates,
+    )
     segment = create_model("SegmentReport", __base__=learn, __doc__=Segment.__doc__, start=(int, ...), stop=(int, ...))
     return {
         "learn": learn | _of(StreamReport, segments=list[segment]),  # type: ignore[valid-type]

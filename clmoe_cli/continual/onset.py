@@ -52,7 +52,8 @@ class Evidence:
 class Verdict:
     """``known`` (with the names of the task or tasks), ``new``, or ``undecided`` for want of p-values.
 
-    ``p_value``: of the best fit; ``reason``: one sentence. ``conflict``: the task that images fit and labels contradict.
+    ``p_value``: of the best fit; ``reason``: one sentence. ``conflict``: the task that its images fit and its labels
+    contradict.
     """
 
     verdict: Literal["known", "new", "undecided"]
