@@ -224,6 +224,7 @@ def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussia
         "shared_variances": (r,),
         "shared_rest": (d,),
         "tallies": GRID,
+        "apart": GRID[:1],
     }
     if found != wanted:
         raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))

@@ -13,10 +13,14 @@ classes as R leading directions and a diagonal for the rest. Σ̄ is their sum, 
 an order that depends on the statistics alone. So the order of learning does not matter, and a store from which a
 task was pruned is the store that never saw it.
 
-α, κ, the ridge and the sharpness τ of the posterior are chosen by held-out images. When a task is learned, images that
-were left out of a fit of its own classes are answered among them, and the log-probabilities of their labels are
-summed for every choice of a grid. The sums are the task's own as well, and add up over tasks. A weak prior decides
-where images are few, or where every choice is right.
+α, κ and the sharpness τ of the posterior are chosen by held-out images. When a task is learned, images that were left
+out of a fit of its own classes are answered among them, and the log-probabilities of their labels are summed for every
+choice of a grid. The sums are the task's own as well, and add up over tasks. A weak prior decides where images are few,
+or where every choice is right. Answering among all known tasks would choose a little better, and would leave
+in a task what the tasks before it were.
+
+B differs between one task's fit and all tasks' gate, and with it the size of log-densities. So τ is scaled by how far
+the class means within a task lie apart in the one and in the other.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ SHARED = 192
 ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 KAPPAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 RIDGES = 2
-"""Even (the mean variance) and by column (the diagonal); images have the even one only."""
+"""Even (the mean variance) and, where columns have very different units, by column (the diagonal)."""
 SHARPNESSES = tuple(2.0**-k for k in range(11))
 GRID = (RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES))
 """Choices of ridge and κ, α and sharpness: the shape of a task's tallies."""
@@ -52,8 +56,10 @@ NEVER = -1e12
 """Tally of a ridge that is not offered."""
 NONE = 0.01
 """What α = 0 counts as in the prior."""
-HELD_OUT = 2000
-"""Left-out images that are answered for the choice; a task with so many in its first fold needs no other fold."""
+HELD_OUT = 400
+"""Left-out images that are enough for the choice: folds are answered until there are so many."""
+ANSWERED = 1000
+"""Left-out images that are answered of a fold, at most."""
 OUTSIDE = 0.03
 """Ridge of a class's own covariance when new images are told from its own, in mean variances."""
 UNEVEN = 30.0
@@ -68,7 +74,8 @@ class Gaussians(Subspaces):
     Besides those of :class:`Subspaces`: ``variances`` [C, K] of the directions; ``units`` [d]: what the features are
     divided by before directions are taken; ``shared`` [d, R] half precision, ``shared_variances`` [R] and
     ``shared_rest`` [d]: the covariance within the task's classes, in those units; ``tallies`` [P, A, S] float64:
-    summed log-probabilities of left-out images for every ridge and κ, α, and sharpness.
+    summed log-probabilities of left-out images for every ridge and κ, α, and sharpness; ``apart`` [P] float64: summed
+    squared distances of the class means from their middle under the task's own B of each ridge and κ.
     """
 
     variances: Tensor
@@ -77,6 +84,7 @@ class Gaussians(Subspaces):
     shared_variances: Tensor
     shared_rest: Tensor
     tallies: Tensor
+    apart: Tensor
 
     def distances(self, values: Tensor, of: int) -> Tensor:
         """Squared distances [N] of features [N, d] from class ``of`` by the class's own covariance alone; settled."""
@@ -111,13 +119,18 @@ def _mean_variance(variances: Tensor, rest: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Fold:
-    """A fit of some of a task's images: means [C, d], own directions [C, d, K] and their variances [C, K], the
-    covariance within the classes (directions [d, R], variances [R], rest [d]); how many images each class has."""
+    """A fit of some of a task's images.
+
+    Means [C, d], own directions [C, d, K] and their variances [C, K]; the covariance within the classes (directions
+    [d, R], variances [R], rest [d]), empty where it was not asked for; ``variance``, the mean variance within classes;
+    how many images each class has, [C].
+    """
 
     means: Tensor
     directions: Tensor
     variances: Tensor
-    shared: tuple[Tensor, Tensor, Tensor]
+    shared: tuple[Tensor, ...]
+    variance: float
     counts: Tensor
 
 
@@ -133,8 +146,11 @@ def folds(y: Tensor, held: Tensor) -> Tensor:
     return torch.where(held, 0, found)
 
 
-def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor) -> Fold:
-    """Fits features [n, d] (any float type) of images with class y [n]; a class without images has a mean of zero."""
+def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: bool = True) -> Fold:
+    """Fits features [n, d] (any float type) of images with class y [n]; a class without images has a mean of zero.
+
+    ``shared``: whether the covariance within the classes is wanted.
+    """
     d = values.shape[1]
     counts = torch.bincount(y, minlength=classes)
     sums = torch.zeros(classes, d, dtype=values.dtype).index_add_(0, y, values)
@@ -148,10 +164,14 @@ def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor) -> Fold:
         if rank:
             found, part = _leading(scaled[y == c], rank)
             directions[c, :, :rank], variances[c, :rank] = found, part
+    squares = scaled.square().mean(dim=0)
+    variance = float(squares.double().mean())
+    if not shared:
+        return Fold(means, directions, variances, (), variance, counts)
     rank = min(max(SHARED, d // 10), d, len(values))
     found, part = _leading(scaled, rank)
-    rest = scaled.square().mean(dim=0) - (found.to(scaled.dtype).square() * part.to(scaled.dtype)).sum(dim=1)
-    return Fold(means, directions, variances, (found, part, rest.clamp_min(0).float()), counts)
+    rest = squares - (found.to(scaled.dtype).square() * part.to(scaled.dtype)).sum(dim=1)
+    return Fold(means, directions, variances, (found, part, rest.clamp_min(0).float()), variance, counts)
 
 
 def _leading(scaled: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -175,9 +195,10 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
     so that the even ridge is the only one and no column is scaled. Every class has an image.
     """
     units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
+    even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units)
     fold = folds(y, held)
-    grid = torch.zeros(GRID, dtype=torch.float64)
+    grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
     answered = 0
     for i in range(FOLDS):
@@ -187,26 +208,37 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
         out &= known[y]
         if not bool(out.any()) or not bool(rest.any()):
             continue
-        part = fit_part(values[rest], y[rest], classes, units)
+        asked = answered < HELD_OUT and int(known.sum()) > 1
+        part = fit_part(values[rest], y[rest], classes, units, asked)
         for c in y[out].unique().tolist():
             here = out & (y == c)
             own = part.means[c], part.directions[c], part.variances[c]
-            variance = _mean_variance(*part.shared[1:])
-            distances[here] = settled(_own_distances(values[here].double(), own, units, variance))
-        if answered < HELD_OUT and int(known.sum()) > 1:
+            distances[here] = settled(_own_distances(values[here].double(), own, units, part.variance))
+        if asked:
             some = out.nonzero()[:, 0]
-            some = some[torch.linspace(0, len(some) - 1, min(len(some), HELD_OUT)).round().long()]
-            grid += tally(part, units, values[some], y[some], known, even)
-            answered += len(some)
+            some = some[torch.linspace(0, len(some) - 1, min(len(some), ANSWERED)).round().long()]
+            found, between = tally(part, units, values[some], y[some], known, even)
+            # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
+            grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
     quantiles = []
     steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     for c in range(classes):
         known = distances[(y == c) & ~distances.isnan()]
         # A class of one image has no other to be left out of; it has no p-values either.
         quantiles.append((known if len(known) else torch.zeros(1, dtype=torch.float64)).quantile(steps).float())
-    counts = whole.counts.double()
+    shared, shared_variances, shared_rest = whole.shared
     return Gaussians(
-        whole.means, whole.directions, torch.stack(quantiles), counts, whole.variances, units, *whole.shared, grid
+        means=whole.means,
+        directions=whole.directions,
+        quantiles=torch.stack(quantiles),
+        counts=whole.counts.double(),
+        variances=whole.variances,
+        units=units,
+        shared=shared,
+        shared_variances=shared_variances,
+        shared_rest=shared_rest,
+        tallies=grid,
+        apart=apart / max(1, answered),
     )
 
 
@@ -230,9 +262,12 @@ def _units(values: Tensor, y: Tensor, classes: int) -> Tensor:
     return deviation.where(deviation > TINY * deviation.max(), 1.0).float()
 
 
-def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool) -> Tensor:
-    """Summed log-probabilities [P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C]."""
-    grid = torch.zeros(GRID, dtype=torch.float64)
+def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities [P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C].
+
+    With them how far these classes lie apart, [P]. ``even``: only the even ridge is tried, else only that by column.
+    """
+    grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     classes = known.nonzero()[:, 0]
     target = (classes == y[:, None]).long().argmax(dim=1)
     shared, variances, rest = (value.double() for value in part.shared)
@@ -241,12 +276,13 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
     centre = part.means[classes].double().mean(dim=0)
     own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
     for p in range(RIDGES * len(KAPPAS)):
-        if even and p >= len(KAPPAS):
+        if even == (p >= len(KAPPAS)):
             grid[p] = NEVER  # infinity has no place in a store
             continue
         factor, spread = _factor(covariance, p, float(part.counts.sum()))
         x = _whitened(factor, (values.double() - centre) / spread)
         means = _whitened(factor, (part.means[classes].double() - centre) / spread)
+        apart[p] = (means - means.mean(dim=0)).square().sum()
         found = torch.empty(len(ALPHAS), len(values), len(classes), dtype=torch.float64)
         for c in range(len(classes)):
             outer = _whitened(factor, (own[c] / spread[:, None]).T)  # [K, d]
@@ -257,7 +293,7 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
         for s, sharpness in enumerate(SHARPNESSES):
             logs = (sharpness * found).log_softmax(dim=2)
             grid[p, :, s] = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None]).sum(dim=(1, 2))
-    return grid
+    return grid, apart
 
 
 def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Sequence[float]) -> Tensor:
@@ -352,6 +388,7 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
     chosen = choose(tallies)
     factor, spread = _factor(covariance, chosen.ridge, images)
     inverse = torch.cholesky_inverse(factor).float()
+    sharpness = chosen.sharpness * _ratio([tasks[t] for t in canonical], chosen.ridge, factor, spread)
     centre, spread = centre.float(), spread.float()
     means = torch.cat([t.means for t in tasks])
     widest = max(t.directions.shape[2] for t in tasks)
@@ -370,8 +407,21 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
         inverse,
         torch.cat(weights).float(),
         torch.cat(grams).float(),
-        torch.tensor([chosen.alpha, chosen.sharpness], dtype=torch.float64),
+        torch.tensor([chosen.alpha, sharpness], dtype=torch.float64),
     )
+
+
+def _ratio(tasks: Sequence[Gaussians], ridge: int, factor: Tensor, spread: Tensor) -> float:
+    """How far class means lie apart under the tasks' own B, over how far they do under the gate's; 1 for want of any.
+
+    Of tasks with one class nothing lies apart, and what no images were left out for was not measured.
+    """
+    own = here = 0.0
+    for task in tasks:
+        if float(task.apart[ridge]) > 0:
+            means = _whitened(factor, (task.means.double() - task.means.double().mean(dim=0)) / spread)
+            own, here = own + float(task.apart[ridge]), here + float(means.square().sum())
+    return own / here if here > 0 else 1.0
 
 
 def _key(task: Gaussians) -> tuple[float, ...]:
