@@ -113,7 +113,7 @@ def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: P
         x[y == 0, row] += 120
         x[y == 1, :, row] += 120
         np.savez(tmp_path / f"{i}.npz", x=x, y=y + 2 * i)
-    # Tasks of any shape go into one store: vectors, larger pictures, too few pictures to know them by without labels.
+    # Tasks of any shape go into one store: vectors, larger pictures, and too few pictures to be known without labels.
     for name, shape, n in (("vectors", (20,), 300), ("larger", (16, 16), 300), ("few", (14, 14), 30)):
         y = np.arange(n) % 2
         x = rng.normal(0, 0.1, (n, *shape)).astype(np.float32)

@@ -23,6 +23,9 @@ COUNTED = 2
 LOWER = 0.05
 """Part of the error rate that deviations below the usual get; found on held-out training images (docs/method.md)."""
 
+LEAST = 1e-300
+"""Least p-value of a batch: no evidence is certain, and beyond this the numbers end."""
+
 MARGIN = 0.1
 """Tolerated excess of the mean evidence: large batches would otherwise reject harmless shifts."""
 
@@ -72,4 +75,5 @@ def batch_p_value(p: Tensor, calibration: int, margin: float = MARGIN) -> float:
     """
     counted = min(len(p), COUNTED * calibration)
     evidence = -p.log().mean() * counted / (1 + margin)
-    return float(torch.special.gammaincc(torch.tensor(float(counted), dtype=torch.float64), evidence))
+    p_value = float(torch.special.gammaincc(torch.tensor(float(counted), dtype=torch.float64), evidence))
+    return max(p_value, LEAST)

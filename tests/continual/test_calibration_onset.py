@@ -55,6 +55,10 @@ def test_shifted_batches_are_rejected() -> None:
     assert sum(p < 0.01 for p in shifted) >= 99
 
 
+def test_no_batch_has_a_p_value_of_nothing() -> None:
+    assert batch_p_value(torch.full((500,), 1e-4, dtype=torch.float64), 6000) == 1e-300
+
+
 def test_batch_p_value_is_the_gamma_tail() -> None:
     p = torch.tensor([0.3, 0.01, 0.7], dtype=torch.float64)
     gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
