@@ -32,6 +32,7 @@ from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import logits, parse_arch
 from clmoe_cli.continual.importance import deviation, factors
 from clmoe_cli.continual.placement import Thresholds
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Epoch, Labelled, Schedule, anneal, quality, train
 from clmoe_cli.data import Batch, read_batch
@@ -52,7 +53,7 @@ PAPER = {
 def labelled(batch: Batch) -> Labelled:
     """Images [N, D] and indices of their classes [N]."""
     assert batch.labels is not None
-    return Labelled(common.flat(batch, 1.0), torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)))
+    return Labelled(common.flat(batch, Scaling()), torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)))
 
 
 def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, number: int) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from store_schema import ExpertRecord, ExpertWeights, InputRecord, Manifest, Store, StoreDamaged, SubnetworkRecord
 
@@ -61,6 +62,7 @@ class Loader:
         self._weights: dict[str, ExpertWeights] = {}
         self._records: dict[str, SubnetworkRecord] = {}
         self._networks: dict[str, Network] = {}
+        self._scalings: dict[str, Scaling] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Compact]] = {}
 
@@ -86,6 +88,14 @@ class Loader:
         if expert not in self._networks:
             self._networks[expert] = network(self.manifest.expert(expert))
         return self._networks[expert]
+
+    def scaling(self, expert: str) -> Scaling:
+        """How an expert reads its inputs."""
+        if expert not in self._scalings:
+            record = self.manifest.expert(expert)
+            inputs = self.weights(expert).inputs if record.standardised else {}
+            self._scalings[expert] = Scaling(record.input_scale, **{k: tensor(v) for k, v in inputs.items()})
+        return self._scalings[expert]
 
     def shared(self, expert: str) -> Params:
         """An expert's shared weights; what no task owns is zero."""
@@ -211,10 +221,19 @@ def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
     )
 
 
-def merged(weights: ExpertWeights | None, net: Network, learned: Learned, used: masks.Masks) -> ExpertWeights:
+def input_arrays(scaling: Scaling) -> dict[str, NDArray[np.float32]]:
+    """What is kept of an expert's inputs beside their factor, as it goes to disk."""
+    parts = {"centre": scaling.centre, "spread": scaling.spread}
+    return {name: value.numpy() for name, value in parts.items() if value is not None}
+
+
+def merged(
+    weights: ExpertWeights | None, net: Network, learned: Learned, used: masks.Masks, scaling: Scaling
+) -> ExpertWeights:
     """The expert's weights with a task's own put in; entries of other tasks stay bit for bit.
 
-    ``used``: what any task uses; the rest is zero, also where a refined task has given a weight up.
+    ``used``: what any task uses; the rest is zero, also where a refined task has given a weight up. ``scaling``: how
+    the expert reads its inputs.
     """
     task = learned.subnetwork
     shared = {name: np.zeros(shape, dtype=np.float32) for name, shape in net.shared_shapes().items()}
@@ -226,7 +245,7 @@ def merged(weights: ExpertWeights | None, net: Network, learned: Learned, used: 
         np.copyto(shared[name], task.params[name].numpy(), where=mask.numpy())
         shared[name][~used[name].numpy()] = 0.0
     owned[task.name] = {name: value.numpy() for name, value in task.params.items() if name not in task.mask}
-    return ExpertWeights(shared=shared, owned=owned)
+    return ExpertWeights(shared=shared, owned=owned, inputs=input_arrays(scaling))
 
 
 def environment() -> dict[str, str]:

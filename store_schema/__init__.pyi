@@ -13,9 +13,17 @@ from .errors import (
     StoreMissing as StoreMissing,
     UsageProblem as UsageProblem,
 )
-from .gates import SolvedGate as SolvedGate, coarse_form as coarse_form, encode_gate as encode_gate, rows_of as rows_of
+from .gates import (
+    SolvedGate as SolvedGate,
+    SolvedGaussians as SolvedGaussians,
+    coarse_form as coarse_form,
+    encode_gate as encode_gate,
+    encode_gaussians as encode_gaussians,
+    rows_of as rows_of,
+)
 from .records import (
     Accuracy as Accuracy,
+    ClassAccuracy as ClassAccuracy,
     ExpertRecord as ExpertRecord,
     FeaturesRecord as FeaturesRecord,
     GateRecord as GateRecord,

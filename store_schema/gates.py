@@ -1,12 +1,18 @@
-"""safetensors codec for the solved gate of one input shape: the tasks' classes in coarse form, in the tasks' order.
+"""safetensors codec for the solved gate of one kind of input: the tasks' classes in the tasks' order.
 
-Keys: ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]; the metadata names the schema
-and the features. All of it is taken from the tasks' own statistics, so that a task goes by leaving its rows out.
+Of Gaussians (schema 2): ``means`` and ``weights`` float32 [S, d], ``scales`` float32 [S], ``centre`` and ``spread``
+float32 [d], ``inverse`` float32 [d, d], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from the tasks'
+own statistics by each commit that changes them.
+
+Of subspaces (schema 1): ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]. All of it is
+taken from the tasks' own statistics, so that a task goes by leaving its rows out.
+
+The metadata names the schema and the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from store_schema.errors import ClmoeError, StoreDamaged
-from store_schema.layout import GATE_SCHEMA
+from store_schema.layout import GATE_SCHEMA, GAUSSIANS_SCHEMA
 from store_schema.weights import check_header
 
 DTYPES = {"means": ("F32", 2), "coarse": ("F16", 3), "scales": ("F32", 1)}
@@ -44,6 +50,67 @@ class SolvedGate:
         )
 
 
+GAUSSIANS = {
+    "means": ("F32", "Sd"),
+    "weights": ("F32", "Sd"),
+    "scales": ("F32", "S"),
+    "centre": ("F32", "d"),
+    "spread": ("F32", "d"),
+    "inverse": ("F32", "dd"),
+    "grams": ("F32", "SKK"),
+    "choice": ("F64", "2"),
+}
+"""Type and axes of each array of a gate of Gaussians."""
+
+
+@dataclass(frozen=True)
+class SolvedGaussians:
+    """The arrays of a gate of Gaussians by name, as in :data:`GAUSSIANS`."""
+
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def means(self) -> NDArray[np.float32]:
+        """Means of the classes, [S, d]."""
+        return self.arrays["means"]
+
+
+def encode_gaussians(gate: SolvedGaussians, features: str) -> bytes:
+    """The bytes of a gate's object; the same values give the same bytes. Raises ClmoeError for unfit values."""
+    arrays = {key: np.ascontiguousarray(gate.arrays[key]) for key in sorted(gate.arrays)}
+    data = save(arrays, metadata=_metadata(features, GAUSSIANS_SCHEMA))
+    try:
+        decode_gaussians(data, "", features, len(gate.means))
+    except StoreDamaged as error:
+        raise ClmoeError(
+            "the gate cannot be stored", key=error.key, found=error.found, expected=error.expected
+        ) from error
+    return data
+
+
+def decode_gaussians(data: bytes, where: str, features: str, classes: int) -> SolvedGaussians:
+    """Parses and checks a gate of Gaussians; ``classes``: how many the manifest's tasks have.
+
+    Raises StoreDamaged: header, offsets, types, shapes, other features, NaN or infinite values.
+    """
+    found = _arrays(data, where, {"F32": 4, "F64": 8}, _metadata(features, GAUSSIANS_SCHEMA), set(GAUSSIANS))
+    sizes = {"S": classes, "2": 2}
+    for key, (kind, axes) in GAUSSIANS.items():
+        value = found[key]
+        fits = value.dtype.itemsize == int(kind[1:]) // 8 and value.ndim == len(axes)
+        if not fits or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, value.shape, strict=True)):
+            raise StoreDamaged(
+                "wrong shape or type",
+                where=where,
+                key=key,
+                found=f"{value.dtype} {value.shape}",
+                expected=f"{kind} [{', '.join(axes)}] of {classes} classes",
+            )
+        if not np.isfinite(value).all():
+            raise StoreDamaged("NaN or infinite values", where=where, key=key)
+    return SolvedGaussians(found)
+
+
 def encode_gate(gate: SolvedGate, features: str) -> bytes:
     """The bytes of a gate's object; the same values give the same bytes. Raises ClmoeError for unfit values."""
     arrays: dict[str, NDArray[Any]] = {
@@ -66,17 +133,7 @@ def decode_gate(data: bytes, where: str, features: str, classes: int) -> SolvedG
 
     Raises StoreDamaged: header, offsets, types, shapes, other features, NaN or infinite values.
     """
-    metadata = check_header(data, where, {"F32": 4, "F16": 2})
-    if metadata != _metadata(features):
-        raise StoreDamaged(
-            "another object", where=where, key="__metadata__", found=str(metadata), expected=str(_metadata(features))
-        )
-    try:
-        found: dict[str, NDArray[Any]] = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error
-    if set(found) != set(DTYPES):
-        raise StoreDamaged("wrong arrays", where=where, found=str(sorted(found)), expected=str(sorted(DTYPES)))
+    found = _arrays(data, where, {"F32": 4, "F16": 2}, _metadata(features), set(DTYPES))
     for key, (kind, rank) in DTYPES.items():
         value = found[key]
         fits = value.dtype.itemsize == int(kind[1:]) // 8 and value.ndim == rank and len(value) == classes
@@ -108,5 +165,21 @@ def rows_of(classes: Sequence[int], kept: Sequence[bool]) -> NDArray[np.int64]:
     return np.flatnonzero(np.repeat(np.asarray(kept, dtype=bool), classes))
 
 
-def _metadata(features: str) -> dict[str, str]:
-    return {"clmoe": f"schema {GATE_SCHEMA}, gate, features {features}"}
+def _arrays(
+    data: bytes, where: str, sizes: Mapping[str, int], wanted: Mapping[str, str], names: set[str]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a file with these metadata and names; StoreDamaged for any other."""
+    metadata = check_header(data, where, sizes)
+    if metadata != wanted:
+        raise StoreDamaged("another object", where=where, key="__metadata__", found=str(metadata), expected=str(wanted))
+    try:
+        found: dict[str, NDArray[Any]] = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error
+    if set(found) != names:
+        raise StoreDamaged("wrong arrays", where=where, found=str(sorted(found)), expected=str(sorted(names)))
+    return found
+
+
+def _metadata(features: str, schema: int = GATE_SCHEMA) -> dict[str, str]:
+    return {"clmoe": f"schema {schema}, gate, features {features}"}

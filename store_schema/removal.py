@@ -40,11 +40,14 @@ def remove_tasks(
         shared[layer] = np.where(kept, value, np.float32(0))
         freed[layer] = int((used & ~kept).sum())
     owned = {task: params for task, params in weights.owned.items() if task not in names}
-    return ExpertWeights(shared, owned), freed
+    return ExpertWeights(shared, owned, weights.inputs), freed
 
 
 def subnetwork_digest(weights: ExpertWeights, masks: Bits, task: str) -> str:
-    """sha256 of everything that a task computes with: its mask, the weights in it, its owned parameters."""
+    """sha256 of everything that a task computes with: its mask, the weights in it, its owned parameters.
+
+    Of an expert that standardises its inputs also by what.
+    """
     digest = hashlib.sha256()
 
     def add(name: str, value: NDArray[Any]) -> None:
@@ -56,4 +59,6 @@ def subnetwork_digest(weights: ExpertWeights, masks: Bits, task: str) -> str:
         add(f"weight {layer}", weights.shared[layer][masks[layer]])
     for name in sorted(weights.owned[task]):
         add(f"owned {name}", weights.owned[task][name])
+    for name in sorted(weights.inputs):
+        add(f"input {name}", weights.inputs[name])
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from store_schema import files, layout, objects
 from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
-from store_schema.gates import SolvedGate, decode_gate
+from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
 from store_schema.records import InputRecord, Manifest, ObjectRef
 from store_schema.subnetworks import GROUPS, SubnetworkRecord, decode_subnetwork
 from store_schema.weights import ExpertWeights, decode_weights
@@ -73,14 +73,17 @@ class Store:
         shapes = {layer.name: layer.shape for layer in expert.layers}
         return decode_subnetwork(self.read_object(record.subnetwork), where, task, expert.id, shapes, groups)
 
-    def read_gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> SolvedGate | None:
-        """The solved gate of a kind of input; None when there is none."""
+    def read_gate(
+        self, input_shape: tuple[int, ...], input: InputRecord | None = None
+    ) -> SolvedGate | SolvedGaussians | None:
+        """The solved gate of a kind of input, by its record's rule; None when there is none."""
         record = self.manifest.gate(input_shape, input)
         if record is None:
             return None
         where = str(layout.object_path(self.root, record.solved.sha256, record.solved.suffix))
         classes = sum(len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input))
-        return decode_gate(self.read_object(record.solved), where, record.features, classes)
+        decode = decode_gate if record.rule is None else decode_gaussians
+        return decode(self.read_object(record.solved), where, record.features, classes)
 
 
 def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:

@@ -1,8 +1,9 @@
 """safetensors codec for one expert: the shared weights, and each task's owned parameters under its name.
 
 Keys: ``shared/<layer>`` and ``task/<task name>/<parameter>``; a parameter's name has no slash, so the last one
-parts them whatever the task is called. The metadata names the schema and the expert. Whatever is encoded passes
-every check that decoding makes, so that nothing unreadable is ever committed.
+parts them whatever the task is called. An expert that standardises its inputs has ``input/centre`` and
+``input/spread`` as well, and is of schema 2; all others are of schema 1. The metadata names the schema and the expert.
+Whatever is encoded passes every check that decoding makes, so that nothing unreadable is ever committed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +20,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from store_schema.errors import ClmoeError, StoreDamaged
-from store_schema.layout import WEIGHTS_SCHEMA
+from store_schema.layout import STANDARDISED_SCHEMA, WEIGHTS_SCHEMA
 from store_schema.records import ExpertRecord
 
 Array = NDArray[np.float32]
 MAX_HEADER = 8 << 20
 MAX_RANK = 8
+INPUTS = ("centre", "spread")
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """``shared``: layer → float32 [out, in]; ``owned``: task → parameter → float32."""
+    """``shared``: layer → float32 [out, in]; ``owned``: task → parameter → float32.
+
+    ``inputs``: ``centre`` and ``spread`` of the inputs, float32 [D], the spread above zero; empty where an expert
+    does not standardise them.
+    """
 
     shared: Mapping[str, Array]
     owned: Mapping[str, Mapping[str, Array]]
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
 
 def encode_weights(weights: ExpertWeights, expert: str) -> bytes:
@@ -43,11 +50,14 @@ def encode_weights(weights: ExpertWeights, expert: str) -> bytes:
     tensors = {f"shared/{name}": value for name, value in weights.shared.items()}
     for task, params in weights.owned.items():
         tensors |= {f"task/{task}/{name}": value for name, value in params.items()}
+    tensors |= {f"input/{name}": value for name, value in weights.inputs.items()}
     ready = {key: np.ascontiguousarray(tensors[key], dtype=np.float32) for key in sorted(tensors)}
     # A single metadata entry: the writer keeps several in no particular order.
-    data = save(ready, metadata=_metadata(expert))
+    width = len(next(iter(weights.inputs.values()))) if weights.inputs else None
+    data = save(ready, metadata=_metadata(expert, width))
+    shapes = {name: value.shape for name, value in weights.shared.items()}
     try:
-        _parse(data, "", expert, {name: value.shape for name, value in weights.shared.items()}, list(weights.owned))
+        _parse(data, "", expert, shapes, list(weights.owned), width)
     except StoreDamaged as error:
         raise ClmoeError(
             f"the weights of expert {expert} cannot be stored", key=error.key,
@@ -60,46 +70,61 @@ def decode_weights(data: bytes, where: str, record: ExpertRecord, tasks: Sequenc
     """Parses and checks an expert's object against its record and the names of its tasks.
 
     Raises StoreDamaged: header, offsets, dtype, shape, another expert, missing or unknown key, NaN or infinite
-    values.
+    values, a spread that is not above zero.
     """
-    return _parse(data, where, record.id, {layer.name: layer.shape for layer in record.layers}, tasks)
+    width = math.prod(record.input_shape) if record.standardised else None
+    return _parse(data, where, record.id, {layer.name: layer.shape for layer in record.layers}, tasks, width)
 
 
-def _metadata(expert: str) -> dict[str, str]:
-    return {"clmoe": f"schema {WEIGHTS_SCHEMA}, expert {expert}"}
+def _metadata(expert: str, width: int | None) -> dict[str, str]:
+    schema = WEIGHTS_SCHEMA if width is None else STANDARDISED_SCHEMA
+    return {"clmoe": f"schema {schema}, expert {expert}"}
 
 
 def _parse(
-    data: bytes, where: str, expert: str, shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[str]
+    data: bytes,
+    where: str,
+    expert: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    tasks: Sequence[str],
+    width: int | None,
 ) -> ExpertWeights:
+    """``width``: D of an expert that standardises its inputs."""
     metadata = check_header(data, where, {"F32": 4})
-    if metadata != _metadata(expert):
-        wanted = str(_metadata(expert))
+    if metadata != _metadata(expert, width):
+        wanted = str(_metadata(expert, width))
         raise StoreDamaged("another object", where=where, key="__metadata__", found=str(metadata), expected=wanted)
     try:
         found: dict[str, Array] = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreDamaged("not a valid safetensors file", where=where, found=str(error)) from error
+    inputs: dict[str, Array] = {}
     shared: dict[str, Array] = {}
     owned: dict[str, dict[str, Array]] = {task: {} for task in tasks}
+    expected = {f"shared/{name}": shape for name, shape in shapes.items()}
+    if width is not None:
+        expected |= {f"input/{name}": (width,) for name in INPUTS}
     for key, value in found.items():
         if not np.isfinite(value).all():
             raise StoreDamaged("a weight is NaN or infinite", where=where, key=key)
-        if key.startswith("shared/") and key[7:] in shapes:
-            if value.shape != shapes[key[7:]]:
+        if key in expected:
+            if value.shape != expected[key]:
                 raise StoreDamaged(
-                    "wrong shape", where=where, key=key, found=str(value.shape), expected=str(shapes[key[7:]])
+                    "wrong shape", where=where, key=key, found=str(value.shape), expected=str(expected[key])
                 )
-            shared[key[7:]] = value
+            kind, _, name = key.partition("/")
+            (shared if kind == "shared" else inputs)[name] = value
             continue
         task, _, name = key.removeprefix("task/").rpartition("/")
         if not key.startswith("task/") or task not in owned or not name:
             raise StoreDamaged("a weight that nothing uses", where=where, key=key)
         owned[task][name] = value
-    missing = [*(set(shapes) - set(shared)), *(task for task, params in owned.items() if not params)]
+    missing = [*(set(expected) - set(found)), *(task for task, params in owned.items() if not params)]
     if missing:
         raise StoreDamaged("weights are missing", where=where, key=str(missing[0]))
-    return ExpertWeights({name: shared[name] for name in shapes}, owned)
+    if inputs and not (inputs["spread"] > 0).all():
+        raise StoreDamaged("a spread that is not above zero", where=where, key="input/spread")
+    return ExpertWeights({name: shared[name] for name in shapes}, owned, inputs)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

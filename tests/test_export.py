@@ -39,6 +39,7 @@ TASKS: dict[str, tuple[str, list[Any]]] = {
     "pets": ("cnn:4,8", ["dog", "cat"]),
     "scans": ("resnet18", [-3, 7]),
     "meters": ("mlp:12", ["low", "high"]),
+    "lamps": ("mlp:10", ["off", "on"]),
 }
 
 
@@ -49,7 +50,10 @@ def images(task: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if task == "pets":
         return np.stack([x, x // 2, 255 - x], axis=3)[:, :15, :13], labels
     if task == "meters":
-        return x.reshape(n, -1)[:, 100:160].astype(np.float32) * 40, labels
+        units = np.resize(np.float32([0.01, 3, 500]), 60)  # columns of one table
+        return x.reshape(n, -1)[:, 100:160] * units + 20 * units, labels
+    if task == "lamps":
+        return np.where(x > 20, x, 0).astype(np.float32) * 40, labels  # on black: the median is 0
     return x, labels
 
 
@@ -188,27 +192,36 @@ def test_the_report_and_what_the_file_says(world: Path, tmp_path: Path, capfd: p
         assert report["bytes"] == (tmp_path / "out.safetensors").stat().st_size
         counted = [value for value in tensors.values() if value.is_floating_point()]
         record = manifest.task(task)
-        assert report["parameters"] == sum(layer.parameters for layer in record.layers) + record.owned_parameters
+        assert report["standardised"] == about["input"]["standardised"] == (task == "meters")
+        scaling = 8 * 60 if task == "meters" else 0
+        used = sum(layer.selected for layer in record.layers) + record.owned_parameters
+        assert report["parameters"] == sum(x.parameters for x in record.layers) + record.owned_parameters + scaling
         assert report["nonzero"] == sum(int((value != 0).sum()) for value in counted)
-        assert report["nonzero"] <= sum(layer.selected for layer in record.layers) + record.owned_parameters
+        assert report["nonzero"] <= used + scaling
         assert 0 <= report["deviation"] < 1e-4
         assert report["checked_with"] == "torch"
         assert (tmp_path / "out.safetensors").read_bytes() == (world / f"{task}.safetensors").read_bytes()
-    code, out, err = call(capfd, "export", "meters.safetensors", "--task", "meters", "-v")
+    code, out, err = call(capfd, "export", "lamps.safetensors", "--task", "lamps", "-v")
     assert code == 0
     assert "input scale" in err
+    code, out, err = call(capfd, "export", "meters.safetensors", "--task", "meters", "-v")
+    assert code == 0
+    assert "standardise its inputs" in err
+    assert "input scale" not in err
     assert "exported meters to meters.safetensors" in " ".join(out.split())
     assert "classes high, low" in " ".join(out.split())
 
 
 def test_a_scale_of_one_changes_no_bit_and_another_is_in_the_weights(world: Path) -> None:
     store = Store.open(world / "store")
-    for task, first in (("task1", "hidden1.weight"), ("pets", "conv1.weight"), ("meters", "hidden1.weight")):
+    firsts = {"task1": "hidden1.weight", "pets": "conv1.weight", "meters": "hidden1.weight", "lamps": "hidden1.weight"}
+    for task, first in firsts.items():
         record = store.manifest.expert(store.manifest.task(task).expert)
         kept = store.read_expert(record.id).shared[first]
         written = load_file(world / f"{task}.safetensors")[first].numpy()
-        assert (record.input_scale == 1.0) == (task != "meters")
-        np.testing.assert_array_equal(written, kept * np.float32(record.input_scale))  # the expert has one task
+        assert (record.input_scale == 1.0) == (task not in ("meters", "lamps"))
+        factor = np.float32(1.0 if record.standardised else record.input_scale)
+        np.testing.assert_array_equal(written, kept * factor)  # the expert has one task
         assert (written != 0).any()
 
 

@@ -14,6 +14,7 @@ from clmoe_cli.continual.experts import Network
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.onset import Verdict
 from clmoe_cli.continual.placement import Candidate, Placement
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, counted, silent, whole
 from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader, environment, merged, to_record
@@ -36,13 +37,14 @@ from store_schema import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned."""
+    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned and read."""
 
     number: int
     seed: int
     classes: tuple[int | str, ...]
     images: int
     config: Mapping[str, str | float | int]
+    scaling: Scaling
 
 
 def commit_learned(
@@ -65,7 +67,7 @@ def commit_learned(
     before = loader.weights(record.id) if record.weights is not None else None
     read = counted(others, on_step, "reading the store", "tasks")
     used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in read)])
-    weights = merged(before, net, learned, used)
+    weights = merged(before, net, learned, used, origin.scaling)
     stored = locked.put(encode_weights(weights, record.id), "safetensors")
     record = record.model_copy(update={"weights": stored})
     # Later tasks may read a refined one; what it reuses is what was there before it.
@@ -144,7 +146,7 @@ def _task_record(
 
 def onset_of(verdict: Verdict) -> Onset:
     """A verdict as reports have it."""
-    return Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason)
+    return Onset(verdict.verdict, verdict.p_value, verdict.tasks, verdict.reason)
 
 
 def learn_report(

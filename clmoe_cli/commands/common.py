@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands.inputs import kind_text
+from clmoe_cli.continual.experts import MLP, Network
 from clmoe_cli.continual.images import Images, Rows
-from clmoe_cli.continual.onset import Evidence
-from clmoe_cli.continual.routing import Subnetwork, deviations
-from clmoe_cli.continual.shortlist import shortlist
-from clmoe_cli.continual.steady import logits
+from clmoe_cli.continual.scaling import Scaling, centring, standardising
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
 
@@ -31,21 +28,32 @@ NUMBERS = 1 << 22
 """Numbers looked at at a time, where all images are looked at once."""
 
 
-def flat(batch: Batch, scale: float) -> Tensor:
-    """Images as the experts read them: [N, D] float32 times the expert's input scale."""
-    x = torch.from_numpy(batch.scaled().reshape(len(batch.images), -1))
-    return x if scale == 1.0 else x * scale
+def flat(batch: Batch, scaling: Scaling) -> Tensor:
+    """Images as an expert or the gate reads them: [N, D] float32."""
+    return scaling.apply(torch.from_numpy(batch.scaled().reshape(len(batch.images), -1)))
 
 
-def rows(batch: Batch, scale: float) -> Rows:
+def rows(batch: Batch, scaling: Scaling) -> Rows:
     """The same, read when they are looked at where they would take much memory."""
-    if batch.images.size * 4 <= IN_MEMORY:
-        return flat(batch, scale)
+    return flat(batch, scaling) if batch.images.size * 4 <= IN_MEMORY else unread(batch, scaling)
+
+
+def unread(batch: Batch, scaling: Scaling) -> Images:
+    """The same, read when they are looked at."""
 
     def read(index: Tensor) -> Tensor:
-        return flat(part(batch, index), scale)
+        return flat(part(batch, index), scaling)
 
     return Images(read, torch.arange(len(batch.images)), math.prod(batch.input_shape))
+
+
+def new_scaling(batch: Batch, net: Network, on_step: OnStep = silent) -> Scaling:
+    """How an expert of that architecture reads its inputs that is made for a batch: vectors are standardised."""
+    plain = Scaling(input_scale(batch, on_step))
+    if not isinstance(net, MLP):
+        return plain
+    found = standardising if len(batch.input_shape) == 1 else centring
+    return found(rows(batch, plain), plain.factor)
 
 
 def part(batch: Batch, index: Tensor) -> Batch:
@@ -98,39 +106,13 @@ def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:limit]
 
 
-def shortlisted(manifest: Manifest, names: Sequence[str], batch: Batch) -> list[str]:
-    """Those of the named tasks that a batch is worth comparing with (:mod:`clmoe_cli.continual.shortlist`)."""
-    records = [manifest.task(name) for name in names]
-    # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
-    sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
-    return [names[i] for i in shortlist(sketches, rows(batch, 1.0))]
-
-
-def onset_evidence(
-    loader: Loader,
-    names: Sequence[str],
-    batch: Batch,
-    index: Tensor,
-    book: Codebook,
-    kind: str,
-    on_step: OnStep = silent,
-) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
-    """Evidence of each named task on the chosen images, and its raw deviations [n]."""
-    found: dict[str, Evidence] = {}
-    raw: dict[str, Tensor] = {}
-    few = part(batch, index)
-    for name in counted(names, on_step, "onset", "tasks"):
-        record = loader.manifest.task(name)
-        task: Subnetwork = loader.task(name)
-        x = flat(few, loader.manifest.expert(record.expert).input_scale)
-        raw[name] = deviations(task, x, [kind])[kind]
-        codes = torch.tensor(book.codes(record.classes))
-        predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
-        calibration = task.calibration[kind]
-        found[name] = Evidence(
-            calibration.p_values(raw[name]), predicted, frozenset(codes.tolist()), len(calibration.values)
-        )
-    return found, raw
+def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows]:
+    """A batch as each of these experts reads it; held in memory once for those that read it alike."""
+    scalings = {expert: loader.scaling(expert) for expert in experts}
+    own: dict[str, Rows] = {e: unread(batch, s) for e, s in scalings.items() if s.standardised}
+    shared = {s.factor: s for s in scalings.values() if not s.standardised}
+    alike = {factor: rows(batch, s) for factor, s in shared.items()}
+    return [own[e] if e in own else alike[scalings[e].factor] for e in experts]
 
 
 def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:

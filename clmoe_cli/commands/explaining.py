@@ -17,6 +17,7 @@ from clmoe_cli.continual.candidates import FIGURES, LEVELS, Asked, Candidates, S
 from clmoe_cli.continual.features import features
 from clmoe_cli.continual.fusion import Decision
 from clmoe_cli.continual.images import Rows, taken
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steady import logits
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -122,14 +123,14 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
     record = manifest.gate(batch.input_shape, batch.input)
     seen = None
     if inputs is not None and record is not None and record.features == gating.features_of(batch):
-        seen = common.rows(batch, record.input_scale)
+        seen = common.rows(batch, Scaling(record.input_scale))
         for name in names:  # all that is needed is read before the first answer is out
             loader.answering(name)
 
     def ask(position: int, rows: torch.Tensor) -> Said:
         task = loader.task(names[position])
         if inputs is None:
-            x: Rows = common.flat(common.part(batch, rows), manifest.expert(task.expert).input_scale)
+            x: Rows = common.flat(common.part(batch, rows), loader.scaling(task.expert))
         else:
             x = taken(inputs[position], rows)
         logs = logits(task.net, task.params, x).log_softmax(dim=1)

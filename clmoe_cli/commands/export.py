@@ -15,6 +15,7 @@ from clmoe_cli.commands.reports import ExportReport
 from clmoe_cli.continual import plain
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.learning import probe_inputs
+from clmoe_cli.continual.scaling import BOUND
 from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
 from clmoe_cli.state import Loader, parameters
@@ -73,6 +74,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         classes=tuple(model.about["classes"]),
         input_shape=tuple(shape),
         input_scale=model.about["input"]["scale"],
+        standardised=model.about["input"]["standardised"],
         features=model.about["input"]["features"],
         parameters=sum(value.numel() for value in counted),
         nonzero=sum(int(value.count_nonzero()) for value in counted),
@@ -89,11 +91,11 @@ def _model(store: Store, task: str) -> _Model:
     record = manifest.task(task)
     expert = manifest.expert(record.expert)
     loader = Loader(store)
-    net, scale = loader.network(expert.id), expert.input_scale
+    net, scaling = loader.network(expert.id), loader.scaling(expert.id)
     params = parameters(store.read_subnetwork(task, ("masks",)), loader.weights(expert.id), net, "cpu")
-    network = plain.described(net, len(record.classes))
+    network = plain.described(net, len(record.classes), scaling)
     try:
-        values = plain.state(net, params, scale)
+        values = plain.state(net, params, scaling)
         module = _answering(network, values)
     except (KeyError, RuntimeError) as error:
         raise StoreDamaged(
@@ -101,7 +103,9 @@ def _model(store: Store, task: str) -> _Model:
             found=one_line(error), expected=expert.arch,
         ) from error  # fmt: skip
     images = probe_inputs(net)
-    images = images if scale == 1.0 else images / scale
+    if scaling.standardised:  # most near the centre, some beyond the bound
+        images = 1.5 * BOUND * (2.0 * images - 1.0) ** 3
+    images = scaling.undone(images)
     through = {"image_size": None, "channels": None, "features": None}
     about = {
         "schema": SCHEMA,
@@ -114,7 +118,8 @@ def _model(store: Store, task: str) -> _Model:
         "input": {
             "shape": list(expert.input_shape),
             "values": "float32: uint8 divided by 255, floats as they are",
-            "scale": scale,  # in the first layer's weights already
+            "scale": expert.input_scale,  # in the first layer's weights already
+            "standardised": scaling.standardised,
             **(through if expert.input is None else expert.input.model_dump(mode="json")),
         },
         "network": network,
@@ -125,7 +130,7 @@ def _model(store: Store, task: str) -> _Model:
         about=about,
         shared=plain.named(net, list(net.shared_shapes())),
         images=images.reshape(-1, *expert.input_shape),
-        expected=logits(net, params, images if scale == 1.0 else images * scale),
+        expected=logits(net, params, scaling.apply(images)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, ranges
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
 from clmoe_cli.continual.candidates import Asked
@@ -15,6 +15,7 @@ from clmoe_cli.continual.features import features, kind, width
 from clmoe_cli.continual.fusion import Decision, Sources, decide_images, decide_within, task_of_batch
 from clmoe_cli.continual.gate import COARSE, Subspaces
 from clmoe_cli.continual.images import taken
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, after, begun, silent
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
@@ -58,7 +59,7 @@ def statistics(manifest: Manifest, batch: Batch, classes: tuple[Label, ...], on_
     """
     assert batch.labels is not None
     y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
-    x, name, parts = common.rows(batch, _scale(manifest, batch, on_step)), features_of(batch), []
+    x, name, parts = common.rows(batch, Scaling(_scale(manifest, batch, on_step))), features_of(batch), []
     most = min(MOST, NUMBERS // width(batch.input_shape, name))
     counts = torch.bincount(y, minlength=len(classes)).clamp(max=most).tolist()
     to = begun(on_step, "gate", sum(counts), "images")
@@ -93,6 +94,7 @@ def updated(
         features=name,
         solved=locked.put(encode_gate(own, name), "safetensors"),
         input=through,
+        **ranges.widened(manifest.gate(shape, through), batch),
     )
     return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
 
@@ -120,7 +122,7 @@ def decide(
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
-        x = common.flat(common.part(batch, rows), manifest.expert(manifest.task(names[task]).expert).input_scale)
+        x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
         return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
 
     sources = Sources(
@@ -128,7 +130,7 @@ def decide(
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
-        return features(common.flat(common.part(batch, rows), scale), batch.input_shape, name)
+        return features(common.flat(common.part(batch, rows), Scaling(scale)), batch.input_shape, name)
 
     everything = torch.arange(len(batch.images))
     to = begun(on_step, "deciding", len(everything), "images")

@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import common, gating, ranks
+from clmoe_cli.commands import common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
+from clmoe_cli.commands.evidence import onset_evidence, shortlisted
 from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
-from clmoe_cli.commands.reports import LearnReport
+from clmoe_cli.commands.reports import Caution, LearnReport, OnWarning
 from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.commands.starting import Start, homes
 from clmoe_cli.continual import learning, masks
@@ -23,20 +24,14 @@ from clmoe_cli.continual.experts import Network, parse_arch
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.onset import Verdict, decide, listed, unseen
 from clmoe_cli.continual.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
+from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, counted, silent, whole
 from clmoe_cli.continual.training import OnEpoch
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader, derived_seed, generator, network
-from store_schema import (
-    BadInput,
-    ExpertRecord,
-    LayerRecord,
-    Manifest,
-    TaskRecord,
-    Writer,
-)
+from store_schema import BadInput, ExpertRecord, LayerRecord, Manifest, TaskRecord, Writer
 
 
 def learn(
@@ -48,6 +43,7 @@ def learn(
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
     on_step: OnStep = silent,
+    on_warning: OnWarning = lambda caution: None,
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
@@ -56,7 +52,8 @@ def learn(
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
     is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
-    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long.
+    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long,
+    ``on_warning`` of what looks wrong, as soon as it is seen.
     """
     options = options or LearnOptions()
     started, seed = time.monotonic(), options.seed or 0
@@ -68,7 +65,7 @@ def learn(
         ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
     ):
-        report = Learning(locked, batch, options, start, on_epoch, resuming).run()
+        report = Learning(locked, batch, options, start, on_epoch, resuming, on_warning).run()
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
 
@@ -76,9 +73,17 @@ class Learning:
     """One run of ``learn`` under the store's lock."""
 
     def __init__(
-        self, locked: Writer, batch: Batch, options: LearnOptions, start: Start, on_epoch: OnEpoch, resuming: Resuming
+        self,
+        locked: Writer,
+        batch: Batch,
+        options: LearnOptions,
+        start: Start,
+        on_epoch: OnEpoch,
+        resuming: Resuming,
+        on_warning: OnWarning = lambda caution: None,
     ) -> None:
         assert batch.labels is not None
+        self.on_warning, self.warnings = on_warning, list[Caution]()
         self.start, self.resuming, self.on_step = start, resuming, resuming.on_step
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
@@ -95,9 +100,21 @@ class Learning:
         self.experts = [e for e in self.manifest.experts if common.reads(e, batch) and self.manifest.tasks_of(e.id)]
         self.names = [t.name for t in self.manifest.tasks if t.expert in {e.id for e in self.experts}]
         self.near: list[str] = []
+        self.new_scaling = Scaling()
 
     def run(self) -> LearnReport:
         """Learns the batch, refines a task with it, or leaves it."""
+        for caution in ranges.cautions(self.manifest, self.batch):
+            self.warn(caution)
+        report = self._run()
+        return replace(report, warnings=tuple(self.warnings))
+
+    def warn(self, caution: Caution) -> None:
+        """Tells whoever listens at once, and puts it into the report."""
+        self.warnings.append(caution)
+        self.on_warning(caution)
+
+    def _run(self) -> LearnReport:
         verdict = self._onset()
         known = verdict.known and self.options.if_known != "new"
         if known and self.options.if_known == "skip":
@@ -124,7 +141,7 @@ class Learning:
             base,
             frozen,
             readable,
-            self._labelled(self.batch, record.input_scale),
+            self._labelled(self.batch, record),
             len(self.classes),
             self.options.method,
             # Of its own, so that training does not depend on how many tasks were compared.
@@ -144,9 +161,10 @@ class Learning:
         index = common.sample(len(labels), common.ONSET_IMAGES, self.generator)
         codes = torch.from_numpy(book.encode(labels))
         if not self.names:
-            return Verdict(False, (), None, "no task with images of this shape is known yet")
-        self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
-        evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher", self.on_step)
+            return Verdict("new", (), None, "no task with images of this shape is known yet")
+        few = common.part(self.batch, index)
+        self.near = shortlisted(self.loader, few)
+        evidence, _ = onset_evidence(self.loader, self.near, few, book, self.options.evidence, self.on_step)
         verdict = decide(evidence, codes[index], self.options.alpha, lambda code: book.labels[code])
         # A class so rare that the sample has missed it is as conclusive as any other.
         seen = set(codes.unique().tolist())
@@ -155,7 +173,7 @@ class Learning:
             if foreign:
                 fitted = ", ".join(verdict.tasks)
                 why = f"it has classes that are not of {fitted}, which its images fit: {listed(foreign)}"
-                return Verdict(False, (), verdict.p_value, unseen(foreign) if names is self.names else why)
+                return Verdict("new", (), verdict.p_value, unseen(foreign) if names is self.names else why)
         return verdict
 
     def _codes(self, book: Codebook, names: Sequence[str]) -> set[int]:
@@ -173,7 +191,7 @@ class Learning:
                 continue
             net = network(record)
             index = common.sample(len(self.batch.images), IMAGES, self.generator)
-            few = self._labelled(common.part(self.batch, index), record.input_scale)
+            few = self._labelled(common.part(self.batch, index), record)
             draws = self.start.draws(net, self.generator)
             for name in counted(near, self.on_step, "placement", "tasks"):
                 t = self.loader.task(name)
@@ -193,9 +211,11 @@ class Learning:
         if wanted == "new":
             placement = Placement(None, (), "a new expert, as asked")
         elif not fitting:
-            lacks = (
-                f"has architecture {self.options.arch} and this start" if self.experts else "reads images of this shape"
-            )
+            lacks = "reads images of this shape"
+            if any(e.arch == self.options.arch and self.start.fits(e) for e in self.experts):
+                lacks = "standardises such vectors"
+            elif self.experts:
+                lacks = f"has architecture {self.options.arch} and this start"
             placement = Placement(None, (), f"a new expert, since none yet {lacks}")
         if placement.expert is not None:
             return placement, candidates, self.manifest.expert(placement.expert)
@@ -204,16 +224,18 @@ class Learning:
     def _new_expert(self) -> ExpertRecord:
         number = self.manifest.next_expert
         net = parse_arch(self.options.arch, self.batch.input_shape)
+        self.new_scaling = common.new_scaling(self.batch, net, self.on_step)
         return ExpertRecord(
             id=f"e{number}",
             arch=self.options.arch,
             input_shape=self.batch.input_shape,
-            input_scale=common.input_scale(self.batch, self.on_step),
+            input_scale=self.new_scaling.factor,
             seed=derived_seed(self.manifest.seed, number, "expert"),
             layers=tuple(LayerRecord(name=name, shape=shape) for name, shape in net.shared_shapes().items()),
             weights=None,
             input=self.batch.input,
             pretrained=self.start.sha256,
+            standardised=self.new_scaling.standardised or None,
         )
 
     def _refine(self, verdict: Verdict) -> LearnReport:
@@ -240,7 +262,7 @@ class Learning:
             task,
             network(record),
             taken,
-            self._labelled(self.batch, record.input_scale, old.classes),
+            self._labelled(self.batch, record, old.classes),
             # Fewer images than it was learned from must not decide anew which weights it needs.
             len(self.batch.images) > old.images,
             self.options.method,
@@ -270,9 +292,9 @@ class Learning:
             "epochs": method.schedule.epochs,
         }
         origin = (
-            Origin(old.number, old.seed, old.classes, old.images + seen, config)
+            Origin(old.number, old.seed, old.classes, old.images + seen, config, self._scaling(record))
             if old
-            else Origin(self.number, self.seed, self.classes, seen, config)
+            else Origin(self.number, self.seed, self.classes, seen, config, self._scaling(record))
         )
         return ranks.committed(
             self.locked,
@@ -281,13 +303,17 @@ class Learning:
             ),
         )
 
-    def _labelled(self, batch: Batch, scale: float, classes: tuple[Label, ...] | None = None) -> Labelled:
-        """Images [N, D] and class indices [N]; the classes are those of the new task unless given."""
+    def _labelled(self, batch: Batch, record: ExpertRecord, classes: tuple[Label, ...] | None = None) -> Labelled:
+        """Images [N, D] as the expert reads them, class indices [N]; the classes are the new task's unless given."""
         assert batch.labels is not None
         y = torch.from_numpy(Codebook.of(classes or self.classes).encode(batch.labels))
-        x = common.rows(batch, scale)
-        check_range(x, scale, batch.source, self.on_step)
-        return Labelled(x, y)
+        plain = common.rows(batch, Scaling(record.input_scale))
+        check_range(plain, record.input_scale, batch.source, self.on_step)
+        scaling = self._scaling(record)
+        return Labelled(common.rows(batch, scaling) if scaling.standardised else plain, y)
+
+    def _scaling(self, record: ExpertRecord) -> Scaling:
+        return self.loader.scaling(record.id) if record.weights is not None else self.new_scaling
 
     def _skipped(self, verdict: Verdict) -> LearnReport:
         placement = Placement(None, (), "nothing was changed, since its task is known (--if-known says otherwise)")

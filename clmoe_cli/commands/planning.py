@@ -12,7 +12,7 @@ from clmoe_cli.commands.checks import check_expert
 from clmoe_cli.commands.committing import learn_report, onset_of
 from clmoe_cli.commands.learn import Learning
 from clmoe_cli.commands.options import LearnOptions, check
-from clmoe_cli.commands.reports import LearnReport, PlannedLayer
+from clmoe_cli.commands.reports import LearnReport, OnWarning, PlannedLayer
 from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.commands.starting import Start
 from clmoe_cli.continual import masks
@@ -24,7 +24,11 @@ from store_schema import ExpertRecord, Store, StoreMissing, TaskRecord, Writer, 
 
 
 def plan(
-    store: str, batch: Batch, options: LearnOptions | None = None, before: Sequence[LearnReport] = ()
+    store: str,
+    batch: Batch,
+    options: LearnOptions | None = None,
+    before: Sequence[LearnReport] = (),
+    on_warning: OnWarning = lambda caution: None,
 ) -> LearnReport:
     """What :func:`clmoe_cli.commands.learn.learn` would do with a batch; raises what that does before it trains.
 
@@ -45,7 +49,7 @@ def plan(
         }
         writer = Writer(Store(opened.root, manifest.model_copy(update=later), opened.head))
         resuming = Resuming(writer, batch, options, lambda reached: None)
-        return _Planning(writer, batch, options, start, lambda epoch: None, resuming).run()
+        return _Planning(writer, batch, options, start, lambda epoch: None, resuming, on_warning).run()
 
     try:
         report = ranks.read_together(store, use)
@@ -62,7 +66,7 @@ class _Planning(Learning):
         self, name: str, verdict: Verdict, placement: Placement, candidates: list[Candidate], record: ExpertRecord
     ) -> LearnReport:
         net = network(record)
-        self._labelled(self.batch, record.input_scale)
+        self._labelled(self.batch, record)
         new = placement.expert is None
         taken = {} if new else self.loader.frozen(record.id)
         read = {} if new else self.loader.frozen(record.id, placement.reads)
@@ -87,7 +91,7 @@ class _Planning(Learning):
         )
 
     def _relearn(self, old: TaskRecord, record: ExpertRecord, others: list[str], verdict: Verdict) -> LearnReport:
-        self._labelled(self.batch, record.input_scale, old.classes)
+        self._labelled(self.batch, record, old.classes)
         taken = self.loader.frozen(record.id, others)
         read = masks.both(taken, self.loader.task(old.name).mask)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")

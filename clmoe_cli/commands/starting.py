@@ -13,6 +13,7 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual.convolutions import ConvNet
 from clmoe_cli.continual.experts import Network, Params, parse_arch
 from clmoe_cli.continual.placement import DRAWS
+from clmoe_cli.continual.scaling import LEAST
 from clmoe_cli.data import Batch
 from store_schema import ExpertRecord, Manifest, StoreIncompatible, UsageProblem
 
@@ -74,12 +75,14 @@ def homes(
 ) -> list[ExpertRecord]:
     """Those of the ``experts`` that read the batch into which it may go: of one architecture, with one start.
 
-    An expert that was asked for is the only one; UsageProblem or StoreIncompatible where it does not fit.
+    Vectors enough to be standardised leave out an expert that does not do so. An expert that was asked for is the
+    only one; UsageProblem or StoreIncompatible where it does not fit.
     """
     wanted = options.expert
     found = [e for e in experts if e.arch == options.arch and wanted in (None, "new", e.id)]
     if wanted in (None, "new"):
-        return [e for e in found if start.fits(e)]
+        plain = len(batch.input_shape) > 1 or len(batch.images) < LEAST
+        return [e for e in found if start.fits(e) and (plain or e.standardised)]
     if not found:
         record = manifest.expert(str(wanted))
         raise UsageProblem(

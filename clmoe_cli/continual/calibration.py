@@ -20,6 +20,9 @@ MINIMUM = 30
 COUNTED = 2
 """A batch counts for at most so many images a calibration image: more would only repeat the noise of those."""
 
+LOWER = 0.05
+"""Part of the error rate that deviations below the usual get; found on held-out training images (docs/method.md)."""
+
 MARGIN = 0.1
 """Tolerated excess of the mean evidence: large batches would otherwise reject harmless shifts."""
 
@@ -41,10 +44,18 @@ class Calibration:
         return len(self.values) >= MINIMUM
 
     def p_values(self, deviations: Tensor) -> Tensor:
-        """Share of calibration images that deviate at least as much, [N] in (0, 1]; NaN where not available."""
+        """How usual deviations [N] are, in (0, 1]; NaN where not available.
+
+        The share of calibration images that deviate at least as much, or at most as much, each over its part of the
+        error rate (``LOWER``), whichever is less: what deviates less than any of the task's own images is strange too.
+        """
         if not self.available:
             return torch.full((len(deviations),), float("nan"), dtype=torch.float64)
-        return (at_least(self.values, deviations) + 1) / (len(self.values) + 1)
+        n = len(self.values)
+        # At most as much is at least as much of the negatives, so that equal up to rounding counts on both sides.
+        upper = (at_least(self.values, deviations) + 1) / (n + 1)
+        lower = (at_least(-self.values.flip(0), -deviations.double()) + 1) / (n + 1)
+        return torch.minimum(upper / (1 - LOWER), lower / LOWER).clamp(max=1.0)
 
     def standardised(self, deviations: Tensor) -> Tensor:
         """Log deviation in units of the task's own mean and spread, [N]: comparable between tasks."""

@@ -7,8 +7,9 @@ A network is described by plain values from which anyone can build it again:
 ``{"torchvision": name, "options": options}``  ``torchvision.models.get_model(name, **options)``
 =============================================  ==================================================================
 
-Names of parameters are those of the module's ``state_dict``. torchvision's networks take three channels:
-``"colour": True`` says that grey images have to be repeated to three.
+Names of parameters are those of the module's ``state_dict``. An expert that standardises its inputs begins with two
+normalisations of fixed statistics, ``centred`` and ``standardised``, and the bound. torchvision's networks take three
+channels: ``"colour": True`` says that grey images have to be repeated to three.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from clmoe_cli.continual import skeletons
 from clmoe_cli.continual.convolutions import ConvNet
 from clmoe_cli.continual.experts import MLP, Network, Params
+from clmoe_cli.continual.scaling import BOUND, Scaling
 
 Described = dict[str, Any]
 
@@ -35,10 +37,17 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def described(net: Network, classes: int) -> Described:
+STANDARDISING = ("centred", "standardised")
+
+
+def described(net: Network, classes: int, scaling: Scaling) -> Described:
     """The description of an expert's network with that many classes; it reads images [N, *input_shape]."""
     if isinstance(net, MLP):
         layers: list[list[Any]] = [["flat", "Flatten", {}]]
+        if scaling.standardised:
+            options = {"num_features": net.input_size, "eps": 0.0}
+            layers += [[name, "BatchNorm1d", options] for name in STANDARDISING]
+            layers.append(["bounded", "Hardtanh", {"min_val": -BOUND, "max_val": BOUND}])
         sizes = (net.input_size, *net.hidden, classes)
         for i, name in enumerate(net.layers):
             layers += [[f"relu{i}", "ReLU", {}]] if i else []
@@ -49,8 +58,8 @@ def described(net: Network, classes: int) -> Described:
         found = [_layer(name, module) for name, module in net.module.named_children()]
         found[-1][2]["out_features"] = classes
         return {"layers": found}
-    options = {**skeletons.PLAIN.get(net.arch, {}), "num_classes": classes}
-    return {"torchvision": net.arch, "options": options, "colour": net.input_shape[0] == 1}
+    wanted = {**skeletons.PLAIN.get(net.arch, {}), "num_classes": classes}
+    return {"torchvision": net.arch, "options": wanted, "colour": net.input_shape[0] == 1}
 
 
 def _layer(name: str, module: nn.Module) -> list[Any]:
@@ -59,20 +68,36 @@ def _layer(name: str, module: nn.Module) -> list[Any]:
     return [name, kind.__name__, options | ({"bias": False} if kind is nn.Conv2d and module.bias is None else {})]
 
 
-def state(net: Network, params: Mapping[str, Tensor], scale: float) -> Params:
+def state(net: Network, params: Mapping[str, Tensor], scaling: Scaling) -> Params:
     """The ``state_dict`` of that module: a subnetwork's parameters under the module's names.
 
-    ``scale``: what the expert multiplies its inputs by; the first layer's weights take it over, and other bits of
-    theirs where it is not 1. Counters of batches, which nothing reads, are zero.
+    ``scaling``: how the expert reads its inputs. Its factor is in the first layer's weights, whose bits are others
+    where it is not 1; where inputs are standardised it is in what does that, and no bit changes. Counters of batches,
+    which nothing reads, are zero.
     """
+    scale = 1.0 if scaling.standardised else scaling.factor
     names = net.names if isinstance(net, ConvNet) else {name: name for name in net.layers}
     first = f"{net.layers[0]}.weight"
-    found: Params = {}
+    found = _standardising(scaling, params[first])
     for key, value in params.items():
         layer, _, kind = key.rpartition(".")
         found[f"{names[layer]}.{kind}"] = value * scale if key == first and scale != 1.0 else value
         if kind == "running_var":
             found[f"{names[layer]}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+    return found
+
+
+def _standardising(scaling: Scaling, like: Tensor) -> Params:
+    """Parameters of the layers that do what :meth:`Scaling.apply` does without the bound: `x f − c`, then `x / s`."""
+    if scaling.centre is None or scaling.spread is None:
+        return {}
+    ones, zeros = torch.ones_like(scaling.centre).to(like), torch.zeros_like(scaling.centre).to(like)
+    own = ((ones * scaling.factor, -scaling.centre.to(like)), (1.0 / scaling.spread.to(like), zeros))
+    found: Params = {}
+    for name, (weight, bias) in zip(STANDARDISING, own, strict=True):
+        found |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        found |= {f"{name}.running_mean": zeros.clone(), f"{name}.running_var": ones.clone()}
+        found[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
     return found
 
 

@@ -26,6 +26,8 @@ def export(
     from clmoe_cli.commands.export import export as call
 
     report = call(store, task, out, sparse=sparse)
-    if verbose and not quiet and report.input_scale != 1.0:
+    if verbose and not quiet and report.standardised:
+        note("the model's first layers standardise its inputs, as the expert does")
+    elif verbose and not quiet and report.input_scale != 1.0:
         note(f"the expert's input scale, {report.input_scale:.6g}, is in the first layer's weights")
     render.show(report, json_)

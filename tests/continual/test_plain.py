@@ -13,6 +13,7 @@ from torchvision import models
 from clmoe_cli.continual import plain
 from clmoe_cli.continual.convolutions import ConvNet
 from clmoe_cli.continual.experts import logits, parse_arch
+from clmoe_cli.continual.scaling import BOUND, Scaling
 
 SIDES = {
     "alexnet": 64, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 32, "inception_v3": 75, "mnasnet0_5": 32,
@@ -29,8 +30,9 @@ def test_plain_modules_compute_what_experts_do(arch: str, rng: torch.Generator) 
     shape, scale = NETS[arch], 0.37
     net = parse_arch(arch, shape)
     params = random_params(net, 3, rng)  # float64: some of these networks make 1e-4 of float32's rounding
-    values = plain.state(net, params, scale)
-    description = json.loads(json.dumps(plain.described(net, 3)))
+    scaling = Scaling(scale)
+    values = plain.state(net, params, scaling)
+    description = json.loads(json.dumps(plain.described(net, 3, scaling)))
     found = plain.Answers(plain.module(description, values), description.get("colour", False))
     x = torch.rand((3, *shape), generator=rng, dtype=torch.float64)
     with torch.no_grad():
@@ -51,9 +53,22 @@ def test_plain_modules_compute_what_experts_do(arch: str, rng: torch.Generator) 
 
 def test_parameters_of_another_network_are_refused(rng: torch.Generator) -> None:
     net = parse_arch("mlp:5", (4,))
-    values = plain.state(net, random_params(net, 3, rng, torch.float32), 1.0)
-    plain.module(plain.described(net, 3), values)
+    values = plain.state(net, random_params(net, 3, rng, torch.float32), Scaling())
+    plain.module(plain.described(net, 3, Scaling()), values)
     with pytest.raises(RuntimeError):
-        plain.module(plain.described(net, 2), values)
+        plain.module(plain.described(net, 2, Scaling()), values)
     with pytest.raises(RuntimeError):
-        plain.module(plain.described(net, 3), {k: v for k, v in values.items() if k != "output.bias"})
+        plain.module(plain.described(net, 3, Scaling()), {k: v for k, v in values.items() if k != "output.bias"})
+
+
+def test_a_module_standardises_as_the_expert_does(rng: torch.Generator) -> None:
+    net = parse_arch("mlp:6,5", (4,))
+    params = random_params(net, 3, rng)
+    scaling = Scaling(0.5, torch.tensor([0.0, -3.0, 1e4, 2.5]), torch.tensor([1.0, 2.0**-9, 2.0**11, 0.25]))
+    description = json.loads(json.dumps(plain.described(net, 3, scaling)))
+    found = plain.module(description, plain.state(net, params, scaling))
+    x = scaling.undone(3 * BOUND * (torch.rand((50, 4), generator=rng) - 0.5)).double()
+    read = scaling.apply(x)
+    assert bool((read.abs() == BOUND).any())
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), logits(net, params, read), rtol=0, atol=1e-9)

@@ -156,3 +156,68 @@ def test_one_thawed_bit_changes_the_digest(layer: str, bit: int, position: int) 
     used = np.flatnonzero(masks[layer])
     shared[layer].reshape(-1).view(np.uint32)[used[position % len(used)]] ^= np.uint32(1 << bit)
     assert subnetwork_digest(weights, masks, "t") != before
+
+
+STANDARDISED = RECORD.model_copy(update={"standardised": True})
+
+
+def standardised(centre: np.ndarray | None = None, spread: np.ndarray | None = None) -> ExpertWeights:
+    rng = np.random.default_rng(0)
+    shared = {n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
+    owned = {t: {"output.bias": rng.normal(size=2).astype(np.float32)} for t in ("input", "input/centre")}
+    given = {"centre": np.linspace(-1, 1, 7, dtype=np.float32), "spread": np.full(7, 0.5, np.float32)}
+    given |= {k: v for k, v in {"centre": centre, "spread": spread}.items() if v is not None}
+    return ExpertWeights(shared, owned, given)
+
+
+def test_centre_and_spread_of_the_inputs_round_trip_whatever_tasks_are_called() -> None:
+    weights = standardised()
+    data = encode_weights(weights, "e1")
+    back = decode_weights(data, "file", STANDARDISED, list(weights.owned))
+    for name, value in weights.inputs.items():
+        assert back.inputs[name].tobytes() == value.tobytes()
+    assert set(back.owned) == set(weights.owned)
+    with pytest.raises(StoreDamaged, match="another object"):
+        decode_weights(data, "file", RECORD, list(weights.owned))
+    plain = encode_weights(ExpertWeights(weights.shared, weights.owned), "e1")
+    assert decode_weights(plain, "file", RECORD, list(weights.owned)).inputs == {}
+    assert b"schema 1, expert e1" in plain
+    with pytest.raises(StoreDamaged, match="another object"):
+        decode_weights(plain, "file", STANDARDISED, list(weights.owned))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"spread": np.zeros(7, np.float32)},
+        {"spread": np.linspace(-1, 1, 7, dtype=np.float32)},
+        {"spread": np.full(7, np.inf, np.float32)},
+        {"centre": np.full(7, np.nan, np.float32)},
+        {"spread": np.ones((7, 1), np.float32)},
+        {"spread": np.ones(6, np.float32)},
+    ],
+)
+def test_inputs_that_could_not_be_standardised_with_are_never_written(bad: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ClmoeError, match="expert e1 cannot be stored"):
+        encode_weights(standardised(**bad), "e1")
+    with pytest.raises(ClmoeError, match="cannot be stored"):
+        encode_weights(ExpertWeights(standardised().shared, {}, {"centre": np.ones(7, np.float32)}), "e1")
+
+
+def test_an_object_of_other_columns_than_the_experts_is_damage() -> None:
+    six = {"centre": np.ones(6, np.float32), "spread": np.ones(6, np.float32)}
+    weights = standardised()
+    data = encode_weights(ExpertWeights(weights.shared, weights.owned, six), "e1")
+    with pytest.raises(StoreDamaged, match="wrong shape"):
+        decode_weights(data, "file", STANDARDISED, list(weights.owned))
+
+
+def test_a_task_is_what_its_inputs_are_set_against_too() -> None:
+    masks = make_task("input", 1).masks
+    weights, moved = standardised(), standardised(centre=np.zeros(7, np.float32))
+    digest = subnetwork_digest(weights, masks, "input")
+    assert subnetwork_digest(moved, masks, "input") != digest
+    assert subnetwork_digest(ExpertWeights(weights.shared, weights.owned), masks, "input") != digest
+    left, _ = remove_tasks(weights, {"input": masks, "input/centre": make_task("x", 2).masks}, ["input/centre"])
+    assert left.inputs == weights.inputs
+    assert subnetwork_digest(left, masks, "input") == digest

@@ -1,0 +1,437 @@
+"""The gate: classes as Gaussians with regularised covariances (method section 7; Friedman 1989).
+
+Class c of the fixed features x has the density of a Gaussian with mean μ_c and covariance
+
+    (1 − α) B + α Σ_c,     B = Σ̄ + κ (d / n) D.
+
+Σ̄ is the mean covariance within the classes of all tasks, n the images that it rests on, d the number of features. D is
+the ridge: the mean variance times the identity, or the diagonal of Σ̄. Σ_c is the class's own covariance, K leading
+directions of it. α = 0 is the linear discriminant, α near 1 is a Gaussian of the class's own.
+
+Every task keeps its own statistics and nothing of other tasks: means, own directions, and the covariance within its
+classes as R leading directions and a diagonal for the rest. Σ̄ is their sum, made anew from the tasks that are there, in
+an order that depends on the statistics alone. So the order of learning does not matter, and a store from which a
+task was pruned is the store that never saw it.
+
+α, κ, the ridge and the sharpness τ of the posterior are chosen by held-out images. When a task is learned, images that
+were left out of a fit of its own classes are answered among them, and the log-probabilities of their labels are
+summed for every choice of a grid. The sums are the task's own as well, and add up over tasks. A weak prior decides
+where images are few, or where every choice is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clmoe_cli.continual.fisher import leading
+from clmoe_cli.continual.gate import BOUND, FOLDS, QUANTILES, SHORTLIST, Subspaces
+
+OWN = 64
+"""Directions of a class's own covariance, at most; a class has one for every four of its images."""
+SHARED = 192
+"""Directions of the covariance within a task's classes, at least; a tenth of the features where that is more."""
+ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
+KAPPAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGES = 2
+"""Even (the mean variance) and by column (the diagonal); images have the even one only."""
+SHARPNESSES = tuple(2.0**-k for k in range(11))
+DEFAULT = (0.1, 0.3, 2.0**-3)
+"""α, κ and sharpness that the prior prefers."""
+PRIOR = (1.0, 0.25, 0.25)
+"""Nats that a factor of two away from each of them costs, squared in the number of such factors."""
+NONE = 0.01
+"""What α = 0 counts as in the prior."""
+HELD_OUT = 2000
+"""Left-out images that are answered for the choice; a task with so many in its first fold needs no other fold."""
+OUTSIDE = 0.03
+"""Added to the variances of a class's own directions when new images are told from its own, in mean variances."""
+UNEVEN = 30.0
+"""Columns are brought to one unit where the largest deviations are so many times the smallest."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Gaussians(Subspaces):
+    """The statistics of one task's C classes in d features, as stored.
+
+    Besides those of :class:`Subspaces`: ``variances`` [C, K] of the directions; ``units`` [d]: what the features are
+    divided by before directions are taken; ``shared`` [d, R] half precision, ``shared_variances`` [R] and
+    ``shared_rest`` [d]: the covariance within the task's classes, in those units; ``tallies`` [P, A, S] float64:
+    summed log-probabilities of left-out images for every ridge and κ, α, and sharpness.
+    """
+
+    variances: Tensor
+    units: Tensor
+    shared: Tensor
+    shared_variances: Tensor
+    shared_rest: Tensor
+    tallies: Tensor
+
+    def distances(self, values: Tensor, of: int) -> Tensor:
+        """Squared distances [N] of features [N, d] from class ``of``, by the class's own covariance alone."""
+        return _own_distances(values, self.means[of], self.directions[of], self.units)
+
+    def covariance(self) -> Tensor:
+        """The covariance within the task's classes, [d, d] float64."""
+        wide = self.shared.double() * self.units.double()[:, None]
+        rest = self.shared_rest.double() * self.units.double().square()
+        return (wide * self.shared_variances.double()) @ wide.T + torch.diag(rest)
+
+
+def _own_distances(values: Tensor, mean: Tensor, directions: Tensor, units: Tensor) -> Tensor:
+    """Squared lengths [N] of what lies outside a class's leading directions; values [N, d]."""
+    scale = units.to(values.dtype)
+    centred = (values - mean.to(values.dtype)) / scale
+    inside = centred @ directions.to(values.dtype)
+    return (centred.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fit of some of a task's images: means [C, d], own directions [C, d, K] and their variances [C, K], the
+    covariance within the classes (directions [d, R], variances [R], rest [d]); how many images each class has."""
+
+    means: Tensor
+    directions: Tensor
+    variances: Tensor
+    shared: tuple[Tensor, Tensor, Tensor]
+    counts: Tensor
+
+
+def folds(y: Tensor, held: Tensor) -> Tensor:
+    """A fold 0 to ``FOLDS`` − 1 for each image with class y [n]: evenly over each class, ``held`` [n] bool in fold 0."""
+    order = torch.argsort(y * 2 + (~held).long(), stable=True)
+    counts = torch.bincount(y)
+    first = torch.cumsum(counts, 0) - counts
+    position = torch.empty_like(y)
+    position[order] = torch.arange(len(y)) - first[y[order]]
+    # Held-out images come first in their class: spread over the class, they would be in every fold.
+    found = (position * FOLDS // counts[y].clamp_min(1)).clamp(max=FOLDS - 1)
+    return torch.where(held, 0, found)
+
+
+def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor) -> Fold:
+    """Fits features [n, d] (any float type) of images with class y [n]; a class without images has a mean of zero."""
+    d = values.shape[1]
+    counts = torch.bincount(y, minlength=classes)
+    sums = torch.zeros(classes, d, dtype=values.dtype).index_add_(0, y, values)
+    means = (sums / counts.clamp_min(1)[:, None]).float()
+    ranks = [min(OWN, n // 4, max(1, d - 1)) for n in counts.tolist()]
+    widest = max(1, *ranks)
+    directions = torch.zeros(classes, d, widest, dtype=torch.float16)
+    variances = torch.zeros(classes, widest)
+    scaled = (values - means.to(values.dtype)[y]) / units.to(values.dtype)
+    for c, rank in enumerate(ranks):
+        if rank:
+            found, part = _leading(scaled[y == c], rank)
+            directions[c, :, :rank], variances[c, :rank] = found, part
+    rank = min(max(SHARED, d // 10), d, len(values))
+    found, part = _leading(scaled, rank)
+    rest = scaled.square().mean(dim=0) - (found.to(scaled.dtype).square() * part.to(scaled.dtype)).sum(dim=1)
+    return Fold(means, directions, variances, (found, part, rest.clamp_min(0).float()), counts)
+
+
+def _leading(scaled: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Leading directions [d, rank] in half precision, and variances [rank], of centred features [n, d].
+
+    Of few features all of them are wanted, and the decomposition is exact.
+    """
+    values, vectors = leading(scaled, rank, EXACT, PASSES)
+    return vectors.half(), (values / len(scaled)).clamp_min(0).float()
+
+
+EXACT = 600
+"""Up to so many features a covariance is decomposed exactly; beyond, by a randomised decomposition in ``PASSES``."""
+PASSES = 2
+
+
+def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Gaussians:
+    """The statistics of one task from the features [n, d] of its images, with class y [n] in 0 to ``classes`` − 1.
+
+    ``held`` [n] bool: images that are to be in the same fold, left out together. ``even``: the features have one unit,
+    so that the even ridge is the only one and no column is scaled. Every class has an image.
+    """
+    units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
+    whole = fit_part(values, y, classes, units)
+    fold = folds(y, held)
+    grid = torch.zeros(RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES), dtype=torch.float64)
+    distances = torch.full((len(y),), math.nan, dtype=torch.float64)
+    answered = 0
+    for i in range(FOLDS):
+        out = fold == i
+        rest = ~out
+        known = torch.bincount(y[rest], minlength=classes) > 0
+        out &= known[y]
+        if not bool(out.any()) or not bool(rest.any()):
+            continue
+        part = fit_part(values[rest], y[rest], classes, units)
+        for c in y[out].unique().tolist():
+            here = out & (y == c)
+            distances[here] = _own_distances(values[here], part.means[c], part.directions[c], units).double()
+        if answered < HELD_OUT and int(known.sum()) > 1:
+            some = out.nonzero()[:, 0]
+            some = some[torch.linspace(0, len(some) - 1, min(len(some), HELD_OUT)).round().long()]
+            grid += tally(part, units, values[some], y[some], known, even)
+            answered += len(some)
+    quantiles = []
+    steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+    for c in range(classes):
+        own = distances[(y == c) & ~distances.isnan()]
+        if not len(own):
+            own = _own_distances(values[y == c], whole.means[c], whole.directions[c], units).double()
+        quantiles.append(own.quantile(steps).float())
+    counts = whole.counts.double()
+    return Gaussians(
+        whole.means, whole.directions, torch.stack(quantiles), counts, whole.variances, units, *whole.shared, grid
+    )
+
+
+def _units(values: Tensor, y: Tensor, classes: int) -> Tensor:
+    """What columns are divided by, [d]: their deviation within classes where columns have very different ones, else 1."""
+    sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values.double())
+    means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
+    deviation = (values.double() - means[y]).square().mean(dim=0).sqrt()
+    some = deviation[deviation > TINY * deviation.max()]
+    if not len(some) or float(some.quantile(0.95) / some.quantile(0.05)) < UNEVEN:
+        return torch.ones(values.shape[1])
+    return deviation.where(deviation > TINY * deviation.max(), 1.0).float()
+
+
+def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool) -> Tensor:
+    """Summed log-probabilities [P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C]."""
+    grid = torch.zeros(RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES), dtype=torch.float64)
+    classes = known.nonzero()[:, 0]
+    target = (classes == y[:, None]).long().argmax(dim=1)
+    shared, variances, rest = (value.double() for value in part.shared)
+    wide = shared * units.double()[:, None]
+    covariance = (wide * variances) @ wide.T + torch.diag(rest * units.double().square())
+    centre = part.means[classes].double().mean(dim=0)
+    own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
+    for p in range(RIDGES * len(KAPPAS)):
+        if even and p >= len(KAPPAS):
+            grid[p] = -math.inf
+            continue
+        factor, spread = _factor(covariance, p, float(part.counts.sum()))
+        x = _whitened(factor, (values.double() - centre) / spread)
+        means = _whitened(factor, (part.means[classes].double() - centre) / spread)
+        found = torch.empty(len(ALPHAS), len(values), len(classes), dtype=torch.float64)
+        for c in range(len(classes)):
+            outer = _whitened(factor, (own[c] / spread[:, None]).T)  # [K, d]
+            gamma, turn = torch.linalg.eigh(outer @ outer.T)
+            z = x - means[c]
+            inside = ((z @ outer.T) @ turn).square()
+            found[:, :, c] = _log_densities(z.square().sum(dim=1), inside, gamma.clamp_min(0), ALPHAS)
+        for s, sharpness in enumerate(SHARPNESSES):
+            logs = (sharpness * found).log_softmax(dim=2)
+            grid[p, :, s] = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None]).sum(dim=(1, 2))
+    return grid
+
+
+def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Sequence[float]) -> Tensor:
+    """Log-densities [A, N], up to what is the same for all classes.
+
+    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖²; ``inside`` [N, K] = (wᵀz)² for the columns w of
+    W turned to be orthogonal, of squared length ``gamma`` [K]; the covariance is (1 − α) I + α W Wᵀ.
+    """
+    found = []
+    for alpha in alphas:
+        kept = 1 - alpha
+        both = kept + alpha * gamma
+        distance = (squares - (inside * (alpha / both)).sum(dim=1)) / kept
+        # Directions beyond K add log(1 − α) each, for every class the same number of them.
+        found.append(-0.5 * (distance + (both / kept).log().sum()))
+    return torch.stack(found)
+
+
+def _factor(covariance: Tensor, choice: int, images: float) -> tuple[Tensor, Tensor]:
+    """Cholesky factor [d, d] of B divided by its diagonal's roots [d], which come with it."""
+    d = len(covariance)
+    column, k = divmod(choice, len(KAPPAS))
+    diagonal = covariance.diagonal()
+    mean = float(diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
+    ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
+    regular = covariance + torch.diag(KAPPAS[k] * d / max(1.0, images) * ridge)
+    spread = regular.diagonal().sqrt()
+    # Equal units keep rounding from deciding where columns have very different ones.
+    return torch.linalg.cholesky(regular / spread / spread[:, None]), spread
+
+
+def _whitened(factor: Tensor, rows: Tensor) -> Tensor:
+    """Rows [N, d] in the coordinates in which B is the identity."""
+    return torch.linalg.solve_triangular(factor, rows.T, upper=False).T
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What held-out images have chosen: position of ridge and κ, α, sharpness of the posterior."""
+
+    ridge: int
+    alpha: float
+    sharpness: float
+
+
+def choose(tallies: Tensor) -> Choice:
+    """The likeliest choice by summed tallies [P, A, S] and the prior."""
+    alpha = torch.tensor([math.log2(max(a, NONE) / DEFAULT[0]) for a in ALPHAS]).square()
+    kappa = torch.tensor([math.log2(k / DEFAULT[1]) for k in KAPPAS] * RIDGES).square()
+    sharpness = torch.tensor([math.log2(s / DEFAULT[2]) for s in SHARPNESSES]).square()
+    prior = PRIOR[1] * kappa[:, None, None] + PRIOR[0] * alpha[:, None] + PRIOR[2] * sharpness
+    best = int((tallies - prior.double()).argmax())
+    p, a, s = torch.unravel_index(torch.tensor(best), tallies.shape)
+    return Choice(int(p), ALPHAS[int(a)], SHARPNESSES[int(s)])
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The solved gate of one kind of input: S classes of all tasks, task after task, as stored.
+
+    ``means`` [S, d], ``scales`` [S] (mean distance of a class's own images), ``centre`` [d] and ``spread`` [d]: what
+    features are brought to before ``inverse`` [d, d], that of B in those units; ``weights`` [S, d]: the class means
+    through it; ``grams`` [S, K, K]: WᵀW of each class; all float32. ``choice`` [2] float64: α and sharpness.
+    """
+
+    means: Tensor
+    scales: Tensor
+    centre: Tensor
+    spread: Tensor
+    inverse: Tensor
+    weights: Tensor
+    grams: Tensor
+    choice: Tensor
+
+
+def solve(tasks: Sequence[Gaussians]) -> Solved:
+    """The gate of these tasks, at least one, in that order of classes."""
+    # Sums depend on the order of their terms in the last bits: statistics alone decide it.
+    canonical = sorted(range(len(tasks)), key=lambda t: _key(tasks[t]))
+    images = sum(float(tasks[t].counts.sum()) for t in canonical)
+    classes = sum(len(t.means) for t in tasks)
+    d = tasks[0].means.shape[1]
+    covariance = torch.zeros(d, d, dtype=torch.float64)
+    centre = torch.zeros(d, dtype=torch.float64)
+    tallies = torch.zeros_like(tasks[0].tallies)
+    for t in canonical:
+        own = tasks[t]
+        covariance += own.covariance() * (float(own.counts.sum()) / images)
+        centre += own.means.double().sum(dim=0) / classes
+        tallies += own.tallies
+    chosen = choose(tallies)
+    factor, spread = _factor(covariance, chosen.ridge, images)
+    inverse = torch.cholesky_inverse(factor).float()
+    centre, spread = centre.float(), spread.float()
+    means = torch.cat([t.means for t in tasks])
+    widest = max(t.directions.shape[2] for t in tasks)
+    weights, grams = [], []
+    exact = inverse.double()
+    for task in tasks:
+        weights.append(((task.means.double() - centre.double()) / spread.double()) @ exact)
+        wide = own_directions(task, spread)
+        gram = wide.transpose(1, 2) @ (exact @ wide)
+        grams.append(F.pad(gram, (0, widest - gram.shape[1], 0, widest - gram.shape[1])))
+    return Solved(
+        means,
+        torch.cat([t.scale for t in tasks]).float(),
+        centre,
+        spread,
+        inverse,
+        torch.cat(weights).float(),
+        torch.cat(grams).float(),
+        torch.tensor([chosen.alpha, chosen.sharpness], dtype=torch.float64),
+    )
+
+
+def _key(task: Gaussians) -> tuple[float, ...]:
+    """What orders tasks in sums: their own statistics, whatever their names and numbers."""
+    return (float(task.shared_variances.double().sum()), float(task.means.double().sum()), float(task.counts.sum()))
+
+
+def own_directions(task: Gaussians, spread: Tensor) -> Tensor:
+    """The directions of a task's classes times their deviations, [C, d, K] float64, in the gate's units."""
+    scale = (task.units.double() / spread.double())[None, :, None]
+    return task.directions.double() * scale * task.variances.double().sqrt()[:, None]
+
+
+@dataclass(frozen=True)
+class GaussianGate:
+    """A solved gate ready to decide: ``solved``, with ``owner`` [S] and ``position`` [S]: task, and class of it."""
+
+    solved: Solved
+    owner: Tensor
+    position: Tensor
+
+    @staticmethod
+    def of(solved: Solved, classes: Sequence[int]) -> GaussianGate:
+        """From the stored arrays; ``classes``: how many classes each task has."""
+        owner = torch.repeat_interleave(torch.tensor(classes))
+        position = torch.cat([torch.arange(count) for count in classes])
+        return GaussianGate(solved, owner, position)
+
+    @property
+    def scales(self) -> Tensor:
+        """Mean distance of a class's own images, [S]."""
+        return self.solved.scales
+
+    @property
+    def sharpness(self) -> float:
+        """What log-densities are multiplied by before they are a posterior."""
+        return float(self.solved.choice[1])
+
+    def linear(self, values: Tensor) -> Tensor:
+        """Log-posteriors [N, S] of features [N, d] by the linear discriminant (α = 0), up to what all classes share."""
+        x = self._centred(values)
+        weights = self.solved.weights.double()
+        means = (self.solved.means.double() - self.solved.centre.double()) / self.solved.spread.double()
+        return self.sharpness * (x @ weights.T - 0.5 * (weights * means).sum(dim=1))
+
+    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> Tensor:
+        """Positions [N, L] of the ``limit`` likeliest classes (all, if there are fewer) by the linear discriminant."""
+        found = self.linear(values)
+        return found.topk(min(limit, found.shape[1]), dim=1).indices
+
+    def shortlisted_tasks(self, values: Tensor, limit: int) -> list[int]:
+        """The ``limit`` tasks that are likeliest for a batch of features [N, d] of one task, in their order."""
+        found = self.linear(values)
+        tasks = int(self.owner.max()) + 1
+        nearest = torch.full((len(values), tasks), -math.inf, dtype=found.dtype)
+        nearest.scatter_reduce_(1, self.owner.expand_as(found), found, "amax")
+        # Each image counts up to a bound, so that a few strange ones do not decide for a batch.
+        behind = (nearest - nearest.amax(dim=1, keepdim=True)).clamp_min(-BOUND).sum(dim=0)
+        return sorted(behind.topk(min(limit, tasks)).indices.tolist())
+
+    def scores(self, values: Tensor, chosen: Tensor, statistics: Callable[[int], Subspaces]) -> Tensor:
+        """Log-posteriors [N, L] of features [N, d] for the classes ``chosen`` [N, L], up to what an image's share.
+
+        ``statistics(task)`` is called for tasks of chosen classes alone, so that nothing else is read.
+        """
+        alpha = float(self.solved.choice[0])
+        x = self._centred(values)
+        y = x @ self.solved.inverse.double()
+        squares = (x * y).sum(dim=1)
+        found = values.new_empty(chosen.shape, dtype=torch.float64)
+        for one in chosen.unique().tolist():
+            rows, columns = (chosen == one).nonzero(as_tuple=True)
+            task = statistics(int(self.owner[one]))
+            assert isinstance(task, Gaussians)
+            weight = self.solved.weights[one].double()
+            mean = (self.solved.means[one].double() - self.solved.centre.double()) / self.solved.spread.double()
+            away = squares[rows] - 2 * (x[rows] @ weight) + weight @ mean
+            wide = _one(task, int(self.position[one]), self.solved.spread)
+            gamma, turn = torch.linalg.eigh(self.solved.grams[one, : wide.shape[1], : wide.shape[1]].double())
+            inside = (((y[rows] - weight) @ wide) @ turn).square()
+            found[rows, columns] = _log_densities(away, inside, gamma.clamp_min(0), [alpha])[0]
+        return self.sharpness * found
+
+    def _centred(self, values: Tensor) -> Tensor:
+        return (values.double() - self.solved.centre.double()) / self.solved.spread.double()
+
+
+def _one(task: Gaussians, position: int, spread: Tensor) -> Tensor:
+    """:func:`own_directions` of one class, [d, K]."""
+    scale = (task.units.double() / spread.double())[:, None]
+    return task.directions[position].double() * scale * task.variances[position].double().sqrt()
