@@ -15,10 +15,13 @@ import pytest
 import torch
 from pictures import bars
 
+from clmoe_cli.commands import common
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
+from clmoe_cli.continual.learning import KINDS as DEVIATIONS
 from clmoe_cli.continual.learning import Options
+from clmoe_cli.continual.routing import deviations
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader
@@ -106,8 +109,8 @@ def ways() -> dict[str, list[np.ndarray]]:
     return {
         "reversed": [every[::-1]],
         "mixed": [np.random.default_rng(3).permutation(IMAGES)],
-        "sevens": [every[i : i + 7] for i in range(0, 126, 7)] + [every[126:]],
-        "one by one": [every[i : i + 1] for i in range(24)] + [every[24:]],
+        "sevens": [every[i : i + 7] for i in range(0, 63, 7)] + [every[63:]],
+        "one by one": [every[i : i + 1] for i in range(12)] + [every[12:]],
         "two parts": [every[:151], every[151:]],
     }
 
@@ -130,15 +133,11 @@ def test_answers_are_the_same_whatever_surrounds_an_image(case: Case, router: st
 
 def test_images_that_calibrated_a_task_are_met_exactly(case: Case) -> None:
     """Asked one by one and reversed, a calibration image deviates by the very number that is stored of it."""
-    from clmoe_cli.commands import common
-    from clmoe_cli.continual.learning import KINDS as DEVIATIONS
-    from clmoe_cli.continual.routing import deviations
-
     loader = Loader(Store.open(case.store))
     task = loader.task("t0")
     make = vectors if len(case.batch.images.shape) == 2 else colour if case.batch.images.shape[1] == 3 else pixels
     x, y = make([0, 4], 300, 0)
-    own = common.flat(Batch(x, y, ""), loader.manifest.expert(task.expert).input_scale)
+    own = common.flat(Batch(x, y, ""), loader.scaling(task.expert))
     for kind in DEVIATIONS:
         stored = task.calibration[kind].values
         whole = deviations(task, own, [kind])[kind]

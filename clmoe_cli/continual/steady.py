@@ -1,4 +1,4 @@
-"""The same answer whatever surrounds an image (method section 6).
+"""The same answer whatever surrounds an image (docs/method.md).
 
 A sum of float32 products has other last bits with another number of images in the call, another place among them,
 another number of threads. p-values are steps, and ties are common: an image may be one that calibrated its task. What
@@ -6,8 +6,8 @@ decides is therefore computed here, at learning and at answering alike, by one r
 
 - products and sums in float64, then rounded to float32 (:func:`settled`), so that what is equal up to rounding is
   equal, and what was stored of an image is met exactly by the same image;
-- convolutions, which in float64 take three to five times as long, in float32 and in blocks of a fixed number of images,
-  the last one filled up (:func:`in_blocks`): the kernels see the same shapes, and each image is summed by itself.
+- convolutions, which in float64 would take three to five times as long, in float32 and in blocks of a fixed number of
+  images, the last one filled up (:func:`in_blocks`): kernels see the same shapes, and sum each image by itself.
 """
 
 from __future__ import annotations
