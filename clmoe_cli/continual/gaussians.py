@@ -467,10 +467,13 @@ class GaussianGate:
         means = (self.solved.means.double() - self.solved.centre.double()) / self.solved.spread.double()
         return self.sharpness * (x @ weights.T - 0.5 * (weights * means).sum(dim=1))
 
-    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> Tensor:
-        """Positions [N, L] of the ``limit`` likeliest classes (all, if there are fewer) by the linear discriminant."""
+    def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> tuple[Tensor, Tensor]:
+        """The ``limit`` likeliest classes (all, if there are fewer) of features [N, d] by the linear discriminant.
+
+        Log-posteriors, falling, and positions, both [N, L].
+        """
         found = self.linear(values)
-        return found.topk(min(limit, found.shape[1]), dim=1).indices
+        return found.topk(min(limit, found.shape[1]), dim=1)
 
     def shortlisted_tasks(self, values: Tensor, limit: int) -> list[int]:
         """The ``limit`` tasks that are likeliest for a batch of features [N, d] of one task, in their order."""
@@ -484,7 +487,7 @@ class GaussianGate:
 
     def compare(self, values: Tensor, statistics: Statistics) -> Compared:
         """The likeliest classes of features [N, d], each image by itself."""
-        chosen = self.shortlist(values)
+        chosen = self.shortlist(values)[1]
         return Compared(chosen, self.scores(values, chosen, statistics))
 
     def within(self, values: Tensor, task: int, statistics: Statistics) -> Compared:
