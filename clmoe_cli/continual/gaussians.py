@@ -465,7 +465,7 @@ class GaussianGate:
         x = self._centred(values)
         weights = self.solved.weights.double()
         means = (self.solved.means.double() - self.solved.centre.double()) / self.solved.spread.double()
-        return self.sharpness * (x @ weights.T - 0.5 * (weights * means).sum(dim=1))
+        return settled(self.sharpness * (x @ weights.T - 0.5 * (weights * means).sum(dim=1)))
 
     def shortlist(self, values: Tensor, limit: int = SHORTLIST) -> tuple[Tensor, Tensor]:
         """The ``limit`` likeliest classes (all, if there are fewer) of features [N, d] by the linear discriminant.
