@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clmoe_cli.commands import common, gating
 from clmoe_cli.continual.features import features
+from clmoe_cli.continual.gate import Subspaces
 from clmoe_cli.continual.onset import Evidence
 from clmoe_cli.continual.routing import deviations
 from clmoe_cli.continual.scaling import Scaling
@@ -57,13 +58,19 @@ def onset_evidence(
     """
     if kind == GATE:
         gating.check(loader.manifest, batch, "choose another --evidence, as fisher")
-        values = _seen(loader, batch)
+        values, gate = _seen(loader, batch), loader.gate(batch.input_shape, batch.input)
+        order = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
+
+        def statistics(task: int) -> Subspaces:
+            return loader.answering(order[task])[0]
+
     found: dict[str, Evidence] = {}
     raw: dict[str, Tensor] = {}
     for name in counted(names, on_step, "onset", "tasks"):
         codes = torch.tensor(book.codes(loader.manifest.task(name).classes))
         if kind == GATE:
-            found[name], raw[name] = _of_gate(loader, name, values, codes)
+            at = gate.within(values, order.index(name), statistics).likely.argmax(dim=1)
+            found[name], raw[name] = _of_gate(loader, name, values, codes, at)
         else:
             found[name], raw[name] = _of_subnetwork(loader, name, batch, codes, kind)
     return found, raw
@@ -76,12 +83,13 @@ def _seen(loader: Loader, batch: Batch) -> Tensor:
     return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, record.features)
 
 
-def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor) -> tuple[Evidence, Tensor]:
+def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tensor) -> tuple[Evidence, Tensor]:
+    """``at`` [N]: the task's class that the gate answers for each image."""
     own = loader.answering(name)[0]
     each = [own.distances(values, c) for c in range(len(codes))]
     p = torch.stack([own.p_values(distances, c) for c, distances in enumerate(each)], dim=1)
-    nearest, at = torch.stack(each, dim=1).min(dim=1)
-    # A class of few images has no p-values, and an image next to it cannot be judged.
+    nearest = torch.stack(each, dim=1).min(dim=1).values
+    # A class of few images has no p-values, and an image that is taken for it cannot be judged.
     judged = ~p.gather(1, at[:, None])[:, 0].isnan()
     best = p.nan_to_num(0.0).max(dim=1).values.where(judged, torch.tensor(torch.nan, dtype=p.dtype))
     able = ~p.isnan().all(dim=0)
