@@ -45,13 +45,17 @@ ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 KAPPAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 RIDGES = 2
 """Even (the mean variance) and, where columns have very different units, by column (the diagonal)."""
-SHARPNESSES = tuple(2.0**-k for k in range(11))
+SHARPNESSES = tuple(2.0 ** (-k / 2) for k in range(21))
 GRID = (RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES))
 """Choices of ridge and κ, α and sharpness: the shape of a task's tallies."""
-DEFAULT = (0.1, 0.3, 2.0**-3)
+DEFAULT = (0.07, 0.5, 2.0**-3)
 """α, κ and sharpness that the prior prefers."""
-PRIOR = (1.0, 0.25, 0.25)
-"""Nats that a factor of two away from each of them costs, squared in the number of such factors."""
+PRIOR = (4.0, 1.0, 0.1)
+"""Nats that a factor of two away from each of them costs, squared in the number of such factors.
+
+Among the few classes of a task a large α does better than among all, and often every choice is right. So α moves only
+for good reasons; 0.05 to 0.1 is near the best on held-out training images of digits, photographs, signs and embeddings.
+"""
 NEVER = -1e12
 """Tally of a ridge that is not offered."""
 NONE = 0.01
