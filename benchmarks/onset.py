@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands.evidence import onset_evidence
 from clmoe_cli.continual.onset import Evidence, decide
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
@@ -56,7 +56,7 @@ def evidence(loader: Loader, images: Tensor, evidence_kind: str) -> dict[str, Ev
     batch = Batch(np.ascontiguousarray(images.numpy()), None, "")
     names = [t.name for t in loader.manifest.tasks]
     book = Codebook.of(*(t.classes for t in loader.manifest.tasks))
-    return common.onset_evidence(loader, names, batch, torch.arange(len(images)), book, evidence_kind)[0]
+    return onset_evidence(loader, names, batch, book, evidence_kind)[0]
 
 
 def verdicts(found: dict[str, Evidence], size: int, alpha: float) -> tuple[list[bool], list[float]]:
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("bench-out/onset"))
     parser.add_argument("--alpha", type=float, default=0.01)
-    parser.add_argument("--evidence", default="fisher")
+    parser.add_argument("--evidence", default="gate")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     images, digits = test_images(options.root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 ROUTES = ("image", "batch")
 ROUTERS = ("fused", "gate", "loss", "gradient", "fisher", "paper")
-EVIDENCE = ("fisher", "gradient")
+EVIDENCE = ("gate", "fisher", "gradient")
 SCORES = ("gradient-weight", "gradient", "last-batch")
 IF_KNOWN = ("skip", "refine", "new")
 BOUNDARIES = ("labels", "images")

@@ -123,7 +123,8 @@ RouterOption = Annotated[
 EvidenceOption = Annotated[
     str,
     typer.Option(
-        autocompletion=among(choices.EVIDENCE), help="Deviation to judge by: fisher, or gradient (the paper's)."
+        autocompletion=among(choices.EVIDENCE),
+        help="What tells known from new: gate (as predict --reject), fisher, or gradient (the paper's).",
     ),
 ]
 MaxDropOption = Annotated[

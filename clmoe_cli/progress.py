@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from clmoe_cli.distributed import leading
+
 if TYPE_CHECKING:
+    from clmoe_cli.commands.reports import Caution
     from clmoe_cli.continual.steps import Step
     from clmoe_cli.continual.training import Epoch
 
@@ -223,6 +226,12 @@ class Progress:
         """Says which segment of a stream is learned next."""
         self._note(f"segment {number} of {count}: images {start} to {stop - 1}")
 
+    def warning(self, caution: Caution) -> None:
+        """Says what looks wrong, however quiet the command is asked to be; one of several processes says it for all."""
+        if leading():
+            with self._lock:
+                note(f"warning: {caution.text}")
+
     def _note(self, text: str) -> None:
         if not self.quiet:
             with self._lock:
@@ -235,6 +244,7 @@ class Progress:
             "on_wait": self.waiting,
             "on_resume": self.resuming,
             "on_step": self.step,
+            "on_warning": self.warning,
         }
 
 

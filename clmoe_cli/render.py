@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.commands import names
-from clmoe_cli.commands.reports import LearnReport, RemovalReport
+from clmoe_cli.commands.reports import Caution, LearnReport, RemovalReport
 from clmoe_cli.continual.steps import OnStep, silent, whole
 from clmoe_cli.progress import note
 from clmoe_cli.tables import columns, console, reasons_table, score_tables, tables
@@ -47,6 +47,12 @@ def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
             note(f"warning: held-out images of {report.task} are answered no better than by guessing: look at the data")
         if verbose:
             note(f"onset: {report.onset.reason}; placement: {report.reason}")
+
+
+def warnings(found: Sequence[Caution]) -> None:
+    """What looks wrong, a line each on stderr, however quiet a command is asked to be."""
+    for caution in found:
+        note(f"warning: {caution.text}")
 
 
 def skip_note(skipped: Sequence[str]) -> None:

@@ -24,7 +24,18 @@ Sketch = Annotated[tuple[float, ...], Field(max_length=1024)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 _LATER = frozenset(
-    {"input", "pretrained", "answer", "within", "guessing", "per_class", "opinion", "standardised", "input_range"}
+    {
+        "input",
+        "pretrained",
+        "answer",
+        "within",
+        "guessing",
+        "per_class",
+        "opinion",
+        "standardised",
+        "input_range",
+        "input_lowest",
+    }
 )
 """Fields that format 1 does not have: they count in a content hash only where they are set."""
 
@@ -181,6 +192,9 @@ class TaskRecord(Record):
 class GateRecord(Record):
     """The solved gate of one kind of input: what its inputs are multiplied by, the features, the object.
 
+    ``input_range``: between which two values the largest magnitude of an image lies, over the images of all tasks;
+    ``input_lowest``: the same of the least value. None for stores that were made before format 3.
+
     A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
     another kind.
     """
@@ -191,6 +205,7 @@ class GateRecord(Record):
     solved: ObjectRef
     input: InputRecord | None = None
     input_range: tuple[float, float] | None = None
+    input_lowest: tuple[float, float] | None = None
 
 
 class HistoryEntry(Record):

@@ -108,7 +108,7 @@ def test_sentences_on_the_screen(store: str) -> None:
     report = told(store, spots([30, 40], 2, 200, 1))
     for shown, starts in (
         (report, ["new:      it has", "placed:   into expert e1, since"]),
-        (detect(store, spots([30, 40], 2, 200, 1)), ["why: its images deviate from every known task"]),
+        (detect(store, spots([50, 60], 4, 200, 1)), ["why: its images deviate from every known task"]),
     ):
         screen = Console(width=80, record=True)
         for part in tables(shown):

@@ -144,7 +144,7 @@ def _task_record(
 
 def onset_of(verdict: Verdict) -> Onset:
     """A verdict as reports have it."""
-    return Onset("known" if verdict.known else "new", verdict.p_value, verdict.tasks, verdict.reason)
+    return Onset(verdict.verdict, verdict.p_value, verdict.tasks, verdict.reason)
 
 
 def learn_report(

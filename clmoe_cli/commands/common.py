@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clmoe_cli.commands.inputs import kind_text
-from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.images import Images, Rows
-from clmoe_cli.continual.onset import Evidence
-from clmoe_cli.continual.routing import Subnetwork, deviations
-from clmoe_cli.continual.shortlist import shortlist
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
 
 ONSET_IMAGES = 256
@@ -96,41 +89,6 @@ def _root_mean_squares(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.float
 def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
     """Positions of at most ``limit`` of n images, in random order without repetition."""
     return torch.randperm(n, generator=generator)[:limit]
-
-
-def shortlisted(manifest: Manifest, names: Sequence[str], batch: Batch) -> list[str]:
-    """Those of the named tasks that a batch is worth comparing with (:mod:`clmoe_cli.continual.shortlist`)."""
-    records = [manifest.task(name) for name in names]
-    # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
-    sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
-    return [names[i] for i in shortlist(sketches, rows(batch, 1.0))]
-
-
-def onset_evidence(
-    loader: Loader,
-    names: Sequence[str],
-    batch: Batch,
-    index: Tensor,
-    book: Codebook,
-    kind: str,
-    on_step: OnStep = silent,
-) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
-    """Evidence of each named task on the chosen images, and its raw deviations [n]."""
-    found: dict[str, Evidence] = {}
-    raw: dict[str, Tensor] = {}
-    few = part(batch, index)
-    for name in counted(names, on_step, "onset", "tasks"):
-        record = loader.manifest.task(name)
-        task: Subnetwork = loader.task(name)
-        x = flat(few, loader.manifest.expert(record.expert).input_scale)
-        raw[name] = deviations(task, x, [kind])[kind]
-        codes = torch.tensor(book.codes(record.classes))
-        predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
-        calibration = task.calibration[kind]
-        found[name] = Evidence(
-            calibration.p_values(raw[name]), predicted, frozenset(codes.tolist()), len(calibration.values)
-        )
-    return found, raw
 
 
 def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:

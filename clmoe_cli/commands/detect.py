@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from clmoe_cli.choices import EVIDENCE
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, ranges
+from clmoe_cli.commands.evidence import GATE, onset_evidence, shortlisted
+from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.reports import DetectReport
+from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.onset import decide
+from clmoe_cli.continual.onset import Verdict, decide
 from clmoe_cli.continual.placement import DRAWS, IMAGES, KnownTask, agreement
 from clmoe_cli.continual.steps import OnStep, counted, silent
 from clmoe_cli.data import Batch
@@ -25,16 +30,18 @@ def detect(
     *,
     use_labels: bool = False,
     alpha: float = 0.01,
-    evidence: str = "fisher",
+    evidence: str = GATE,
     device: str = "cpu",
     on_step: OnStep = silent,
 ) -> DetectReport:
     """Decides whether a batch is known or new; the store is only read.
 
-    ``evidence``: ``fisher`` (whitened deviation) or ``gradient`` (the paper's score deviation); ``alpha``: rate
-    of false alarms. Labels count only with ``use_labels``.
+    ``evidence``: ``gate`` (the p-values that ``predict --reject`` uses), ``fisher`` (whitened deviation) or
+    ``gradient`` (the paper's score deviation); ``alpha``: rate of false alarms. Labels count only with ``use_labels``.
+    Images of a kind that no expert reads are new. The verdict is ``undecided`` where tasks that might fit have no
+    p-values and labels do not tell.
 
-    Raises BadInput (no expert knows such images, labels asked for and missing) and the store's errors.
+    Raises BadInput (labels asked for and missing) and the store's errors.
     """
     one_of("evidence", evidence, EVIDENCE)
     if use_labels and batch.labels is None:
@@ -47,18 +54,21 @@ def detect(
 def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str, on_step: OnStep) -> DetectReport:
     manifest = loader.manifest
     check_backbone(manifest, batch)
-    experts = common.experts_for(manifest, batch)
-    names = [t.name for e in experts for t in manifest.tasks_of(e.id)]
+    if not manifest.tasks_of_shape(batch.input_shape, batch.input):
+        shape = kind_text(batch.input_shape, batch.input)
+        return _report(
+            loader, batch, Verdict("new", (), None, f"no task with images of this shape ({shape}) is known yet"), []
+        )
     classes = batch.classes() if use_labels else ()
     book = Codebook.of(classes, *(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)
-    names = common.shortlisted(manifest, names, few)
-    found, raw = common.onset_evidence(loader, names, batch, index, book, kind, on_step)
+    names = shortlisted(loader, few)
+    found, raw = onset_evidence(loader, names, few, book, kind, on_step)
     labels = None
-    if use_labels and batch.labels is not None:
-        labels = torch.from_numpy(book.encode(batch.labels))[index]
+    if use_labels and few.labels is not None:
+        labels = torch.from_numpy(book.encode(few.labels))
     verdict = decide(found, labels, alpha, lambda code: book.labels[code])
     rows = []
     for name in counted(names, on_step, "overlap", "tasks"):
@@ -67,7 +77,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
         x = common.flat(few, record.input_scale)
         # Without labels the pseudo-labels of the task's own subnetwork stand in.
         known = KnownTask(task.name, task.expert, task.net, task.params, task.mask, task.scores)
-        pseudo = _pseudo(found[name].predicted)
+        pseudo = torch.unique(logits(task.net, task.params, x).argmax(dim=1), return_inverse=True)[1]
         draws = [task.net.initial_shared(rng) for _ in range(DRAWS)]
         agreed = agreement(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1)
         rows.append(
@@ -80,20 +90,19 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
                 "divergence": agreed.divergence,
             }
         )
+    return _report(loader, batch, verdict, rows)
+
+
+def _report(loader: Loader, batch: Batch, verdict: Verdict, rows: list[dict[str, Any]]) -> DetectReport:
     chosen = verdict.tasks[0] if verdict.known else None
     return DetectReport(
-        verdict="known" if verdict.known else "new",
+        verdict=verdict.verdict,
         task=chosen,
-        expert=manifest.task(chosen).expert if chosen else None,
+        expert=loader.manifest.task(chosen).expert if chosen else None,
         p_value=verdict.p_value,
         reason=verdict.reason,
         images=len(batch.images),
         tasks=tuple(rows),
         skipped=len(batch.skipped),
+        warnings=ranges.cautions(loader.manifest, batch),
     )
-
-
-def _pseudo(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [N] as class indices 0, 1, …"""
-    indices: torch.Tensor = torch.unique(codes, return_inverse=True)[1]
-    return indices

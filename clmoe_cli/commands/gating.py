@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from clmoe_cli.commands import common
+from clmoe_cli.commands import common, ranges
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.continual import gate
 from clmoe_cli.continual.candidates import Asked
@@ -93,6 +93,7 @@ def updated(
         features=name,
         solved=locked.put(encode_gate(own, name), "safetensors"),
         input=through,
+        **ranges.widened(manifest.gate(shape, through), batch),
     )
     return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
 

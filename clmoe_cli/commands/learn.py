@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 
-from clmoe_cli.commands import common, gating, ranks
+from clmoe_cli.commands import common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
+from clmoe_cli.commands.evidence import onset_evidence, shortlisted
 from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
-from clmoe_cli.commands.reports import LearnReport
+from clmoe_cli.commands.reports import Caution, LearnReport, OnWarning
 from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.commands.starting import Start, homes
 from clmoe_cli.continual import learning, masks
@@ -48,6 +49,7 @@ def learn(
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
     on_step: OnStep = silent,
+    on_warning: OnWarning = lambda caution: None,
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
@@ -56,7 +58,8 @@ def learn(
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
     is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
-    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long.
+    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long,
+    ``on_warning`` of what looks wrong, as soon as it is seen.
     """
     options = options or LearnOptions()
     started, seed = time.monotonic(), options.seed or 0
@@ -68,7 +71,7 @@ def learn(
         ranks.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
     ):
-        report = Learning(locked, batch, options, start, on_epoch, resuming).run()
+        report = Learning(locked, batch, options, start, on_epoch, resuming, on_warning).run()
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
 
@@ -76,9 +79,17 @@ class Learning:
     """One run of ``learn`` under the store's lock."""
 
     def __init__(
-        self, locked: Writer, batch: Batch, options: LearnOptions, start: Start, on_epoch: OnEpoch, resuming: Resuming
+        self,
+        locked: Writer,
+        batch: Batch,
+        options: LearnOptions,
+        start: Start,
+        on_epoch: OnEpoch,
+        resuming: Resuming,
+        on_warning: OnWarning = lambda caution: None,
     ) -> None:
         assert batch.labels is not None
+        self.on_warning, self.warnings = on_warning, list[Caution]()
         self.start, self.resuming, self.on_step = start, resuming, resuming.on_step
         self.locked, self.batch, self.options, self.on_epoch = locked, batch, options, on_epoch
         self.manifest: Manifest = locked.manifest
@@ -98,6 +109,17 @@ class Learning:
 
     def run(self) -> LearnReport:
         """Learns the batch, refines a task with it, or leaves it."""
+        for caution in ranges.cautions(self.manifest, self.batch):
+            self.warn(caution)
+        report = self._run()
+        return replace(report, warnings=tuple(self.warnings))
+
+    def warn(self, caution: Caution) -> None:
+        """Tells whoever listens at once, and puts it into the report."""
+        self.warnings.append(caution)
+        self.on_warning(caution)
+
+    def _run(self) -> LearnReport:
         verdict = self._onset()
         known = verdict.known and self.options.if_known != "new"
         if known and self.options.if_known == "skip":
@@ -144,9 +166,10 @@ class Learning:
         index = common.sample(len(labels), common.ONSET_IMAGES, self.generator)
         codes = torch.from_numpy(book.encode(labels))
         if not self.names:
-            return Verdict(False, (), None, "no task with images of this shape is known yet")
-        self.near = common.shortlisted(self.manifest, self.names, common.part(self.batch, index))
-        evidence, _ = common.onset_evidence(self.loader, self.near, self.batch, index, book, "fisher", self.on_step)
+            return Verdict("new", (), None, "no task with images of this shape is known yet")
+        few = common.part(self.batch, index)
+        self.near = shortlisted(self.loader, few)
+        evidence, _ = onset_evidence(self.loader, self.near, few, book, self.options.evidence, self.on_step)
         verdict = decide(evidence, codes[index], self.options.alpha, lambda code: book.labels[code])
         # A class so rare that the sample has missed it is as conclusive as any other.
         seen = set(codes.unique().tolist())
@@ -155,7 +178,7 @@ class Learning:
             if foreign:
                 fitted = ", ".join(verdict.tasks)
                 why = f"it has classes that are not of {fitted}, which its images fit: {listed(foreign)}"
-                return Verdict(False, (), verdict.p_value, unseen(foreign) if names is self.names else why)
+                return Verdict("new", (), verdict.p_value, unseen(foreign) if names is self.names else why)
         return verdict
 
     def _codes(self, book: Codebook, names: Sequence[str]) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clmoe_cli.choices import IF_KNOWN
+from clmoe_cli.choices import EVIDENCE, IF_KNOWN
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.continual import learning
 from clmoe_cli.continual.experts import parse_arch
@@ -20,7 +20,7 @@ class LearnOptions:
 
     ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
     the onset. ``seed`` counts when the store is created; a store keeps its seed. ``weights``: a safetensors file that
-    free weights start from.
+    free weights start from. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.choices.EVIDENCE`.
     """
 
     name: str | None = None
@@ -33,6 +33,7 @@ class LearnOptions:
     thresholds: Thresholds = field(default_factory=Thresholds)
     lock_timeout: float | None = None
     weights: str | None = None
+    evidence: str = "gate"
 
 
 def check(batch: Batch, options: LearnOptions) -> None:
@@ -59,6 +60,7 @@ def check(batch: Batch, options: LearnOptions) -> None:
         )
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
+    one_of("evidence", options.evidence, EVIDENCE)
     try:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:

@@ -12,7 +12,7 @@ from clmoe_cli.commands.checks import check_expert
 from clmoe_cli.commands.committing import learn_report, onset_of
 from clmoe_cli.commands.learn import Learning
 from clmoe_cli.commands.options import LearnOptions, check
-from clmoe_cli.commands.reports import LearnReport, PlannedLayer
+from clmoe_cli.commands.reports import LearnReport, OnWarning, PlannedLayer
 from clmoe_cli.commands.resuming import Resuming
 from clmoe_cli.commands.starting import Start
 from clmoe_cli.continual import masks
@@ -24,7 +24,11 @@ from store_schema import ExpertRecord, Store, StoreMissing, TaskRecord, Writer, 
 
 
 def plan(
-    store: str, batch: Batch, options: LearnOptions | None = None, before: Sequence[LearnReport] = ()
+    store: str,
+    batch: Batch,
+    options: LearnOptions | None = None,
+    before: Sequence[LearnReport] = (),
+    on_warning: OnWarning = lambda caution: None,
 ) -> LearnReport:
     """What :func:`clmoe_cli.commands.learn.learn` would do with a batch; raises what that does before it trains.
 
@@ -45,7 +49,7 @@ def plan(
         }
         writer = Writer(Store(opened.root, manifest.model_copy(update=later), opened.head))
         resuming = Resuming(writer, batch, options, lambda reached: None)
-        return _Planning(writer, batch, options, start, lambda epoch: None, resuming).run()
+        return _Planning(writer, batch, options, start, lambda epoch: None, resuming, on_warning).run()
 
     try:
         report = ranks.read_together(store, use)

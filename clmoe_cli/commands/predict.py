@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.choices import ROUTES
-from clmoe_cli.commands import common, explaining, gating
+from clmoe_cli.commands import common, explaining, gating, ranges
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.ranks import decided_together, read_together
 from clmoe_cli.commands.reasons import Case
-from clmoe_cli.commands.reports import Report
+from clmoe_cli.commands.reports import Caution, Report
 from clmoe_cli.commands.scoring import Scores, score
 from clmoe_cli.continual import parallel, routing
 from clmoe_cli.continual.experts import logits
@@ -42,7 +42,8 @@ class PredictReport(Report):
     ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
     ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
-    the first row, of a part of the file. ``explained``: why, where it was asked for.
+    the first row, of a part of the file. ``explained``: why, where it was asked for. ``warnings``: what looks
+    wrong with the file as a whole.
     """
 
     schema: ClassVar[str] = "clmoe.predict/1"
@@ -60,6 +61,7 @@ class PredictReport(Report):
     skipped: int = 0
     first: int = 0
     explained: explaining.Explanation | None = None
+    warnings: tuple[Caution, ...] = ()
 
     @property
     def accuracy(self) -> float | None:
@@ -99,6 +101,7 @@ class PredictReport(Report):
             "predictions": self.rows(),
             "rejected": int((~self.known).sum()),
             "skipped": self.skipped,
+            "warnings": [asdict(caution) for caution in self.warnings],
             **({} if self.explained is None else {"decided_by": self.explained.decided_by}),
             **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
         }
@@ -205,7 +208,7 @@ def _predict(
         parts.append(part)
         done += len(part.code)
     found = Decision.joined(parts)
-    report, codes = told(found), found.code.numpy()
+    report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
     if batch.labels is None:
         return report
     classes = {name: loader.manifest.task(name).classes for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,17 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """Something that looks wrong and stops nothing: a ``code`` for programs, one sentence for people."""
+
+    code: str
+    text: str
+
+
+OnWarning = Callable[[Caution], None]
+
+
+@dataclass(frozen=True)
 class LayerUse:
     """A task's share of one layer of shared weights; percentages are of the layer's ``parameters``."""
 
@@ -32,7 +44,10 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class Onset:
-    """The verdict ``known`` or ``new``, its p-value (None: not available), the tasks, one sentence why."""
+    """The verdict ``known``, ``new`` or ``undecided``, its p-value (None: not available), the tasks, one sentence why.
+
+    ``undecided``: for want of images no known task has p-values, and the labels did not settle it either.
+    """
 
     verdict: str
     p_value: float | None
@@ -52,7 +67,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class LearnReport(Report):
-    """What ``learn`` did; ``skipped``: broken pictures that were left out.
+    """What ``learn`` did; ``skipped``: broken pictures that were left out; ``warnings``: what looks wrong.
 
     With ``dry_run`` it is what would be done: there is no accuracy yet and no layer of the task's, and where something
     would be trained ``plan`` says with what.
@@ -76,6 +91,7 @@ class LearnReport(Report):
     skipped: int = 0
     dry_run: bool = False
     plan: tuple[PlannedLayer, ...] | None = None
+    warnings: tuple[Caution, ...] = ()
 
     @property
     def guessing(self) -> bool:
@@ -111,9 +127,13 @@ class StreamReport(Report):
 
 @dataclass(frozen=True)
 class DetectReport(Report):
-    """What ``detect`` found; ``tasks``: per compared task its deviation, p-value, overlap, divergence."""
+    """What ``detect`` found: a verdict ``known``, ``new``, or ``undecided`` for want of p-values.
 
-    schema: ClassVar[str] = "clmoe.detect/1"
+    ``tasks``: per compared task its deviation, p-value, overlap, divergence; none where no expert reads such images,
+    which makes them new. ``warnings``: what looks wrong.
+    """
+
+    schema: ClassVar[str] = "clmoe.detect/2"
     verdict: str
     task: str | None
     expert: str | None
@@ -122,6 +142,7 @@ class DetectReport(Report):
     images: int
     tasks: tuple[dict[str, Any], ...]
     skipped: int = 0
+    warnings: tuple[Caution, ...] = ()
 
 
 @dataclass(frozen=True)

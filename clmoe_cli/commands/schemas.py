@@ -46,7 +46,7 @@ def _models() -> dict[str, Any]:
     segment = create_model("SegmentReport", __base__=learn, __doc__=Segment.__doc__, start=(int, ...), stop=(int, ...))
     return {
         "learn": learn | _of(StreamReport, segments=list[segment]),  # type: ignore[valid-type]
-        "detect": _of(DetectReport, verdict=Literal["known", "new"], tasks=list[shapes.Compared]),
+        "detect": _of(DetectReport, verdict=Literal["known", "new", "undecided"], tasks=list[shapes.Compared]),
         "predict": shapes.Predictions | shapes.Written,
         "inspect": _of(
             InspectReport,

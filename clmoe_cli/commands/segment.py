@@ -15,7 +15,7 @@ from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.names import one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.reports import Segment, StreamReport
+from clmoe_cli.commands.reports import OnWarning, Segment, StreamReport
 from clmoe_cli.continual.segmentation import RARE, boundaries
 from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.continual.training import OnEpoch
@@ -47,6 +47,7 @@ def learn_stream(
     on_wait: Callable[[str], None] = lambda holder: None,
     on_resume: Callable[[str], None] = lambda reached: None,
     on_step: OnStep = silent,
+    on_warning: OnWarning = lambda caution: None,
     on_segment: Callable[[int, int, int, int], None] = lambda number, count, start, stop: None,
 ) -> StreamReport:
     """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
@@ -71,11 +72,12 @@ def learn_stream(
         part.check()
     done: list[Segment] = []
     told: dict[str, Any] = {"on_epoch": on_epoch, "on_wait": on_wait, "on_resume": on_resume, "on_step": on_step}
+    told["on_warning"] = on_warning
     for number, part in enumerate(parts, start=1):
         on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
-                report = plan(store, part.batch, part.options, [segment.report for segment in done])
+                report = plan(store, part.batch, part.options, [segment.report for segment in done], on_warning)
             else:
                 report = learn(store, part.batch, part.options, **told)
         except ClmoeError as error:

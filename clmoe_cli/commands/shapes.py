@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from clmoe_cli.commands.reports import Caution
 from clmoe_cli.labels import Label
 
 
@@ -20,7 +21,7 @@ class Accuracy(BaseModel):
 class Onset(BaseModel):
     """Whether the data are of known tasks, how sure that is (null: not available), which ones, and why."""
 
-    verdict: Literal["known", "new"]
+    verdict: Literal["known", "new", "undecided"]
     p_value: float | None
     tasks: list[str]
     reason: str
@@ -111,6 +112,7 @@ class Predicted(BaseModel):
     confusion: list[Confusion] | None
     calibration_error: float | None
     decided_by: list[str] = []
+    warnings: list[Caution] = []
 
 
 class Predictions(Predicted):

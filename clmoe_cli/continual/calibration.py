@@ -39,12 +39,17 @@ class Calibration:
         return len(self.values) >= MINIMUM
 
     def p_values(self, deviations: Tensor) -> Tensor:
-        """Share of calibration images that deviate at least as much, [N] in (0, 1]; NaN where not available."""
+        """How usual deviations [N] are, in (0, 1]; NaN where not available.
+
+        Both tails count: twice the share of calibration images that deviate at least as much, or at most as much,
+        whichever is less. A darker picture deviates less than the task's own images do, and is as strange.
+        """
         if not self.available:
             return torch.full((len(deviations),), float("nan"), dtype=torch.float64)
-        n = len(self.values)
-        at_least = n - torch.searchsorted(self.values, deviations.double().contiguous())
-        return (at_least.double() + 1) / (n + 1)
+        n, asked = len(self.values), deviations.double().contiguous()
+        at_least = n - torch.searchsorted(self.values, asked)
+        at_most = torch.searchsorted(self.values, asked, right=True)
+        return (2 * (torch.minimum(at_least, at_most).double() + 1) / (n + 1)).clamp(max=1.0)
 
     def standardised(self, deviations: Tensor) -> Tensor:
         """Log deviation in units of the task's own mean and spread, [N]: comparable between tasks."""

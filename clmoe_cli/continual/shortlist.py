@@ -1,6 +1,7 @@
 """Which known tasks a batch is compared with, so that a store with 100 tasks decides as fast as one with ten.
 
-A task is known here by the means of its classes under a fixed random projection to ``WIDTH`` numbers, which keeps
+The solved gate's nearest classes vote (:func:`voted`); the gate takes no notice of brightness. In a store without a
+gate a task is known by the means of its classes under a fixed random projection to ``WIDTH`` numbers, which keeps
 distances (Johnson & Lindenstrauss 1984) and is small enough for the manifest: no task's own file is read. The
 shortlist only says what is worth a comparison; it decides nothing.
 """
@@ -34,6 +35,17 @@ def sketch(data: Labelled, classes: int) -> Tensor:
     """Means of the classes of projected images, [C, WIDTH]."""
     sums = torch.zeros(classes, WIDTH).index_add_(0, data.y, project(data.x))
     return sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
+
+
+def voted(tasks: Tensor, count: int, limit: int = LIMIT) -> list[int]:
+    """Positions of at most ``limit`` of ``count`` tasks, in their order, by what the gate's shortlist holds.
+
+    ``tasks`` [N, L]: whose classes are nearest to each image, the nearest first. An image gives its nearest class one
+    vote, each next one half as much, so that all tasks of a mixed batch are heard.
+    """
+    weight = 0.5 ** torch.arange(tasks.shape[1], dtype=torch.float64)
+    votes = torch.zeros(count, dtype=torch.float64).index_add_(0, tasks.flatten(), weight.repeat(len(tasks)))
+    return sorted(votes.topk(min(limit, count)).indices.tolist())
 
 
 def shortlist(sketches: Sequence[Tensor], x: Rows, limit: int = LIMIT) -> list[int]:

@@ -9,6 +9,9 @@ import typer
 from clmoe_cli import flags
 from clmoe_cli.progress import note, progress
 
+EXITS = {"new": 10, "undecided": 11}
+"""What ``--exit-code`` exits with; 0 for what is known."""
+
 
 def detect(
     data: Annotated[str, typer.Option("--data", "--batch", help="Images: an .npz, a folder, or - (npz on stdin).")],
@@ -19,14 +22,16 @@ def detect(
     features_weights: flags.FeaturesWeightsOption = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
-    evidence: flags.EvidenceOption = "fisher",
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new.")] = False,
+    evidence: flags.EvidenceOption = "gate",
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 10 when the batch is new, with 11 when that is undecided.")
+    ] = False,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Say whether a batch belongs to a known task."""
+    """Say whether a batch belongs to a known task: known, new, or undecided for want of images."""
     from clmoe_cli import render
     from clmoe_cli.commands.detect import detect as call
     from clmoe_cli.devices import resolved
@@ -40,8 +45,9 @@ def detect(
         report = call(
             store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )
+    render.warnings(report.warnings)
     if verbose and not quiet:
         note(report.reason)
     render.show(report, json_)
-    if exit_code and report.verdict == "new":
-        raise typer.Exit(10)
+    if exit_code and report.verdict != "known":
+        raise typer.Exit(EXITS[report.verdict])

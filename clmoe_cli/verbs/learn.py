@@ -35,6 +35,7 @@ def learn(
     ] = None,
     if_known: flags.IfKnownOption = "skip",
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
+    evidence: flags.EvidenceOption = "gate",
     batch_size: flags.BatchSizeOption = 128,
     device: flags.DeviceOption = "auto",
     dry_run: flags.DryRunOption = False,
@@ -73,6 +74,7 @@ def learn(
         method=method,
         lock_timeout=lock_timeout,
         weights=weights,
+        evidence=evidence,
     )
     quiet |= not leading()
     seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
@@ -84,7 +86,7 @@ def learn(
             stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **told)
             reports = [part.report for part in stream.segments]
         elif dry_run:
-            reports = [plan(store, batch, options)]
+            reports = [plan(store, batch, options, on_warning=shown.warning)]
         else:
             reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
     drawn = curves.drawn(reports)

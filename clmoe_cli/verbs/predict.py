@@ -64,6 +64,8 @@ def predict(
             on_step=shown.step,
             explain=explain,
         )
+    if leading():
+        render.warnings(report.warnings)
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
     if leading():

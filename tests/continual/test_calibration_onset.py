@@ -19,7 +19,16 @@ def test_p_values_equal_counting(seed: int) -> None:
     asked = torch.randint(-2, 23, (30,), generator=rng).double()
     found = Calibration.of(values).p_values(asked)
     for d, p in zip(asked.tolist(), found.tolist(), strict=True):
-        assert p == pytest.approx((1 + sum(v >= d for v in values.tolist())) / 61)
+        above, below = (1 + sum(v >= d for v in values.tolist())), (1 + sum(v <= d for v in values.tolist()))
+        assert p == pytest.approx(min(1.0, 2 * min(above, below) / 61))
+
+
+def test_what_deviates_too_little_is_as_strange_as_what_deviates_too_much() -> None:
+    calibration = Calibration.of(torch.arange(100).double())
+    low, typical, high = calibration.p_values(torch.tensor([-1.0, 50.0, 200.0])).tolist()
+    assert low == high == pytest.approx(2 / 101)
+    assert typical > 0.9
+    assert batch_p_value(calibration.p_values(torch.full((32,), -1.0)), 100) < 0.01
 
 
 def test_p_values_are_not_available_below_the_minimum() -> None:
@@ -42,7 +51,7 @@ def test_false_alarms_stay_at_alpha(held_out: int, n: int) -> None:
 def test_shifted_batches_are_rejected() -> None:
     rng = torch.Generator().manual_seed(0)
     calibration = Calibration.of(torch.randn(600, generator=rng))
-    shifted = [batch_p_value(calibration.p_values(1.5 + torch.randn(32, generator=rng)), 600) for _ in range(100)]
+    shifted = [batch_p_value(calibration.p_values(1.75 + torch.randn(32, generator=rng)), 600) for _ in range(100)]
     assert sum(p < 0.01 for p in shifted) >= 99
 
 
@@ -70,58 +79,76 @@ MIXED = {
 
 NONE = torch.full((20,), math.nan, dtype=torch.float64)
 FEW = Evidence(NONE, ZERO_ONE, frozenset({0, 1}), 20)
-"""A task with too few held-out images for p-values."""
+"""A task with too few images for p-values."""
+RARE = Evidence(GOOD.where(ZERO_ONE == 0, math.nan), ZERO_ONE, frozenset({0, 1}), 600)
+"""A task of which a class is too rare for p-values: half of the images are next to it."""
+RARER = Evidence(BAD.where(torch.arange(20) > 10, math.nan), ZERO_ONE, frozenset({0, 1}), 600)
+"""The same, next to which are more than half of the images."""
 
 
 @pytest.mark.parametrize(
-    ("tasks", "labels", "known", "names", "reason"),
+    ("tasks", "labels", "outcome", "names", "reason"),
     [
-        ({}, None, False, (), "no task is known yet"),
-        ({"far": FAR}, None, False, (),
+        ({}, None, "new", (), "no task is known yet"),
+        ({"far": FAR}, None, "new", (),
          "its images deviate from every known task (nearest far, p = {far}, below alpha = 0.01)"),
-        ({"far": FAR, "few": FEW}, None, False, (),
-         "its images deviate from every known task (nearest far, p = {far}, below alpha = 0.01); few could not judge "
-         "(too few held-out images)"),
-        ({"few": FEW}, None, False, (), "no known task has the 30 held-out images that p-values need"),
-        ({"far": FAR}, ZERO_ONE + 2, False, (),
+        ({"far": FAR, "few": FEW}, None, "undecided", (),
+         "its images deviate from far (nearest far, p = {far}, below alpha = 0.01), but few could not judge (too few "
+         "images)"),
+        ({"few": FEW}, None, "undecided", (), "no known task near it has the 30 images a class that p-values need"),
+        ({"rarer": RARER}, None, "undecided", (),
+         "no known task near it has the 30 images a class that p-values need"),
+        ({"rare": RARE}, None, "known", ("rare",), "it looks like rare (p = {rare}, not below alpha = 0.01)"),
+        ({"rarer": RARER, "far": FAR}, None, "undecided", (),
+         "its images deviate from far (nearest far, p = {far}, below alpha = 0.01), but rarer could not judge (too few "
+         "images)"),
+        ({"far": FAR, "few": FEW}, ZERO_ONE + 8, "new", (), "it has classes that no known task near it has: #8, #9"),
+        ({"far": FAR, "few": FEW}, ZERO_ONE, "known", ("few",),
+         "no p-value for want of images, but it looks like few, which predicts 100 % of its labels (90 % are needed)"),
+        ({"far": FAR, "few": FEW}, 1 - ZERO_ONE, "undecided", (),
+         "its images and labels fit none of far, but few, which knows some of its labels, could not judge (too few "
+         "images)"),
+        ({"far": FAR, "few": FEW}, ZERO_ONE + 2, "new", (),
          "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
          "alpha = 0.01)"),
-        ({"a": A, "far": FAR}, None, True, ("a",), "it looks like a (p = {a}, not below alpha = 0.01)"),
-        ({"a": A, "far": FAR}, ZERO_ONE, True, ("a",),
+        ({"far": FAR}, ZERO_ONE + 2, "new", (),
+         "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
+         "alpha = 0.01)"),
+        ({"a": A, "far": FAR}, None, "known", ("a",), "it looks like a (p = {a}, not below alpha = 0.01)"),
+        ({"a": A, "far": FAR}, ZERO_ONE, "known", ("a",),
          "it looks like a (p = {a}, not below alpha = 0.01), and 100 % of its labels agree"),
-        ({"a": A, "far": FAR}, ZERO_ONE.where(torch.arange(20) > 3, 0), True, ("a",),
+        ({"a": A, "far": FAR}, ZERO_ONE.where(torch.arange(20) > 3, 0), "known", ("a",),
          "it looks like a (p = {a}, not below alpha = 0.01), and 90 % of its labels agree"),
-        ({"a": A, "far": FAR}, 1 - ZERO_ONE, False, (),
+        ({"a": A, "far": FAR}, 1 - ZERO_ONE, "new", (),
          "it looks like a (p = {a}, not below alpha = 0.01), but its labels conflict with a: 0 % agree, 50 % are "
          "needed"),
-        ({"a": A, "far": FAR}, ZERO_ONE + 8, False, (), "it has classes that no known task near it has: #8, #9"),
-        ({"a": A, "far": FAR}, torch.arange(20), False, (),
+        ({"a": A, "far": FAR}, ZERO_ONE + 8, "new", (), "it has classes that no known task near it has: #8, #9"),
+        ({"a": A, "far": FAR}, torch.arange(20), "new", (),
          "it has classes that no known task near it has: #4, #5, #6, #7, #8, #9, #10, #11 and 8 more"),
-        ({"a": A, "far": FAR}, ZERO_ONE + 2, False, (),
+        ({"a": A, "far": FAR}, ZERO_ONE + 2, "new", (),
          "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
          "alpha = 0.01)"),
-        (MIXED, None, True, ("a", "b"), "each image fits one of the tasks a, b (p = {a}, not below alpha = 0.01)"),
-        (MIXED, torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), True, ("a", "b"),
+        (MIXED, None, "known", ("a", "b"), "each image fits one of the tasks a, b (p = {a}, not below alpha = 0.01)"),
+        (MIXED, torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2]), "known", ("a", "b"),
          "each image and its label fit one of the tasks a, b (p = {a}, not below alpha = 0.01; 100 % of its labels "
          "agree)"),
-        (MIXED, torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), False, (),
+        (MIXED, torch.cat([1 - ZERO_ONE[:10], 3 - ZERO_ONE[10:]]), "new", (),
          "its images and labels together fit no known task (0 % of its labels agree with the tasks that its images "
          "fit, 50 % are needed)"),
-        ({"few": FEW}, ZERO_ONE, True, ("few",),
-         "no p-value for want of held-out images, but it looks like few, which predicts 100 % of its labels (90 % are "
-         "needed)"),
-        ({"few": FEW}, 1 - ZERO_ONE, False, (),
-         "no known task fits: none has held-out images for a p-value; few predicts 0 % of its labels, 90 % are needed"),
+        ({"few": FEW}, ZERO_ONE, "known", ("few",),
+         "no p-value for want of images, but it looks like few, which predicts 100 % of its labels (90 % are needed)"),
+        ({"few": FEW}, 1 - ZERO_ONE, "undecided", (),
+         "no known task fits: none has images enough for a p-value; few predicts 0 % of its labels, 90 % are needed"),
         ({"few": FEW, "more": Evidence(NONE, ZERO_ONE + 1, frozenset({1, 2}), 20)},
-         ZERO_ONE.where(torch.arange(20) > 0, 2), False, (),
-         "no known task fits: none has held-out images for a p-value; few predicts 95 % of its labels, but has not all "
+         ZERO_ONE.where(torch.arange(20) > 0, 2), "undecided", (),
+         "no known task fits: none has images enough for a p-value; few predicts 95 % of its labels, but has not all "
          "of its classes"),
     ],
 )  # fmt: skip
-def test_the_table_of_known_and_new(tasks, labels, known, names, reason) -> None:
+def test_the_table_of_known_and_new(tasks, labels, outcome, names, reason) -> None:
     verdict = decide(tasks, labels, 0.01, lambda code: f"#{code}")
-    assert (verdict.known, verdict.tasks) == (known, names)
-    p = {name: f"{batch_p_value(e.p, 600):.2g}" for name, e in (("a", A), ("far", FAR))}
+    assert (verdict.verdict, verdict.tasks, verdict.known) == (outcome, names, outcome == "known")
+    p = {name: f"{e.p_value():.2g}" for name, e in (("a", A), ("far", FAR), ("rare", RARE))}
     assert verdict.reason == reason.format(**p)
 
 

@@ -1,0 +1,97 @@
+"""What the known tasks say of a batch when onset asks: which of them are asked, and their p-values, image by image.
+
+``gate`` judges by the p-values that ``predict --reject`` uses, so that the two cannot contradict each other: of each
+image the largest over a task's classes. ``fisher`` and ``gradient`` judge by how a task's subnetwork deviates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.commands import common, gating
+from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.features import features
+from clmoe_cli.continual.onset import Evidence
+from clmoe_cli.continual.routing import deviations
+from clmoe_cli.continual.shortlist import LIMIT, shortlist, voted
+from clmoe_cli.continual.steps import OnStep, counted, silent
+from clmoe_cli.data import Batch
+from clmoe_cli.labels import Codebook
+from clmoe_cli.state import Loader
+
+GATE = "gate"
+
+
+def shortlisted(loader: Loader, batch: Batch) -> list[str]:
+    """The tasks that read this kind of input and that a batch is worth comparing with, in the order of learning.
+
+    The solved gate says which, as it does in ``predict``; it takes no notice of brightness. Stores without one have
+    sketches (:mod:`clmoe_cli.continual.shortlist`).
+    """
+    manifest = loader.manifest
+    records = manifest.tasks_of_shape(batch.input_shape, batch.input)
+    names = [t.name for t in records]
+    if len(names) <= LIMIT:
+        return names
+    if manifest.gate(batch.input_shape, batch.input) is not None:
+        gate = loader.gate(batch.input_shape, batch.input)
+        chosen = gate.shortlist(_seen(loader, batch))[1]
+        return [names[i] for i in voted(gate.owner[chosen], len(names))]
+    # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
+    sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
+    return [names[i] for i in shortlist(sketches, common.rows(batch, 1.0))]
+
+
+def onset_evidence(
+    loader: Loader, names: Sequence[str], batch: Batch, book: Codebook, kind: str, on_step: OnStep = silent
+) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
+    """Evidence of each named task on all images of a batch, and its raw deviations [N].
+
+    ``kind``: one of :data:`clmoe_cli.choices.EVIDENCE`. The raw deviation of ``gate`` is the distance from the task's
+    nearest class. Raises StoreIncompatible for ``gate`` in a store whose gate this version cannot read.
+    """
+    if kind == GATE:
+        gating.check(loader.manifest, batch, "choose another --evidence, as fisher")
+        values = _seen(loader, batch)
+    found: dict[str, Evidence] = {}
+    raw: dict[str, Tensor] = {}
+    for name in counted(names, on_step, "onset", "tasks"):
+        codes = torch.tensor(book.codes(loader.manifest.task(name).classes))
+        if kind == GATE:
+            found[name], raw[name] = _of_gate(loader, name, values, codes)
+        else:
+            found[name], raw[name] = _of_subnetwork(loader, name, batch, codes, kind)
+    return found, raw
+
+
+def _seen(loader: Loader, batch: Batch) -> Tensor:
+    """The gate's features [N, d] of all images of a batch."""
+    record = loader.manifest.gate(batch.input_shape, batch.input)
+    assert record is not None
+    return features(common.flat(batch, record.input_scale), batch.input_shape, gating.features_of(batch))
+
+
+def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor) -> tuple[Evidence, Tensor]:
+    own = loader.answering(name)[0]
+    each = [own.distances(values, c) for c in range(len(codes))]
+    p = torch.stack([own.p_values(distances, c) for c, distances in enumerate(each)], dim=1)
+    nearest, at = torch.stack(each, dim=1).min(dim=1)
+    # A class of few images has no p-values, and an image next to it cannot be judged.
+    judged = ~p.gather(1, at[:, None])[:, 0].isnan()
+    best = p.nan_to_num(0.0).max(dim=1).values.where(judged, torch.tensor(torch.nan, dtype=p.dtype))
+    able = ~p.isnan().all(dim=0)
+    calibration = int(own.counts[able].min()) if bool(able.any()) else 0
+    return Evidence(best, codes[at], frozenset(codes.tolist()), calibration), nearest
+
+
+def _of_subnetwork(loader: Loader, name: str, batch: Batch, codes: Tensor, kind: str) -> tuple[Evidence, Tensor]:
+    task = loader.task(name)
+    x = common.flat(batch, loader.manifest.expert(task.expert).input_scale)
+    raw = deviations(task, x, [kind])[kind]
+    predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
+    calibration = task.calibration[kind]
+    p = calibration.p_values(raw)
+    return Evidence(p, predicted, frozenset(codes.tolist()), len(calibration.values)), raw
