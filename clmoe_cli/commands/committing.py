@@ -23,6 +23,7 @@ from store_schema import (
     ExpertWeights,
     HistoryEntry,
     Manifest,
+    MeasuredRecord,
     Probe,
     SubnetworkRecord,
     TaskLayer,
@@ -36,13 +37,17 @@ from store_schema import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned."""
+    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned.
+
+    ``measured``: how it agreed with tasks of its expert before.
+    """
 
     number: int
     seed: int
     classes: tuple[int | str, ...]
     images: int
     config: Mapping[str, str | float | int]
+    measured: tuple[MeasuredRecord, ...] | None
 
 
 def commit_learned(
@@ -135,10 +140,26 @@ def _task_record(
             subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
             held_out=learned.held_out,
         ),
+        measured=origin.measured,
         images=origin.images,
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
         config=dict(origin.config),
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def measured(candidates: Sequence[Candidate], expert: str) -> tuple[MeasuredRecord, ...]:
+    """What placement measured with the tasks of the expert that was chosen."""
+    return tuple(
+        MeasuredRecord(
+            task=c.task,
+            hamming=c.hamming,
+            overlap=c.overlap,
+            divergence=c.divergence,
+            chance_overlap=c.chance_overlap,
+        )
+        for c in candidates
+        if c.expert == expert
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from clmoe_cli.commands import common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
-from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
+from clmoe_cli.commands.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.commands.evidence import onset_evidence, shortlisted
 from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
@@ -35,6 +35,7 @@ from store_schema import (
     ExpertRecord,
     LayerRecord,
     Manifest,
+    MeasuredRecord,
     TaskRecord,
     Writer,
 )
@@ -156,7 +157,7 @@ class Learning:
             self.start.params,
             self.on_step,
         )
-        committed = self._commit(record, net, learned, old, "learn")
+        committed = self._commit(record, net, learned, old, "learn", measured(candidates, record.id))
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
 
     def _onset(self) -> Verdict:
@@ -273,7 +274,7 @@ class Learning:
             self.start.params,
             self.on_step,
         )
-        committed = self._commit(record, network(record), learned, others, "refine", old)
+        committed = self._commit(record, network(record), learned, others, "refine", old.measured, old)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
         return learn_report(committed, old.name, "refined", False, verdict, placement, [])
 
@@ -284,6 +285,7 @@ class Learning:
         learned: learning.Learned,
         others: list[str],
         action: Literal["learn", "refine"],
+        agreed: tuple[MeasuredRecord, ...] | None,
         old: TaskRecord | None = None,
     ) -> Manifest:
         method, seen = self.options.method, len(self.batch.images)
@@ -293,9 +295,9 @@ class Learning:
             "epochs": method.schedule.epochs,
         }
         origin = (
-            Origin(old.number, old.seed, old.classes, old.images + seen, config)
+            Origin(old.number, old.seed, old.classes, old.images + seen, config, agreed)
             if old
-            else Origin(self.number, self.seed, self.classes, seen, config)
+            else Origin(self.number, self.seed, self.classes, seen, config, agreed)
         )
         return ranks.committed(
             self.locked,

@@ -1,7 +1,7 @@
 """Scores of gradients that are scaled to unit length image by image (paper, section 3.2; method section 3).
 
-In the mean of plain gradients the few images that the network is unsure of outweigh all others. Scaled to unit length in
-every layer, each image counts the same:
+In the mean of plain gradients the few images that the network is unsure of outweigh all others. Scaled to unit length
+in every layer, each image counts the same:
 
     S̃ = mean_n |δₙ||aₙ|ᵀ / (‖δₙ‖ ‖aₙ‖)
 
@@ -99,9 +99,7 @@ def image_scores(
 
 def divergence(found: Mapping[str, Tensor], scores: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> float:
     """Divergence of a batch's S̃ (``found``) from a task's ``scores`` on its ``mask``: mean over the layers, 0 to 1."""
-    parts = [
-        _divergences(found[name][selected][None], scores[name][selected]) for name, selected in mask.items()
-    ]
+    parts = [_divergences(found[name][selected][None], scores[name][selected]) for name, selected in mask.items()]
     return float(torch.cat(parts).mean())
 
 
@@ -142,14 +140,12 @@ class ImageReference:
         return {name: _divergences(found[name], scores) for name, scores in self.scores.items()}
 
     def of_batch(self, net: Network, params: Mapping[str, Tensor], x: Rows) -> float:
-        """Divergence of the mean over a batch's images, mean over the layers; NaN where nothing is selected."""
-        if not self.places:
-            return math.nan
+        """Divergence of the mean over a batch's images [N, D], mean over the layers (of which there must be one)."""
         mean: dict[str, Tensor] = {}
         for part in x.split(min(DRAWN, net.chunk)):
             for name, value in self._gradients(net, params, part).items():
-                mean[name] = mean.get(name, 0.0) + value.double().sum(dim=0) / len(x)
-        return float(torch.stack([self.divergences({n: v[None] for n, v in mean.items()})[n] for n in mean]).mean())
+                mean[name] = mean.get(name, 0.0) + value.double().sum(dim=0, keepdim=True) / len(x)
+        return float(torch.cat(list(self.divergences(mean).values())).mean())
 
 
 def batch_calibration(
@@ -167,7 +163,7 @@ def batch_calibration(
     x = x[torch.linspace(0, len(x) - 1, count).round().long()]
     rank = torch.rand(len(sizes) * DRAWS, len(x), generator=generator).argsort(dim=1).argsort(dim=1)
     size = torch.tensor(sizes).repeat_interleave(DRAWS)[:, None]
-    weights = (rank < size).float() / size
+    weights = (rank < size).to(params[next(iter(reference.places))].dtype) / size
     parts = []
     for name, gradients in reference.gradients(net, params, x).items():
         scores = reference.scores[name]
@@ -178,17 +174,15 @@ def batch_calibration(
     return torch.stack(parts).mean(dim=0).reshape(len(sizes), DRAWS).sort(dim=1).values.float()
 
 
-def batch_p_value(found: float, images: int, calibration: Tensor) -> float | None:
-    """p-value of a batch of so many images whose divergence is ``found``; None for less than the least size.
+def divergence_p_value(found: float, images: int, calibration: Tensor) -> float:
+    """p-value of a batch of at least ``min(SIZES)`` images whose divergence is ``found``.
 
-    ``calibration`` as :func:`batch_calibration` returns it. The batch is compared with drawn ones of its own size or the
-    next smaller one, which diverge more, and with a margin.
+    ``calibration``: as :func:`batch_calibration` returns it, of at least one size. The batch is compared with drawn
+    ones of its own size or the next smaller one that there is, which diverge more, and with a margin.
     """
-    able = sum(size <= images for size in SIZES[: len(calibration)])
-    if not able or math.isnan(found):
-        return None
-    drawn = calibration[able - 1].double() * (1 + MARGIN)
-    return float((drawn >= found).sum() + 1) / (len(drawn) + 1)
+    size = sum(size <= images for size in SIZES[: len(calibration)])
+    drawn = calibration[size - 1].double() * (1 + MARGIN)
+    return (int((drawn >= found).sum()) + 1) / (len(drawn) + 1)
 
 
 def _divergences(found: Tensor, scores: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ mask, each on scores computed afresh; one normalised threshold serves all layers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,7 @@ class Tolerance:
     failures: int = 2
     halvings: int = 2
     epochs: int = 2
-    final_epochs: int = 10
+    final_epochs: int = 20
     lr: float = 3e-3
 
     def within(self, reference: Tensor, found: Tensor) -> bool:
