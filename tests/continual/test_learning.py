@@ -146,10 +146,10 @@ def share(learned) -> float:
 
 
 def test_the_search_goes_on_until_the_tolerance_decides() -> None:
-    net, options = MLP(36, (256, 128)), Options(Schedule(epochs=12))
+    net, options = MLP(36, (96, 64)), Options(Schedule(epochs=12))
     easy = learned_alone(blobs([5, 30], 1200, 1), 2, options, net=net)
     hard = learned_alone(blobs(list(range(2, 36, 3)), 1200, 1), 12, options, net=net)
-    assert share(easy) < 0.007
+    assert share(easy) < 0.05
     assert share(easy) < 0.5 * share(hard)
     for learned in (easy, hard):
         assert learned.accuracy is not None
