@@ -34,7 +34,8 @@ class Tolerance:
     must be able to tell, as such a share; where they cannot, the denser mask stands. Densities are shares of the shared
     weights that a task would freeze anew. The first round keeps the first of ``starts`` that is not clearly worse than
     the dense network, each further one the share ``step`` of those, until ``failures`` in a row are not within the
-    tolerance, or down to the density ``floor``; between the sparsest that is and the next sparser that is not follow
+    tolerance, or down to the density ``floor`` and ``least`` weights, since placement cannot compare masks of a few
+    weights; between the sparsest that is and the next sparser that is not follow
     ``halvings``. A round consolidates for ``epochs`` epochs, the chosen mask for ``final_epochs``, both from the
     learning rate ``lr``: what is left of a pruned network moves in few directions and needs larger steps than the
     dense one.
@@ -45,6 +46,7 @@ class Tolerance:
     starts: tuple[float, ...] = (0.2, 0.6, 1.0)
     step: float = 0.33
     floor: float = 1e-4
+    least: int = 32
     failures: int = 2
     halvings: int = 2
     epochs: int = 2
@@ -182,7 +184,8 @@ def select(
             break
     reference = max(everything.errors, densest.errors, key=lambda errors: float(errors.mean()))
     accepted, last, sparser, failed = [densest], densest, 0.0, 0
-    while failed < tolerance.failures and (density := last.density * tolerance.step) >= tolerance.floor:
+    floor = max(tolerance.floor, tolerance.least / sum(mask.numel() for mask in free.values()))
+    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor:
         last = pruned(last, density)
         if tolerance.within(reference, last.errors):
             accepted.append(last)
