@@ -5,7 +5,7 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 OUT ?= demo-out
 
-.PHONY: docs help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-transfer bench-segmentation \
+.PHONY: docs help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
 	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ bench-curve: $(STAMP)  ## accuracy against frozen share, and without reading ear
 
 bench-onset: $(STAMP)  ## onset on the stores of bench-paper
 	$(BIN)/python benchmarks/onset.py --root $(MNIST) --stores bench-out/paper/store? --out bench-out/onset
+
+bench-brightness: $(STAMP)  ## darker and brighter digits: detect beside predict --reject
+	$(BIN)/python benchmarks/brightness.py --root $(MNIST) --out bench-out/brightness
 
 bench-transfer: $(STAMP)  ## few images after other tasks against an empty store, on the stores of bench-paper
 	$(BIN)/python benchmarks/transfer.py --root $(MNIST) --stores bench-out/paper/store? --out bench-out/transfer

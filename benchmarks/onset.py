@@ -1,9 +1,12 @@
-"""Onset without labels, on test images: recall of new batches, false alarms and AUROC over tasks and batch sizes.
+"""Onset without labels: recall of new batches, false alarms and AUROC over tasks and batch sizes.
 
     python benchmarks/onset.py --root MNIST_ROOT --stores STORE… --out bench-out/onset
+    python benchmarks/onset.py --root MNIST_ROOT --learn 5000 --seeds 0 1 --out bench-out/onset
 
-``STORE``: finished P6 stores, as ``benchmarks/paper.py`` leaves them. A task and its calibration do not change
-when later tasks arrive, so the first k tasks of a finished store are the store as it was after k tasks.
+``STORE``: finished P6 stores, as ``benchmarks/paper.py`` leaves them, asked about test images. With ``--learn`` small
+stores are learned from so many training images of each pair, and asked about other training images. A task and its
+calibration do not change when later tasks arrive, so the first k tasks of a finished store are the store as it was
+after k tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from clmoe_cli.commands.evidence import onset_evidence
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.options import LearnOptions
+from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.onset import Evidence, decide
+from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook
 from clmoe_cli.state import Loader
@@ -39,6 +46,20 @@ def test_images(root: str) -> tuple[Tensor, Tensor]:
     data = MNIST(root, train=False)
     order = torch.randperm(len(data.data), generator=torch.Generator().manual_seed(0))
     return data.data[order][:, None], data.targets[order]
+
+
+def learned(root: str, seed: int, each: int, store: str) -> tuple[Tensor, Tensor]:
+    """Learns a small P6 store from ``each`` training images of every pair; the other images, as :func:`test_images`."""
+    data = MNIST(root, train=True)
+    order = torch.randperm(len(data.data), generator=torch.Generator().manual_seed(seed))
+    images, digits = data.data[order][:, None], data.targets[order]
+    rest = torch.ones(len(digits), dtype=torch.bool)
+    options = LearnOptions(seed=seed, arch="mlp:100,100", method=Options(Schedule(epochs=8)))
+    for pair in PAIRS:
+        own = torch.isin(digits, torch.tensor(pair)).nonzero()[:each, 0]
+        learn(store, Batch(images[own].numpy(), digits[own].numpy(), f"{pair}"), options)
+        rest[own] = False
+    return images[rest], digits[rest]
 
 
 def changed(images: Tensor, how: str) -> Tensor:
@@ -66,7 +87,7 @@ def verdicts(found: dict[str, Evidence], size: int, alpha: float) -> tuple[list[
     for i in range(count):
         cut = slice(i * size, (i + 1) * size)
         part = {name: Evidence(e.p[cut], e.predicted[cut], e.classes, e.calibration) for name, e in found.items()}
-        new.append(not decide(part, None, alpha).known)
+        new.append(decide(part, None, alpha).verdict == "new")
         far.append(min(float(-e.p.log().mean()) for e in part.values()))
     return new, far
 
@@ -142,14 +163,19 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--stores", nargs="+", required=True)
+    parser.add_argument("--stores", nargs="+", default=[])
+    parser.add_argument("--learn", type=int, help="Learn small stores from so many images of each pair.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("bench-out/onset"))
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--evidence", default="gate")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    images, digits = test_images(options.root)
-    rows = [row for store in options.stores for row in measure(store, images, digits, options.alpha, options.evidence)]
+    stores = [(store, *test_images(options.root)) for store in options.stores]
+    for seed in options.seeds if options.learn else ():
+        store = str(options.out / f"store{seed}")
+        stores.append((store, *learned(options.root, seed, options.learn, store)))
+    rows = [row for asked in stores for row in measure(*asked, options.alpha, options.evidence)]
     summary = summarise(rows)
     (options.out / "onset.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=1))
     write_rows(options.out / "onset.csv", rows)

@@ -10,7 +10,8 @@ export CLMOE_STORE
 shift
 
 for data in "$@"; do
-    # 0: known, 10: new, anything else: an error, which clmoe has explained on stderr. Nothing is known to an empty store.
+    # 0: known, 10: new (pictures of another size and vectors are), 11: undecided, since too little was learned to tell;
+    # labels decide then. Anything else: an error, which clmoe has explained on stderr. An empty store knows nothing.
     verdict=10
     if [ -d "$CLMOE_STORE" ]; then
         verdict=0
@@ -18,12 +19,14 @@ for data in "$@"; do
     fi
     case $verdict in
     0) echo "$data: known, nothing to learn" ;;
-    10)
+    10 | 11)
         clmoe learn --data "$data" --quiet --json > learned.json
         python3 - <<'PYTHON'
 import json
 
 report = json.load(open("learned.json", encoding="utf-8"))
+if report["status"] == "known":
+    raise SystemExit(print(f"{report['task']}: known by its labels, nothing to learn"))
 frozen = max(layer["frozen_percent"] for layer in report["layers"])
 print(f"{report['task']} in {report['expert']}: {report['reason']}; at most {frozen:.2f} % of a layer frozen")
 PYTHON

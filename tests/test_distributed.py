@@ -268,7 +268,7 @@ def test_commands_that_look_are_run_by_process_0(
     assert capsys.readouterr().out == ""
     second.setenv("RANK", "0")
     assert alone(*args) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == f"clmoe.{command}/1"
+    assert json.loads(capsys.readouterr().out)["schema"].startswith(f"clmoe.{command}/")
 
 
 def test_usage_is_told_by_process_0(second: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,14 +113,21 @@ def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: P
         x[y == 0, row] += 120
         x[y == 1, :, row] += 120
         np.savez(tmp_path / f"{i}.npz", x=x, y=y + 2 * i)
-    command = ["sh", str(ROOT / "examples" / "chain.sh"), "store", "0.npz", "1.npz"]
+    # Tasks of any shape go into one store: vectors, larger pictures, and too few pictures to know them by without labels.
+    for name, shape, n in (("vectors", (20,), 300), ("larger", (16, 16), 300), ("few", (14, 14), 30)):
+        y = np.arange(n) % 2
+        x = rng.normal(0, 0.1, (n, *shape)).astype(np.float32)
+        x[y == 0, 3] += 1
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.array([f"{name} a", f"{name} b"])[y])
+    more = ["vectors.npz", "larger.npz", "few.npz"]
+    command = ["sh", str(ROOT / "examples" / "chain.sh"), "store", "0.npz", "1.npz", *more]
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     first = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
-    assert [line.split(":")[0] for line in first.stdout.splitlines()[:-1]] == ["task1 in e1", "task2 in e1"] or (
-        "task2 in e2" in first.stdout
-    )
+    learned = [line.split(" in ")[0] for line in first.stdout.splitlines()[:-1]]
+    assert learned == [f"task{number}" for number in range(1, 6)]
     again = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
-    assert again.stdout.splitlines()[:2] == ["0.npz: known, nothing to learn", "1.npz: known, nothing to learn"]
+    known = [f"{name}: known, nothing to learn" for name in ("0.npz", "1.npz", *more[:2])]
+    assert again.stdout.splitlines()[:5] == [*known, "task5: known by its labels, nothing to learn"]
     assert (tmp_path / "frozen.csv").read_text().startswith("generation,action,task,expert,layer")
     missing = subprocess.run([*command[:3], "2.npz"], check=False, **options)  # type: ignore[call-overload]
     assert missing.returncode == 3

@@ -128,7 +128,7 @@ def test_a_plan_counts_weights(here: Path, call: Call) -> None:
 def test_a_dry_run_of_learn_fails_as_learn_would(args: tuple[str, ...], code: int, here: Path, call: Call) -> None:
     part = small.batch(3)
     assert part.labels is not None
-    x = part.images.astype(np.float32)
+    x = part.images.astype(np.float32) / 255
     x[0, 0, 0, 0] = 1e9
     np.savez(here / "huge.npz", x=x, y=part.labels)
     (here / "full").mkdir()

@@ -42,10 +42,10 @@ def shortlisted(loader: Loader, batch: Batch) -> list[str]:
     if manifest.gate(batch.input_shape, batch.input) is not None:
         gate = loader.gate(batch.input_shape, batch.input)
         chosen = gate.shortlist(_seen(loader, batch))[1]
-        return [names[i] for i in voted(gate.owner[chosen], len(names))]
+        return [names[i] for i in voted(gate.owner[chosen], len(names), LIMIT)]
     # Sketches are means: dividing by the expert's input scale brings them to the batch's own units.
     sketches = [torch.tensor(t.sketch) / manifest.expert(t.expert).input_scale for t in records]
-    return [names[i] for i in shortlist(sketches, common.rows(batch, 1.0))]
+    return [names[i] for i in shortlist(sketches, common.rows(batch, 1.0), LIMIT)]
 
 
 def onset_evidence(

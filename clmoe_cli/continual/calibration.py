@@ -18,6 +18,12 @@ MINIMUM = 30
 COUNTED = 2
 """A batch counts for at most so many images a calibration image: more would only repeat the noise of those."""
 
+LOWER = 0.05
+"""Part of the error rate that deviations below the usual get; found on held-out training images (docs/method.md)."""
+
+LEAST = 1e-300
+"""Least p-value of a batch: no evidence is certain, and beyond this the numbers end."""
+
 MARGIN = 0.1
 """Tolerated excess of the mean evidence: large batches would otherwise reject harmless shifts."""
 
@@ -41,15 +47,16 @@ class Calibration:
     def p_values(self, deviations: Tensor) -> Tensor:
         """How usual deviations [N] are, in (0, 1]; NaN where not available.
 
-        Both tails count: twice the share of calibration images that deviate at least as much, or at most as much,
-        whichever is less. A darker picture deviates less than the task's own images do, and is as strange.
+        The share of calibration images that deviate at least as much, or at most as much, each over its part of the
+        error rate (``LOWER``), whichever is less: what deviates less than any of the task's own images is strange too.
         """
         if not self.available:
             return torch.full((len(deviations),), float("nan"), dtype=torch.float64)
         n, asked = len(self.values), deviations.double().contiguous()
         at_least = n - torch.searchsorted(self.values, asked)
         at_most = torch.searchsorted(self.values, asked, right=True)
-        return (2 * (torch.minimum(at_least, at_most).double() + 1) / (n + 1)).clamp(max=1.0)
+        upper, lower = (at_least.double() + 1) / (n + 1), (at_most.double() + 1) / (n + 1)
+        return torch.minimum(upper / (1 - LOWER), lower / LOWER).clamp(max=1.0)
 
     def standardised(self, deviations: Tensor) -> Tensor:
         """Log deviation in units of the task's own mean and spread, [N]: comparable between tasks."""
@@ -66,4 +73,5 @@ def batch_p_value(p: Tensor, calibration: int, margin: float = MARGIN) -> float:
     """
     counted = min(len(p), COUNTED * calibration)
     evidence = -p.log().mean() * counted / (1 + margin)
-    return float(torch.special.gammaincc(torch.tensor(float(counted), dtype=torch.float64), evidence))
+    p_value = float(torch.special.gammaincc(torch.tensor(float(counted), dtype=torch.float64), evidence))
+    return max(p_value, LEAST)
