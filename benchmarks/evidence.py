@@ -29,7 +29,7 @@ from store_schema import Store
 
 SIZES = (8, 32, 128)
 KNOWN = (1, 3, 5)
-MOST = 60
+MOST = 30
 """Batches taken of each pool."""
 
 

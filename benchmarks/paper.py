@@ -91,7 +91,8 @@ def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[fl
     """Mean squared score deviation [task whose scores][task of the images][layer], and relative to ``‖M∘S‖²``.
 
     ``unit``: mean divergence from S̃, each image's gradient scaled to unit length (of shared weights only);
-    ``unit_batch``: divergence of the mean of these gradients, which is what router ``paper`` compares. Paper, Table 1, which has one row of it. Pseudo-labels: nobody knows the labels when predicting.
+    ``unit_batch``: divergence of the mean of these gradients, which is what router ``paper`` compares.
+    Paper, Table 1, which has one row of it. Pseudo-labels: nobody knows the labels when predicting.
     """
     raw, relative, unit, unit_batch = [], [], [], []
     for record in loader.manifest.tasks:

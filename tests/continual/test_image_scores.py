@@ -105,6 +105,7 @@ def test_a_batch_is_compared_with_drawn_ones_of_no_larger_size() -> None:
         False, False, True, True, True, True,
     ]  # fmt: skip
     assert divergence_p_value(0.21, SIZES[2], calibration) == 1.0  # within the margin
+    assert 2 * divergence_p_value(0.9, 8, calibration) < 0.01  # the default rate of false alarms can be reached
 
 
 def test_large_masks_are_compared_at_some_of_their_places() -> None:

@@ -9,10 +9,11 @@ from conftest import random_params
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP, logits, parse_arch
 from clmoe_cli.continual.fisher import blocks, fit, fit_gaussian
+from clmoe_cli.continual.image_scores import DRAWS
 from clmoe_cli.continual.importance import gradient_scores
 from clmoe_cli.continual.learning import FEW, Options, learn_task, refine_task, split
 from clmoe_cli.continual.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
-from clmoe_cli.continual.routing import ROUTERS, Subnetwork, weigh
+from clmoe_cli.continual.routing import ROUTERS, Subnetwork, deviations, weigh
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Labelled, Quality, Schedule, quality
 
@@ -193,7 +194,7 @@ def test_a_subnetwork_that_does_not_keep_the_accuracy_gives_way_to_a_denser_one(
             return passed.pop(0)
 
     passed = [True, True, False, False, False, False, True]
-    tolerance = Lenient(starts=(0.4,), step=0.5, floor=0.01, final_epochs=2, halvings=0)
+    tolerance = Lenient(starts=(0.4,), step=0.5, floor=0.01, least=1, final_epochs=2, halvings=0)
     learned = learned_alone(blobs([5, 15], 600, 1), 2, Options(Schedule(epochs=4), tolerance))
     # Rounds at 0.2 and 0.1 pass, two more fail; consolidated, 0.1 and 0.2 fail, and the densest stands.
     assert passed == [True]
@@ -369,13 +370,28 @@ def test_every_router_finds_the_task_of_a_batch(router: str) -> None:
         assert evidence.argmax(dim=1).unique().tolist() == [i]
 
 
-def test_the_papers_router_stays_in_the_expert_of_least_loss() -> None:
+def test_the_papers_router_falls_back_where_a_task_has_no_image_scores() -> None:
+    first, second = learn_pair()
+    x = blobs([20, 30], 64, 5).x
+    old = replace(first.subnetwork, image_scores={}, drawn=torch.zeros(0, DRAWS))
+    oldest = replace(second.subnetwork, image_scores={}, drawn=torch.zeros(0, DRAWS))
+    whole = ROUTERS["paper"]([first.subnetwork, second.subnetwork], [x, x], True)
+    mixed = ROUTERS["paper"]([old, second.subnetwork], [x, x], True)
+    # Divergences are not compared with overlaps: one task without S̃ and all of its expert are judged as before.
+    assert torch.equal(mixed, ROUTERS["paper"]([old, oldest], [x, x], True))
+    assert not torch.equal(mixed, whole)
+    for evidence in (whole, mixed):
+        assert evidence.argmax(dim=1).unique().tolist() == [1]
+
+
+def test_the_papers_router_stays_in_the_expert_of_least_calibrated_loss() -> None:
     first, second = learn_pair()
     other = Subnetwork(**{**second.subnetwork.__dict__, "expert": "e2"})
     x = blobs([20, 30], 64, 5).x
     for batch in (True, False):
         evidence = ROUTERS["paper"]([first.subnetwork, other], [x, x], batch)
-        losses = ROUTERS["loss"]([first.subnetwork, other], [x, x], batch)
+        each = [(t.calibration["loss"], deviations(t, x, ["loss"])["loss"]) for t in (first.subnetwork, other)]
+        losses = torch.stack([-own.standardised(found) for own, found in each], dim=1)
         if batch:
             losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
         assert torch.equal(evidence.isinf().int().argmin(dim=1), losses.argmax(dim=1))
