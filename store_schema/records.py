@@ -37,6 +37,7 @@ _LATER = frozenset(
         "standardised",
         "input_range",
         "input_lowest",
+        "measured",
     }
 )
 """Fields that format 1 does not have: they count in a content hash only where they are set."""
@@ -166,8 +167,22 @@ class Probe(Record):
     environment: Annotated[str, StringConstraints(max_length=500)]
 
 
+class MeasuredRecord(Record):
+    """How a task's images agreed with another task of its expert before it was learned (``learn``'s placement).
+
+    Hamming distance and overlap of provisional masks, divergence of scores where both select; ``chance_overlap``: the
+    overlap with the same images' inputs shuffled.
+    """
+
+    task: Name
+    hamming: Share
+    overlap: float
+    divergence: Share
+    chance_overlap: float
+
+
 class TaskRecord(Record):
-    """A learned task."""
+    """A learned task. ``measured``: what placement measured with tasks of the same expert; None before format 3."""
 
     name: Name
     number: Annotated[int, Field(ge=1)]
@@ -181,6 +196,7 @@ class TaskRecord(Record):
     owned_parameters: Count
     accuracy: Accuracy
     opinion: Share | None = None
+    measured: tuple[MeasuredRecord, ...] | None = None
     images: Count
     sketch: Annotated[tuple[Sketch, ...], Field(max_length=100_000)] = ()
     config: dict[str, Scalar]
