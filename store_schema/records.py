@@ -105,8 +105,7 @@ class ExpertRecord(Record):
     """An expert; ``weights`` is None only before its first commit.
 
     ``input``: what its images go through, None for nothing. ``pretrained``: sha256 of the weights that its free
-    entries start from, None where they are drawn. ``standardised``: whether each number of an input, once multiplied by
-    ``input_scale``, is set against a centre and a spread of its own (:class:`~store_schema.weights.ExpertWeights`).
+    entries start from, None where they are drawn. ``standardised``: whether inputs are set against centre and spread.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^e[1-9][0-9]{0,8}$")]
