@@ -64,6 +64,8 @@ HELD_OUT = 400
 """Left-out images that are enough for the choice: folds are answered until there are so many."""
 ANSWERED = 1000
 """Left-out images that are answered of a fold, at most."""
+WORST = 4.0
+"""Nats that a left-out image costs at most: a column that never varied in a class makes some images infinitely unlikely."""
 OUTSIDE = 0.03
 """Ridge of a class's own covariance when new images are told from its own, in mean variances."""
 UNEVEN = 30.0
@@ -296,7 +298,8 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
             found[:, :, c] = _log_densities(z.square().sum(dim=1), inside, gamma.clamp_min(0), ALPHAS)
         for s, sharpness in enumerate(SHARPNESSES):
             logs = (sharpness * found).log_softmax(dim=2)
-            grid[p, :, s] = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None]).sum(dim=(1, 2))
+            own_logs = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None])
+            grid[p, :, s] = own_logs.clamp_min(-WORST).sum(dim=(1, 2))
     return grid, apart
 
 
