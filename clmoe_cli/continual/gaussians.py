@@ -65,7 +65,7 @@ HELD_OUT = 400
 ANSWERED = 1000
 """Left-out images that are answered of a fold, at most."""
 WORST = 4.0
-"""Nats that a left-out image costs at most: a column that never varied in a class makes some images infinitely unlikely."""
+"""Nats that a left-out image costs at most: a column that never varied makes some images all but impossible."""
 OUTSIDE = 0.03
 """Ridge of a class's own covariance when new images are told from its own, in mean variances."""
 UNEVEN = 30.0
