@@ -48,9 +48,9 @@ RIDGES = 2
 SHARPNESSES = tuple(2.0 ** (-k / 2) for k in range(21))
 GRID = (RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES))
 """Choices of ridge and κ, α and sharpness: the shape of a task's tallies."""
-DEFAULT = (0.07, 0.5, 2.0**-3)
+DEFAULT = (0.1, 0.5, 2.0**-3)
 """α, κ and sharpness that the prior prefers."""
-PRIOR = (4.0, 1.0, 0.1)
+PRIOR = (2.0, 1.0, 0.1)
 """Nats that a factor of two away from each of them costs, squared in the number of such factors.
 
 Among the few classes of a task a large α does better than among all, and often every choice is right. So α moves only
