@@ -118,7 +118,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
 
 def _cautions(model: _Model) -> tuple[Caution, ...]:
     """Where the file answers otherwise than ``predict --task``."""
-    if model.about["answers"] == "mixture" or model.opinion is None or len(model.record.classes) < 2:
+    if model.about["answers"] == "mixture" or model.opinion in (None, 1.0) or len(model.record.classes) < 2:
         return ()
     found = model.record.accuracy
     alone, both = (
@@ -181,7 +181,7 @@ def _model(store: Store, task: str, onnx: bool) -> _Model:
         record=record,
         opinion=None if gate is None or gate.rule is None else opinion_of(record),
     )
-    return _with_gate(loader, model) if onnx and model.opinion is not None else model
+    return _with_gate(loader, model) if onnx and model.opinion not in (None, 1.0) else model
 
 
 def _with_gate(loader: Loader, model: _Model) -> _Model:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from clmoe_cli.continual.features import MOST_COLUMNS, VECTOR, calculated, projection
-from clmoe_cli.continual.fusion import mixed
 from clmoe_cli.continual.gaussians import GaussianGate, Gaussians, own_directions
 
 
@@ -102,7 +101,7 @@ class Within(nn.Module):
 class Mixture(nn.Module):
     """Log-probabilities [N, C] and probabilities [N, C], float32, of a task's classes as ``predict --task`` has them.
 
-    ``weight``: of the subnetwork beside the gate; at 0 there need not be one.
+    ``weight``: of the subnetwork beside the gate, from 0 to below 1. At 0 there is no subnetwork.
     """
 
     def __init__(self, gate: Within, subnetwork: nn.Module | None, weight: float) -> None:
@@ -113,5 +112,8 @@ class Mixture(nn.Module):
         """Of images [N, *input_shape]."""
         logs = self.gate(images)
         if self.subnetwork is not None:
-            logs = mixed(logs, self.subnetwork(images)[0].double().log_softmax(dim=1), self.weight)
+            said = self.subnetwork(images)[0].double().log_softmax(dim=1)
+            gate, said = logs + math.log1p(-self.weight), said + math.log(self.weight)
+            # As fusion.mixed does; ONNX has no logaddexp, and its exporter's is infinite where both are small.
+            logs = torch.maximum(gate, said) + (-(gate - said).abs()).exp().log1p()
         return logs.float(), logs.exp().float()
