@@ -88,7 +88,8 @@ def test_the_mixture_is_that_of_fusion_and_finite_where_both_are_sure_of_another
         logs, probabilities = Mixture(within, Said() if weight else None, weight)(x)
         told = mixed(within(x), Said()(x)[0].double().log_softmax(dim=1), weight)
         assert logs.dtype == probabilities.dtype == torch.float32
-        assert bool(logs.isfinite().all()) and float(logs.min()) < -1e3
+        assert bool(logs.isfinite().all())
+        assert float(logs.min()) < -1e3
         torch.testing.assert_close(logs, told.float())
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(24))
         assert math.isclose(float((logs.double().exp() - probabilities.double()).abs().max()), 0.0, abs_tol=1e-6)

@@ -64,6 +64,8 @@ HELD_OUT = 400
 """Left-out images that are enough for the choice: folds are answered until there are so many."""
 ANSWERED = 1000
 """Left-out images that are answered of a fold, at most."""
+STEEP = 1e5
+"""Variance of a direction, in units of the ridge, beyond which float32 would lose what is left of it."""
 WORST = 4.0
 """Nats that a left-out image costs at most: a column that never varied makes some images all but impossible."""
 OUTSIDE = 0.03
@@ -98,11 +100,10 @@ class Gaussians(Subspaces):
         own = self.means[of], self.directions[of], self.variances[of]
         return settled(_own_distances(values.double(), own, self.units, variance))
 
-    def covariance(self) -> Tensor:
-        """The covariance within the task's classes, [d, d] float64."""
-        wide = self.shared.double() * self.units.double()[:, None]
-        rest = self.shared_rest.double() * self.units.double().square()
-        return (wide * self.shared_variances.double()) @ wide.T + torch.diag(rest)
+    def covariance(self) -> Covariance:
+        """The covariance within the task's classes."""
+        shared = self.shared, self.shared_variances, self.shared_rest
+        return Covariance.of(shared, self.units, float(self.counts.sum()))
 
 
 def _own_distances(values: Tensor, own: tuple[Tensor, Tensor, Tensor], units: Tensor, variance: float) -> Tensor:
@@ -276,26 +277,26 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     classes = known.nonzero()[:, 0]
     target = (classes == y[:, None]).long().argmax(dim=1)
-    shared, variances, rest = (value.double() for value in part.shared)
-    wide = shared * units.double()[:, None]
-    covariance = (wide * variances) @ wide.T + torch.diag(rest * units.double().square())
     centre = part.means[classes].double().mean(dim=0)
     own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
+    covariance = Covariance.of(part.shared, units, float(part.counts.sum()))
     for p in range(RIDGES * len(KAPPAS)):
         if even == (p >= len(KAPPAS)):
             grid[p] = NEVER  # infinity has no place in a store
             continue
-        factor, spread = _factor(covariance, p, float(part.counts.sum()))
-        x = _whitened(factor, (values.double() - centre) / spread)
-        means = _whitened(factor, (part.means[classes].double() - centre) / spread)
-        apart[p] = (means - means.mean(dim=0)).square().sum()
+        spread, reach = covariance.regular(p)
+        x, means = (values.double() - centre) / spread, (part.means[classes].double() - centre) / spread
+        y, weights = x - (x @ reach) @ reach.T, means - (means @ reach) @ reach.T
+        squares = (x * y).sum(dim=1)
+        apart[p] = (weights * means).sum() - (weights.mean(dim=0) @ means.mean(dim=0)) * len(means)
         found = torch.empty(len(ALPHAS), len(values), len(classes), dtype=torch.float64)
         for c in range(len(classes)):
-            outer = _whitened(factor, (own[c] / spread[:, None]).T)  # [K, d]
-            gamma, turn = torch.linalg.eigh(outer @ outer.T)
-            z = x - means[c]
-            inside = ((z @ outer.T) @ turn).square()
-            found[:, :, c] = _log_densities(z.square().sum(dim=1), inside, gamma.clamp_min(0), ALPHAS)
+            wide = own[c] / spread[:, None]
+            through = wide.T @ reach
+            gamma, turn = torch.linalg.eigh(wide.T @ wide - through @ through.T)
+            away = squares - 2 * (x @ weights[c]) + weights[c] @ means[c]
+            inside = (((y - weights[c]) @ wide) @ turn).square()
+            found[:, :, c] = _log_densities(away, inside, gamma.clamp_min(0), ALPHAS)
         for s, sharpness in enumerate(SHARPNESSES):
             logs = (sharpness * found).log_softmax(dim=2)
             own_logs = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None])
@@ -319,23 +320,46 @@ def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Seque
     return torch.stack(found)
 
 
-def _factor(covariance: Tensor, choice: int, images: float) -> tuple[Tensor, Tensor]:
-    """Cholesky factor [d, d] of B divided by its diagonal's roots [d], which come with it."""
-    d = len(covariance)
-    column, k = divmod(choice, len(KAPPAS))
-    diagonal = covariance.diagonal()
-    mean = float(diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
-    ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
-    regular = covariance + torch.diag(KAPPAS[k] * d / max(1.0, images) * ridge)
-    spread = regular.diagonal().sqrt()
-    # Equal units keep rounding from deciding where columns have very different ones.
-    return torch.linalg.cholesky(regular / spread / spread[:, None]), spread
+@dataclass(frozen=True)
+class Covariance:
+    """A covariance F Fᵀ + diag(rest), ``wide`` F [d, m] and ``rest`` [d] float64, which rests on so many ``images``."""
 
+    wide: Tensor
+    rest: Tensor
+    images: float
 
-def _whitened(factor: Tensor, rows: Tensor) -> Tensor:
-    """Rows [N, d] in the coordinates in which B is the identity."""
-    found: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    return found.T
+    @staticmethod
+    def of(shared: tuple[Tensor, ...], units: Tensor, images: float) -> Covariance:
+        """Of one task: its directions [d, R], variances [R] and rest [d] in those ``units`` [d]."""
+        directions, variances, rest = (value.double() for value in shared)
+        scale = units.double()
+        return Covariance(directions * scale[:, None] * variances.sqrt(), rest * scale.square(), images)
+
+    @staticmethod
+    def summed(parts: Sequence[Covariance]) -> Covariance:
+        """The mean of several, weighted by their images."""
+        images = sum(part.images for part in parts)
+        wide = torch.cat([part.wide * math.sqrt(part.images / images) for part in parts], dim=1)
+        rest = torch.zeros_like(parts[0].rest)
+        for part in parts:
+            rest += part.rest * (part.images / images)
+        return Covariance(wide, rest, images)
+
+    def regular(self, choice: int) -> tuple[Tensor, Tensor]:
+        """B of a choice of ridge and κ: ``spread`` [d] and ``reach`` P [d, m] with B⁻¹ = (I − P Pᵀ) between spreads.
+
+        So much as the covariance has directions, m, and not the number of features decides what it costs (Woodbury).
+        """
+        column, k = divmod(choice, len(KAPPAS))
+        diagonal = self.wide.square().sum(dim=1) + self.rest
+        mean = float(diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
+        spread = (self.rest + KAPPAS[k] * len(diagonal) / max(1.0, self.images) * ridge).sqrt()
+        scaled = self.wide / spread[:, None]
+        inner = torch.eye(scaled.shape[1], dtype=torch.float64) + scaled.T @ scaled
+        factor = torch.linalg.cholesky(inner)
+        found: Tensor = torch.linalg.solve_triangular(factor, scaled.T, upper=False)
+        return spread, found.T
 
 
 @dataclass(frozen=True)
@@ -363,15 +387,16 @@ class Solved:
     """The solved gate of one kind of input: S classes of all tasks, task after task, as stored.
 
     ``means`` [S, d], ``scales`` [S] (mean distance of a class's own images), ``centre`` [d] and ``spread`` [d]: what
-    features are brought to before ``inverse`` [d, d], that of B in those units; ``weights`` [S, d]: the class means
-    through it; ``grams`` [S, K, K]: WᵀW of each class; all float32. ``choice`` [2] float64: α and sharpness.
+    features are brought to, in which B⁻¹ is the identity less ``reach`` times its transpose; ``weights`` [S, d]: the
+    class means through it; ``grams`` [S, K, K]: WᵀW of each class; all float32. ``reach`` [d, m]: float32, or float64
+    where that would round too much. ``choice`` [2] float64: α and sharpness.
     """
 
     means: Tensor
     scales: Tensor
     centre: Tensor
     spread: Tensor
-    inverse: Tensor
+    reach: Tensor
     weights: Tensor
     grams: Tensor
     choice: Tensor
@@ -381,44 +406,52 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
     """The gate of these tasks, at least one, in that order of classes."""
     # Sums depend on the order of their terms in the last bits: statistics alone decide it.
     canonical = sorted(range(len(tasks)), key=lambda t: _key(tasks[t]))
-    images = sum(float(tasks[t].counts.sum()) for t in canonical)
     classes = sum(len(t.means) for t in tasks)
-    d = tasks[0].means.shape[1]
-    covariance = torch.zeros(d, d, dtype=torch.float64)
-    centre = torch.zeros(d, dtype=torch.float64)
+    centre = torch.zeros(tasks[0].means.shape[1], dtype=torch.float64)
     tallies = torch.zeros_like(tasks[0].tallies)
     for t in canonical:
-        own = tasks[t]
-        covariance += own.covariance() * (float(own.counts.sum()) / images)
-        centre += own.means.double().sum(dim=0) / classes
-        tallies += own.tallies
+        centre += tasks[t].means.double().sum(dim=0) / classes
+        tallies += tasks[t].tallies
     chosen = choose(tallies)
-    factor, spread = _factor(covariance, chosen.ridge, images)
-    inverse = torch.cholesky_inverse(factor).float()
-    sharpness = chosen.sharpness * _ratio([tasks[t] for t in canonical], chosen.ridge, factor, spread)
-    centre, spread = centre.float(), spread.float()
+    covariance = _gathered([tasks[t].covariance() for t in canonical])
+    spread, reach = covariance.regular(chosen.ridge)
+    # In float32 unless a direction has so large a variance that I − P Pᵀ would lose it.
+    steepest = float((covariance.wide / spread[:, None]).square().sum(dim=0).max())
+    centre, spread, reach = centre.float(), spread.float(), reach if steepest > STEEP else reach.float()
+    exact = reach.double()
+    sharpness = chosen.sharpness * _ratio([tasks[t] for t in canonical], chosen.ridge, spread.double(), exact)
     means = torch.cat([t.means for t in tasks])
     widest = max(t.directions.shape[2] for t in tasks)
     weights, grams = [], []
-    exact = inverse.double()
     for task in tasks:
-        weights.append(((task.means.double() - centre.double()) / spread.double()) @ exact)
+        own = (task.means.double() - centre.double()) / spread.double()
+        weights.append(own - (own @ exact) @ exact.T)
         wide = own_directions(task, spread)
-        gram = wide.transpose(1, 2) @ (exact @ wide)
+        through = wide.transpose(1, 2) @ exact
+        gram = wide.transpose(1, 2) @ wide - through @ through.transpose(1, 2)
         grams.append(F.pad(gram, (0, widest - gram.shape[1], 0, widest - gram.shape[1])))
     return Solved(
         means,
         torch.cat([t.scale for t in tasks]).float(),
         centre,
         spread,
-        inverse,
+        reach,
         torch.cat(weights).float(),
         torch.cat(grams).float(),
         torch.tensor([chosen.alpha, sharpness], dtype=torch.float64),
     )
 
 
-def _ratio(tasks: Sequence[Gaussians], ridge: int, factor: Tensor, spread: Tensor) -> float:
+def _gathered(parts: Sequence[Covariance]) -> Covariance:
+    """The covariance of all tasks, with no more directions than there are features."""
+    found = Covariance.summed(parts)
+    if found.wide.shape[1] <= len(found.wide):
+        return found
+    values, vectors = torch.linalg.eigh(found.wide @ found.wide.T)
+    return replace(found, wide=vectors * values.clamp_min(0).sqrt())
+
+
+def _ratio(tasks: Sequence[Gaussians], ridge: int, spread: Tensor, reach: Tensor) -> float:
     """How far class means lie apart under the tasks' own B, over how far they do under the gate's; 1 for want of any.
 
     Of tasks with one class nothing lies apart, and what no images were left out for was not measured.
@@ -426,8 +459,9 @@ def _ratio(tasks: Sequence[Gaussians], ridge: int, factor: Tensor, spread: Tenso
     own = here = 0.0
     for task in tasks:
         if float(task.apart[ridge]) > 0:
-            means = _whitened(factor, (task.means.double() - task.means.double().mean(dim=0)) / spread)
-            own, here = own + float(task.apart[ridge]), here + float(means.square().sum())
+            means = (task.means.double() - task.means.double().mean(dim=0)) / spread
+            own += float(task.apart[ridge])
+            here += float(means.square().sum() - (means @ reach).square().sum())
     return own / here if here > 0 else 1.0
 
 
@@ -518,7 +552,8 @@ class GaussianGate:
         """
         alpha = float(self.solved.choice[0])
         x = self._centred(values)
-        y = x @ self.solved.inverse.double()
+        reach = self.solved.reach.double()
+        y = x - (x @ reach) @ reach.T
         squares = (x * y).sum(dim=1)
         found = values.new_empty(chosen.shape, dtype=torch.float64)
         for one in chosen.unique().tolist():

@@ -6,7 +6,7 @@ Within a task only the differences between its classes count, so that what they 
     sharpness × log-density  =  a_cᵀx + b_c + ‖P_cᵀx − q_c‖².
 
 ``a`` and ``b`` are the linear discriminant; ``P`` [d, K] are the class's own directions through the inverse of B,
-turned to be orthogonal. One product [d, C (1 + K)] gives all of them, and the inverse [d, d] itself is not needed.
+turned to be orthogonal. One product [d, C (1 + K)] gives all of them, and the inverse of B itself is not needed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def closed_form(gate: GaussianGate, task: int, own: Gaussians) -> tuple[Tensor, 
     matrix, offset = (linear / spread).T, constant
     if alpha > 0:
         turned = wide @ turn * (0.5 * sharpness * alpha / kept / both).sqrt()[:, None, :]
-        through = (solved.inverse.double() @ turned) / spread[:, None]
+        reach = solved.reach.double()
+        through = (turned - reach @ (reach.T @ turned)) / spread[:, None]
         aside = -torch.einsum("cd,cdk->ck", weights, turned)
         matrix = torch.cat([matrix, through.permute(1, 0, 2).flatten(1)], dim=1)
         offset = torch.cat([offset, aside.flatten()])
