@@ -189,7 +189,9 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
     manifest, record, weight = loader.manifest, model.record, model.opinion
     expert = manifest.expert(record.expert)
     gate, found = loader.gate(expert.input_shape, expert.input), manifest.gate(expert.input_shape, expert.input)
-    assert isinstance(gate, GaussianGate) and found is not None and weight is not None
+    assert isinstance(gate, GaussianGate)
+    assert found is not None
+    assert weight is not None
     if not known(found.features, expert.input_shape):
         raise StoreIncompatible(
             "the store has no gate that this version can read",
