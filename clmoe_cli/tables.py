@@ -205,7 +205,7 @@ def _(report: ExportReport) -> list[Any]:
 def _answering(report: ExportReport) -> str:
     """Whose answers an exported model gives."""
     if report.answers == "subnetwork":
-        return "the subnetwork alone" if report.opinion is not None else "predict --task does: the subnetwork"
+        return "predict --task does: the subnetwork" if report.opinion in (None, 1.0) else "the subnetwork alone"
     return "predict --task does: the gate" + (
         f", and the subnetwork with weight {report.opinion:.2f}" if report.opinion else ""
     )

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pictures import bars
 from safetensors.torch import load_file, save_file
 from torchvision import models
 
-from clmoe_cli import model_files
+from clmoe_cli import model_files, render
 from clmoe_cli.app import app
 from clmoe_cli.commands import export as exporting
 from clmoe_cli.commands import measuring
@@ -303,7 +304,7 @@ def asked(file: Path, batch: Batch) -> tuple[list[Any], np.ndarray]:
 def test_onnx_answers_as_predict_does_far_from_all_that_was_learned(world: Path) -> None:
     rng = np.random.default_rng(3)
     x, _ = images("meters", 40, 5)
-    far = (x * 10 ** rng.uniform(-3, 12, (40, 1)) * rng.choice([-1, 1], (40, 1))).astype(np.float32)
+    far = (x * 10 ** rng.uniform(-2, 2, (40, 1)) * rng.choice([-1, 1], (40, 1))).astype(np.float32)
     noise = rng.integers(0, 256, (40, 16, 16)).astype(np.uint8)
     flat = np.full((3, 1, 16, 16), [[[[0]]], [[[7]]], [[[255]]]], dtype=np.uint8)
     for task, given in (("meters", far), ("task1", noise[:, None]), ("scans", flat)):
@@ -314,21 +315,35 @@ def test_onnx_answers_as_predict_does_far_from_all_that_was_learned(world: Path)
 
 
 def test_an_onnx_file_says_what_answers_and_holds_no_subnetwork_of_weight_0(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {}
-    for task, weight in (("task1", 0.45), ("lamps", 0.0)):
-        code, out, err = call(capfd, "export", "--task", task, "out.onnx", "--json")
-        assert (code, err) == (0, "")
-        report = json.loads(out)
-        assert (report["answers"], report["opinion"], report["warnings"]) == ("mixture", weight, [])
-        sizes[task] = {node.name for node in onnx.load("out.onnx").graph.initializer}
-    assert any("hidden1.weight" in name for name in sizes["task1"])
-    assert not any("hidden1.weight" in name for name in sizes["lamps"])
-    code, out, err = call(capfd, "export", "--task", "pets", "out.onnx")
-    assert "answers as predict --task does: the gate, and the subnetwork with weight 0.30" in " ".join(out.split())
-    code, out, err = call(capfd, "export", "--task", "pets", "out.safetensors")
-    assert "answers as the subnetwork alone" in " ".join(out.split())
+    held = {task: {value.name for value in onnx.load(world / f"{task}.onnx").graph.initializer} for task in TASKS}
+    assert any("hidden1.weight" in name for name in held["task1"])
+    assert not any("hidden1.weight" in name for name in held["lamps"])
+    code, out, err = call(capfd, "export", "--task", "meters", "out.onnx", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["answers"], report["opinion"], report["warnings"]) == ("mixture", WEIGHTS["meters"], [])
+    about = json.loads(onnx.load("out.onnx").metadata_props[0].value)
+    assert (about["answers"], about["opinion"]) == ("mixture", WEIGHTS["meters"])
+
+
+@pytest.mark.parametrize(
+    ("answers", "opinion", "words"),
+    [
+        ("mixture", 0.3, "as predict --task does: the gate, and the subnetwork with weight 0.30"),
+        ("mixture", 0.0, "as predict --task does: the gate"),
+        ("subnetwork", 0.3, "as the subnetwork alone"),
+        ("subnetwork", 1.0, "as predict --task does: the subnetwork"),
+        ("subnetwork", None, "as predict --task does: the subnetwork"),
+    ],
+)
+def test_people_are_told_whose_answers_a_file_gives(
+    answers: str, opinion: float | None, words: str, world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = export(str(world / "store"), "task1", "out.safetensors")
+    render.show(replace(report, answers=answers, opinion=opinion), False)
+    assert f"answers {words}\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["format1", "format2"])
