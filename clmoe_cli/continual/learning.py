@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import fisher, masks, steady
+from clmoe_cli.continual import fisher, masks, privacy, steady
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
@@ -247,6 +247,9 @@ def finish(
     mask = _on("cpu", mask)
     to = begun(on_step, "scores", len(parts.training), "images")
     raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
+    if len(parts.training) < privacy.LEAST:
+        # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
+        raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}
     half, scale = halved(masks.applied(raw, mask))
     held = parts.calibration
     own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
