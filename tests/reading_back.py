@@ -53,7 +53,9 @@ def guesses(root: Path, width: int) -> dict[str, Array]:
     def put(name: str, rows: Array) -> None:
         found.setdefault(name, []).append(rows.reshape(-1, width))
 
-    for _, own in arrays(root):
+    objects = list(arrays(root))
+    scaling = next((own for _, own in objects if own.get("input/centre", np.empty(0)).shape == (width,)), None)
+    for _, own in objects:
         for name, value in own.items():
             for axis in range(value.ndim):
                 if value.shape[axis] == width:
@@ -70,10 +72,13 @@ def guesses(root: Path, width: int) -> dict[str, Array]:
         if {"gate/means", "gate/counts", "statistics/inputs.means"} <= set(own):
             gate, inner, counts = own["gate/means"], own["statistics/inputs.means"], own["gate/counts"]
             if gate.shape == inner.shape and gate.shape[1] == width:
+                if scaling is not None:
+                    inner = inner * scaling["input/spread"] + scaling["input/centre"]
                 for out in range(1, 9):
                     n = counts[:, None]
                     put("difference of means", (n * gate - (n - out) * inner) / out)
-        many = [value for value in own.values() if value.ndim == 2 and value.shape[1] == width and len(value) > 1]
+        # More mixtures than images, as the rows of an inverse are, tell no more.
+        many = [v for v in own.values() if v.ndim == 2 and v.shape[1] == width and 1 < len(v) <= 64]
         for value in many:
             put("independent components", independent(value - value.mean(axis=0)))
     return {name: np.concatenate(rows) for name, rows in found.items()}
@@ -81,15 +86,16 @@ def guesses(root: Path, width: int) -> dict[str, Array]:
 
 def _covariances(own: dict[str, Array], width: int) -> Iterator[tuple[Array, Array, Array]]:
     """Means [C, d], directions [d, k] and variances [k] that belong together, of classes and of whole tasks."""
-    names = {"statistics/inputs.": ("means", "directions", "variances"), "gate/": ("means", "shared", "shared_variances")}
+    names = {
+        "statistics/inputs.": ("means", "directions", "variances"),
+        "gate/": ("means", "shared", "shared_variances"),
+    }
     for head, (means, directions, variances) in names.items():
         if head + directions in own and own[head + directions].shape[0] == width:
             yield own[head + means], own[head + directions], own[head + variances]
     if "gate/variances" in own and own["gate/directions"].shape[1] == width:
-        for c, (mean, wide, size) in enumerate(
-            zip(own["gate/means"], own["gate/directions"], own["gate/variances"], strict=True)
-        ):
-            yield own["gate/means"][c : c + 1] if mean.size else mean[None], wide, size
+        for mean, wide, size in zip(own["gate/means"], own["gate/directions"], own["gate/variances"], strict=True):
+            yield mean[None], wide, size
 
 
 def independent(mixtures: Array, steps: int = 100) -> Array:

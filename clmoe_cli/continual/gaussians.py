@@ -219,7 +219,8 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool, noise
         out &= known[y]
         if not bool(out.any()) or not bool(rest.any()):
             continue
-        asked = answered < HELD_OUT and int(known.sum()) > 1
+        # Of one image a class there is no covariance to try choices on.
+        asked = answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
         part = fit_part(values[rest], y[rest], classes, units, asked).noisy(noise)
         for c in y[out].unique().tolist():
             here = out & (y == c)

@@ -9,7 +9,8 @@ a class of fewer than ``LEAST`` images has no mean as measured:
 - The other statistics do with the mean of the small classes together, or with that of the other classes.
 
 Directions are told apart best where there are as many as images (independent component analysis). So a covariance
-has one direction for every ``IMAGES_EACH`` images, and of fewer than ``LEAST`` none.
+has one direction for every ``IMAGES_EACH`` images, and of fewer than twice ``LEAST`` none: the first direction of
+few is much like the image that is farthest out.
 """
 
 from __future__ import annotations
@@ -78,9 +79,8 @@ def grouped(values: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor, in
 
 
 def rank(images: int, most: int) -> int:
-    """How many directions are kept, of at most ``most``, that rest on so many images; images of a covariance count
-    without one for each mean."""
-    return min(most, images // IMAGES_EACH) if images >= LEAST else 0
+    """How many directions, at most ``most``, a covariance of so many images has; one less for each of its means."""
+    return min(most, images // IMAGES_EACH) if images >= 2 * LEAST else 0
 
 
 def share(counts: Tensor) -> Tensor:
