@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clmoe_cli.continual import privacy
 from clmoe_cli.continual.fisher import leading
 from clmoe_cli.continual.gate import BOUND, FOLDS, QUANTILES, SHORTLIST, Compared, Statistics, Subspaces
 from clmoe_cli.continual.steady import settled
@@ -140,6 +141,10 @@ class Fold:
     variance: float
     counts: Tensor
 
+    def noisy(self, noise: Tensor) -> Fold:
+        """The same with noise [C, d] on the means."""
+        return replace(self, means=(self.means.double() + noise).float())
+
 
 def folds(y: Tensor, held: Tensor) -> Tensor:
     """A fold from 0 for each image of class y [n]: evenly over each class; all that are ``held`` [n] in fold 0."""
@@ -162,7 +167,7 @@ def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: boo
     counts = torch.bincount(y, minlength=classes)
     sums = torch.zeros(classes, d, dtype=values.dtype).index_add_(0, y, values)
     means = (sums / counts.clamp_min(1)[:, None]).float()
-    ranks = [min(OWN, n // 4, d) for n in counts.tolist()]
+    ranks = [privacy.rank(n, min(OWN, d)) for n in counts.tolist()]
     widest = max(1, *ranks)
     directions = torch.zeros(classes, d, widest, dtype=torch.float16)
     variances = torch.zeros(classes, widest)
@@ -175,8 +180,12 @@ def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: boo
     variance = float(squares.double().mean())
     if not shared:
         return Fold(means, directions, variances, (), variance, counts)
-    rank = min(max(SHARED, d // 10), d, len(values))
-    found, part = _leading(scaled, rank)
+    freedom = len(values) - int((counts > 0).sum())
+    rank = privacy.rank(freedom, min(max(SHARED, d // 10), d))
+    if freedom < privacy.LEAST:
+        # The variances of so few differences, column by column, would be these differences but for their signs.
+        squares = torch.full_like(squares, variance)
+    found, part = _leading(scaled, rank) if rank else (torch.zeros(d, 1).half(), torch.zeros(1))
     rest = squares - (found.to(scaled.dtype).square() * part.to(scaled.dtype)).sum(dim=1)
     return Fold(means, directions, variances, (found, part, rest.clamp_min(0).float()), variance, counts)
 
@@ -195,15 +204,17 @@ EXACT = 600
 PASSES = 2
 
 
-def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Gaussians:
+def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool, noise: Tensor) -> Gaussians:
     """The statistics of one task from the features [n, d] of its images, with class y [n] in 0 to ``classes`` − 1.
 
     ``held`` [n] bool: images that are to be in the same fold, left out together. ``even``: the features have one unit,
-    so that the even ridge is the only one and no column is scaled. Every class has an image.
+    so that the even ridge is the only one and no column is scaled. Every class has an image. ``noise`` [C, d]: what is
+    added to the means of classes of few images (:func:`privacy.noise`), those of the folds included, so that what is
+    chosen and reported is what will answer.
     """
     units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
-    whole = fit_part(values, y, classes, units)
+    whole = fit_part(values, y, classes, units).noisy(noise)
     fold = folds(y, held)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
@@ -215,8 +226,9 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
         out &= known[y]
         if not bool(out.any()) or not bool(rest.any()):
             continue
-        asked = answered < HELD_OUT and int(known.sum()) > 1
-        part = fit_part(values[rest], y[rest], classes, units, asked)
+        # Of one image a class there is no covariance to try choices on.
+        asked = answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
+        part = fit_part(values[rest], y[rest], classes, units, asked).noisy(noise)
         for c in y[out].unique().tolist():
             here = out & (y == c)
             own = part.means[c], part.directions[c], part.variances[c]
@@ -260,8 +272,14 @@ def without(whole: Gaussians, part: Fold) -> Gaussians:
 
 def _units(values: Tensor, y: Tensor, classes: int) -> Tensor:
     """What columns are divided by, [d]: their deviations within classes where these differ much, else 1."""
+    counts = torch.bincount(y, minlength=classes)
+    if len(y) - int((counts > 0).sum()) < privacy.LEAST:
+        # Too few differences within classes: those between them count as well, or there is one unit.
+        y, classes, counts = torch.zeros_like(y), 1, torch.tensor([len(y)])
+        if len(y) < privacy.LEAST:
+            return torch.ones(values.shape[1])
     sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values.double())
-    means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
+    means = sums / counts.clamp_min(1)[:, None]
     deviation = (values.double() - means[y]).square().mean(dim=0).sqrt()
     some = deviation[deviation > TINY * deviation.max()]
     if not len(some) or float(some.quantile(0.95) / some.quantile(0.05)) < UNEVEN:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import fisher, masks, steady
+from clmoe_cli.continual import fisher, masks, privacy, steady
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
@@ -249,8 +249,12 @@ def finish(
     mask = _on("cpu", mask)
     to = begun(on_step, "scores", len(parts.training), "images")
     raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
-    half = halved(masks.applied(raw, mask))
     by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
+    if len(parts.training) < privacy.LEAST:
+        # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
+        raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}
+        by_image = {name: torch.full_like(value, float(value.mean())) for name, value in by_image.items()}
+    half = halved(masks.applied(raw, mask))
     half_by_image = halved(masks.applied(by_image, mask))
     held = parts.calibration
     own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
