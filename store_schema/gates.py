@@ -1,7 +1,7 @@
 """safetensors codec for the solved gate of one kind of input: the tasks' classes in the tasks' order.
 
-Of Gaussians (schema 2): ``means`` and ``weights`` float32 [S, d], ``scales`` float32 [S], ``centre`` and ``spread``
-float32 [d], ``reach`` float32 or float64 [d, m], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from
+Of Gaussians (schema 2): ``means`` float32 and ``weights`` float64 [S, d], ``scales`` float32 [S], ``centre`` and
+``spread`` float32 [d], ``reach`` float32 or float64 [d, m], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from
 the tasks' own statistics by each commit that changes them.
 
 Of subspaces (schema 1): ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]. All of it is
@@ -52,7 +52,7 @@ class SolvedGate:
 
 GAUSSIANS = {
     "means": ("F32", "Sd"),
-    "weights": ("F32", "Sd"),
+    "weights": ("F64", "Sd"),
     "scales": ("F32", "S"),
     "centre": ("F32", "d"),
     "spread": ("F32", "d"),

@@ -1,4 +1,4 @@
-"""An attempt at reading images back from a store: what someone does who has its files and knows what images look like."""
+"""An attempt at reading images back: what someone does who has a store's files and knows what images look like."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def independent(mixtures: Array, steps: int = 100) -> Array:
     Mixtures of as many images come apart: pixels of different images know nothing of each other.
     """
     centred = mixtures - mixtures.mean(axis=1, keepdims=True)
-    left, size, right = np.linalg.svd(centred, full_matrices=False)
+    _, size, right = np.linalg.svd(centred, full_matrices=False)
     right = right[size > 1e-6 * size.max(initial=1e-30)] * np.sqrt(mixtures.shape[1])
     if not len(right):
         return centred[:0]
@@ -121,7 +121,7 @@ def likeness(images: Array, typical: Array, rows: Array) -> Array:
     """How much of what sets an image apart is in the likeliest of the rows, [n] in 0 to 1.
 
     The largest correlation of the images [n, d] with rows [m, d], once the ``typical`` image of each one's class [n, d]
-    and the mean brightness are taken out of both. Of many rows one is like any image by chance: ask it of new images too.
+    and the mean brightness are taken out of both. Of many rows one is like any image by chance: ask it of new ones too.
     """
     found = []
     for image, known in zip(images, typical, strict=True):

@@ -110,7 +110,7 @@ def measured(
     with whole(on_step, "gate"):
         held = torch.isin(rows, learned.held)
         noise = privacy.noise(values, y[rows], len(classes), privacy.drawing(values))
-        own = gaussians.fit(values, y[rows], len(classes), held, kind.even, noise)
+        own = gaussians.fit(values, y[rows], len(classes), kind.even, noise)
     with whole(on_step, "held-out answers"):
         others = [loader.gaussians(name) for name in kind.names]
         asked = _Asked(loader, kind.names, others, classes, noise)
@@ -170,7 +170,7 @@ class _Asked:
 
         The subnetwork has seen them all, so that the gate answers alone.
         """
-        fold = gaussians.folds(y, torch.zeros(len(y), dtype=torch.bool))
+        fold = gaussians.folds(y)
         parts = []
         for i in range(gate.FOLDS):
             out = fold == i

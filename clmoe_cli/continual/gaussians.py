@@ -146,16 +146,14 @@ class Fold:
         return replace(self, means=(self.means.double() + noise).float())
 
 
-def folds(y: Tensor, held: Tensor) -> Tensor:
-    """A fold from 0 for each image of class y [n]: evenly over each class; all that are ``held`` [n] in fold 0."""
-    order = torch.argsort(y * 2 + (~held).long(), stable=True)
+def folds(y: Tensor) -> Tensor:
+    """A fold from 0 for each image of class y [n]: each class is spread evenly, neighbours together."""
+    order = torch.argsort(y, stable=True)
     counts = torch.bincount(y)
     first = torch.cumsum(counts, 0) - counts
     position = torch.empty_like(y)
     position[order] = torch.arange(len(y)) - first[y[order]]
-    # Held-out images come first in their class: spread over the class, they would be in every fold.
-    found = (position * FOLDS // counts[y].clamp_min(1)).clamp(max=FOLDS - 1)
-    return torch.where(held, 0, found)
+    return position * FOLDS // counts[y]
 
 
 def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: bool = True) -> Fold:
@@ -204,18 +202,19 @@ EXACT = 600
 PASSES = 2
 
 
-def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool, noise: Tensor) -> Gaussians:
+def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> Gaussians:
     """The statistics of one task from the features [n, d] of its images, with class y [n] in 0 to ``classes`` − 1.
 
-    ``held`` [n] bool: images that are to be in the same fold, left out together. ``even``: the features have one unit,
-    so that the even ridge is the only one and no column is scaled. Every class has an image. ``noise`` [C, d]: what is
-    added to the means of classes of few images (:func:`privacy.noise`), those of the folds included, so that what is
-    chosen and reported is what will answer.
+    ``even``: the features have one unit, so that the even ridge is the only one and no column is scaled. Every class
+    has an image. ``noise`` [C, d]: what is added to the means of classes of few images (:func:`privacy.noise`), those
+    of the folds included, so that what is chosen and reported is what will answer. Folds are taken in the images'
+    order, not by what training has held out: that is drawn by the task's number, and the statistics of a task are the
+    same whatever it was learned after.
     """
     units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units).noisy(noise)
-    fold = folds(y, held)
+    fold = folds(y)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
     answered = 0
@@ -239,6 +238,9 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool, noise
             found, between = tally(part, units, values[some], y[some], known, even)
             # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
             grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
+    # One vote a task, also of one that left no image out; infinity has no place in a store.
+    grid[len(KAPPAS) :] += NEVER * even
+    grid[: len(KAPPAS)] += NEVER * (not even)
     quantiles = []
     steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     for c in range(classes):
@@ -300,9 +302,8 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
     covariance = Covariance.of(part.shared, units, float(part.counts.sum()))
     for p in range(RIDGES * len(KAPPAS)):
         if even == (p >= len(KAPPAS)):
-            grid[p] = NEVER  # infinity has no place in a store
             continue
-        spread, reach = covariance.regular(p)
+        spread, reach = covariance.regular(p, part.means[classes])
         x, means = (values.double() - centre) / spread, (part.means[classes].double() - centre) / spread
         y, weights = x - (x @ reach) @ reach.T, means - (means @ reach) @ reach.T
         squares = (x * y).sum(dim=1)
@@ -363,14 +364,18 @@ class Covariance:
             rest += part.rest * (part.images / images)
         return Covariance(wide, rest, images)
 
-    def regular(self, choice: int) -> tuple[Tensor, Tensor]:
-        """B of a choice of ridge and κ: ``spread`` [d] and ``reach`` P [d, m] with B⁻¹ = (I − P Pᵀ) between spreads.
+    def regular(self, choice: int, means: Tensor) -> tuple[Tensor, Tensor]:
+        """B of a choice of ridge and κ, for classes with ``means`` [S, d].
+
+        ``spread`` [d] and ``reach`` P [d, m]: between divisions by the spread B⁻¹ is I − P Pᵀ.
 
         So much as the covariance has directions, m, and not the number of features decides what it costs (Woodbury).
         """
         column, k = divmod(choice, len(KAPPAS))
         diagonal = self.wide.square().sum(dim=1) + self.rest
-        mean = float(diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        # Classes of one image each, or of the same one again, do not vary: what float32 cannot tell stands for it.
+        least = max(TINY * float(means.double().square().mean()), torch.finfo(torch.float32).tiny)
+        mean = max(float(diagonal.mean()), least)
         ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
         spread = (self.rest + KAPPAS[k] * len(diagonal) / max(1.0, self.images) * ridge).sqrt()
         scaled = self.wide / spread[:, None]
@@ -405,8 +410,9 @@ class Solved:
     """The solved gate of one kind of input: S classes of all tasks, task after task, as stored.
 
     ``means`` [S, d], ``scales`` [S] (mean distance of a class's own images), ``centre`` [d] and ``spread`` [d]: what
-    features are brought to, in which B⁻¹ is the identity less ``reach`` times its transpose; ``weights`` [S, d]: the
-    class means through it; ``grams`` [S, K, K]: WᵀW of each class; all float32. ``reach`` [d, m]: float32, or float64
+    features are brought to, in which B⁻¹ is the identity less ``reach`` times its transpose; ``grams`` [S, K, K]:
+    WᵀW of each class; all float32. ``weights`` [S, d] float64: the class means through it, exactly, since squares of
+    distances are differences of large numbers. ``reach`` [d, m]: float32, or float64
     where that would round too much. ``choice`` [2] float64: α and sharpness.
     """
 
@@ -432,13 +438,13 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
         tallies += tasks[t].tallies
     chosen = choose(tallies)
     covariance = _gathered([tasks[t].covariance() for t in canonical])
-    spread, reach = covariance.regular(chosen.ridge)
+    means = torch.cat([t.means for t in tasks])
+    spread, reach = covariance.regular(chosen.ridge, means)
     # In float32 unless a direction has so large a variance that I − P Pᵀ would lose it.
     steepest = float((covariance.wide / spread[:, None]).square().sum(dim=0).max())
     centre, spread, reach = centre.float(), spread.float(), reach if steepest > STEEP else reach.float()
     exact = reach.double()
     sharpness = chosen.sharpness * _ratio([tasks[t] for t in canonical], chosen.ridge, spread.double(), exact)
-    means = torch.cat([t.means for t in tasks])
     widest = max(t.directions.shape[2] for t in tasks)
     weights, grams = [], []
     for task in tasks:
@@ -454,7 +460,7 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
         centre,
         spread,
         reach,
-        torch.cat(weights).float(),
+        torch.cat(weights),
         torch.cat(grams).float(),
         torch.tensor([chosen.alpha, sharpness], dtype=torch.float64),
     )
