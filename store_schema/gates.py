@@ -1,8 +1,8 @@
 """safetensors codec for the solved gate of one kind of input: the tasks' classes in the tasks' order.
 
 Of Gaussians (schema 2): ``means`` float32 and ``weights`` float64 [S, d], ``scales`` float32 [S], ``centre`` and
-``spread`` float32 [d], ``reach`` float32 or float64 [d, m], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from
-the tasks' own statistics by each commit that changes them.
+``spread`` float32 [d], ``reach`` float32 or float64 [d, m], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made
+anew from the tasks' own statistics by each commit that changes them.
 
 Of subspaces (schema 1): ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]. All of it is
 taken from the tasks' own statistics, so that a task goes by leaving its rows out.
