@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden" / "schemas"
 # What the contract of the command line names, by command; several where a command prints one of several objects.
 CONTRACT = {
     "learn": [
-        "schema task expert status new_expert classes accuracy layers owned_parameters onset candidates seconds",
+        "schema task expert status new_expert classes accuracy per_class opinion warnings layers owned_parameters onset candidates seconds",
         "schema segments",
     ],
     "detect": ["schema verdict task expert p_value tasks"],
@@ -37,11 +37,12 @@ CONTRACT = {
     "prediction": ["index label task expert confidence known p_value"],
     "error": ["schema error"],
 }
-NUMBERS = {"detect": 2}
+NUMBERS = {"detect": 2, "learn": 2}
 """Editions of the objects whose meaning has changed; all others are the first."""
 NESTED = {
     "learn": {
-        "Accuracy": "dense subnetwork",
+        "Accuracy": "answer within subnetwork dense guessing held_out",
+        "ClassAccuracy": "label images accuracy",
         "LayerUse": "name parameters selected reused frozen_percent",
         "Onset": "verdict p_value",
         "Candidate": "hamming overlap divergence constructive",
