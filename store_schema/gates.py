@@ -1,8 +1,8 @@
 """safetensors codec for the solved gate of one kind of input: the tasks' classes in the tasks' order.
 
-Of Gaussians (schema 2): ``means`` and ``weights`` float32 [S, d], ``scales`` float32 [S], ``centre`` and ``spread``
-float32 [d], ``inverse`` float32 [d, d], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from the tasks'
-own statistics by each commit that changes them.
+Of Gaussians (schema 2): ``means`` float32 [S, d], ``weights`` float64 [S, d], ``scales`` float32 [S], ``centre`` and
+``spread`` float32 [d], ``inverse`` float32 [d, d], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from
+the tasks' own statistics by each commit that changes them.
 
 Of subspaces (schema 1): ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]. All of it is
 taken from the tasks' own statistics, so that a task goes by leaving its rows out.
@@ -52,7 +52,7 @@ class SolvedGate:
 
 GAUSSIANS = {
     "means": ("F32", "Sd"),
-    "weights": ("F32", "Sd"),
+    "weights": ("F64", "Sd"),
     "scales": ("F32", "S"),
     "centre": ("F32", "d"),
     "spread": ("F32", "d"),

@@ -96,7 +96,7 @@ def measured(
     values = features(taken(x, rows), batch.input_shape, kind.features, seen)
     with whole(on_step, "gate"):
         held = torch.isin(rows, learned.held)
-        own = gaussians.fit(values, y[rows], len(classes), held, kind.even)
+        own = gaussians.fit(values, y[rows], len(classes), kind.even)
     with whole(on_step, "held-out answers"):
         others = [loader.gaussians(name) for name in kind.names]
         asked = _Asked(loader, kind.names, others, classes)
@@ -155,7 +155,7 @@ class _Asked:
 
         The subnetwork has seen them all, so that the gate answers alone.
         """
-        fold = gaussians.folds(y, torch.zeros(len(y), dtype=torch.bool))
+        fold = gaussians.folds(y)
         parts = []
         for i in range(gate.FOLDS):
             out = fold == i

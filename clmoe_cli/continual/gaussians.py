@@ -134,16 +134,14 @@ class Fold:
     counts: Tensor
 
 
-def folds(y: Tensor, held: Tensor) -> Tensor:
-    """A fold from 0 for each image of class y [n]: evenly over each class; all that are ``held`` [n] in fold 0."""
-    order = torch.argsort(y * 2 + (~held).long(), stable=True)
+def folds(y: Tensor) -> Tensor:
+    """A fold from 0 for each image of class y [n]: each class is spread evenly, neighbours together."""
+    order = torch.argsort(y, stable=True)
     counts = torch.bincount(y)
     first = torch.cumsum(counts, 0) - counts
     position = torch.empty_like(y)
     position[order] = torch.arange(len(y)) - first[y[order]]
-    # Held-out images come first in their class: spread over the class, they would be in every fold.
-    found = (position * FOLDS // counts[y].clamp_min(1)).clamp(max=FOLDS - 1)
-    return torch.where(held, 0, found)
+    return position * FOLDS // counts[y]
 
 
 def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: bool = True) -> Fold:
@@ -188,16 +186,17 @@ EXACT = 600
 PASSES = 2
 
 
-def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Gaussians:
+def fit(values: Tensor, y: Tensor, classes: int, even: bool) -> Gaussians:
     """The statistics of one task from the features [n, d] of its images, with class y [n] in 0 to ``classes`` − 1.
 
-    ``held`` [n] bool: images that are to be in the same fold, left out together. ``even``: the features have one unit,
-    so that the even ridge is the only one and no column is scaled. Every class has an image.
+    ``even``: the features have one unit, so that the even ridge is the only one and no column is scaled. Every class
+    has an image. Folds are taken in the images' order, not by what training has held out: that is drawn by the task's
+    number, and the statistics of a task are the same whatever it was learned after.
     """
     units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units)
-    fold = folds(y, held)
+    fold = folds(y)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
     answered = 0
@@ -220,6 +219,9 @@ def fit(values: Tensor, y: Tensor, classes: int, held: Tensor, even: bool) -> Ga
             found, between = tally(part, units, values[some], y[some], known, even)
             # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
             grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
+    # One vote a task, also of one that left no image out; infinity has no place in a store.
+    grid[len(KAPPAS) :] += NEVER * even
+    grid[: len(KAPPAS)] += NEVER * (not even)
     quantiles = []
     steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     for c in range(classes):
@@ -277,9 +279,8 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
     own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
     for p in range(RIDGES * len(KAPPAS)):
         if even == (p >= len(KAPPAS)):
-            grid[p] = NEVER  # infinity has no place in a store
             continue
-        factor, spread = _factor(covariance, p, float(part.counts.sum()))
+        factor, spread = _factor(covariance, p, float(part.counts.sum()), part.means[classes])
         x = _whitened(factor, (values.double() - centre) / spread)
         means = _whitened(factor, (part.means[classes].double() - centre) / spread)
         apart[p] = (means - means.mean(dim=0)).square().sum()
@@ -312,12 +313,14 @@ def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Seque
     return torch.stack(found)
 
 
-def _factor(covariance: Tensor, choice: int, images: float) -> tuple[Tensor, Tensor]:
-    """Cholesky factor [d, d] of B divided by its diagonal's roots [d], which come with it."""
+def _factor(covariance: Tensor, choice: int, images: float, means: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor [d, d] of B divided by its diagonal's roots [d], which come with it; ``means`` [S, d]."""
     d = len(covariance)
     column, k = divmod(choice, len(KAPPAS))
     diagonal = covariance.diagonal()
-    mean = float(diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
+    # Classes of one image each, or of one image again and again, do not vary: what float32 cannot tell stands for it.
+    least = max(TINY * float(means.double().square().mean()), torch.finfo(torch.float32).tiny)
+    mean = max(float(diagonal.mean()), least)
     ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
     regular = covariance + torch.diag(KAPPAS[k] * d / max(1.0, images) * ridge)
     spread = regular.diagonal().sqrt()
@@ -356,8 +359,9 @@ class Solved:
     """The solved gate of one kind of input: S classes of all tasks, task after task, as stored.
 
     ``means`` [S, d], ``scales`` [S] (mean distance of a class's own images), ``centre`` [d] and ``spread`` [d]: what
-    features are brought to before ``inverse`` [d, d], that of B in those units; ``weights`` [S, d]: the class means
-    through it; ``grams`` [S, K, K]: WᵀW of each class; all float32. ``choice`` [2] float64: α and sharpness.
+    features are brought to before ``inverse`` [d, d], that of B in those units; ``grams`` [S, K, K]: WᵀW of each class;
+    all float32. ``weights`` [S, d] float64: the class means through ``inverse``, exactly, since squares of distances
+    are differences of large numbers. ``choice`` [2] float64: α and sharpness.
     """
 
     means: Tensor
@@ -386,11 +390,11 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
         centre += own.means.double().sum(dim=0) / classes
         tallies += own.tallies
     chosen = choose(tallies)
-    factor, spread = _factor(covariance, chosen.ridge, images)
+    means = torch.cat([t.means for t in tasks])
+    factor, spread = _factor(covariance, chosen.ridge, images, means)
     inverse = torch.cholesky_inverse(factor).float()
     sharpness = chosen.sharpness * _ratio([tasks[t] for t in canonical], chosen.ridge, factor, spread)
     centre, spread = centre.float(), spread.float()
-    means = torch.cat([t.means for t in tasks])
     widest = max(t.directions.shape[2] for t in tasks)
     weights, grams = [], []
     exact = inverse.double()
@@ -405,7 +409,7 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
         centre,
         spread,
         inverse,
-        torch.cat(weights).float(),
+        torch.cat(weights),
         torch.cat(grams).float(),
         torch.tensor([chosen.alpha, sharpness], dtype=torch.float64),
     )
