@@ -300,7 +300,7 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
 def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Sequence[float]) -> Tensor:
     """Log-densities [A, N], up to what is the same for all classes.
 
-    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖²; ``inside`` [N, K] = (wᵀz)² for the columns w of
+    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖², but for what all classes share; ``inside`` [N, K] = (wᵀz)² for the columns w of
     W turned to be orthogonal, of squared length ``gamma`` [K]; the covariance is (1 − α) I + α W Wᵀ.
     """
     found = []
@@ -318,10 +318,12 @@ def _factor(covariance: Tensor, choice: int, images: float, means: Tensor) -> tu
     d = len(covariance)
     column, k = divmod(choice, len(KAPPAS))
     diagonal = covariance.diagonal()
-    # Classes of one image each, or of one image again and again, do not vary: what float32 cannot tell stands for it.
-    least = max(TINY * float(means.double().square().mean()), torch.finfo(torch.float32).tiny)
-    mean = max(float(diagonal.mean()), least)
-    ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
+    # What does not vary within classes, as where each has one image, is known to a float's precision.
+    least = TINY * means.double().square().mean(dim=0)
+    mean = max(float(diagonal.mean()), float(least.mean()), torch.finfo(torch.float32).tiny)
+    ridge = torch.full_like(diagonal, mean)
+    if column:
+        ridge = (diagonal + least).where(diagonal + least > 0, mean)
     regular = covariance + torch.diag(KAPPAS[k] * d / max(1.0, images) * ridge)
     spread = regular.diagonal().sqrt()
     # Equal units keep rounding from deciding where columns have very different ones.
@@ -516,7 +518,6 @@ class GaussianGate:
         alpha = float(self.solved.choice[0])
         x = self._centred(values)
         y = x @ self.solved.inverse.double()
-        squares = (x * y).sum(dim=1)
         found = values.new_empty(chosen.shape, dtype=torch.float64)
         for one in chosen.unique().tolist():
             rows, columns = (chosen == one).nonzero(as_tuple=True)
@@ -524,7 +525,9 @@ class GaussianGate:
             assert isinstance(task, Gaussians)
             weight = self.solved.weights[one].double()
             mean = (self.solved.means[one].double() - self.solved.centre.double()) / self.solved.spread.double()
-            away = squares[rows] - 2 * (x[rows] @ weight) + weight @ mean
+            # Without the image's own length, which all classes share: in a column that has never varied it may be so
+            # long that nothing else would count.
+            away = weight @ mean - 2 * (x[rows] @ weight)
             wide = _one(task, int(self.position[one]), self.solved.spread)
             gamma, turn = torch.linalg.eigh(self.solved.grams[one, : wide.shape[1], : wide.shape[1]].double())
             inside = (((y[rows] - weight) @ wide) @ turn).square()

@@ -45,12 +45,15 @@ def shared(directions: Any, variances: Any, rest: Any) -> Array:
 def regular(covariance: Array, choice: int, images: float, means: Array) -> Array:
     """B: ``covariance`` and its ridge, the even one or that by column; ``choice``: position in the grid.
 
-    Where nothing varies, what float32 cannot tell of the class means stands for the mean variance.
+    What does not vary has the variance that float32 cannot tell of the class means.
     """
     d, kappa = len(covariance), KAPPAS[choice % len(KAPPAS)]
-    by_column = choice >= len(KAPPAS)
-    mean = max(np.trace(covariance) / d, 1e-12 * float((means**2).mean()))
-    ridge = np.diag(np.diag(covariance)) + 1e-12 * mean * np.eye(d) if by_column else np.eye(d) * mean
+    least = 1e-12 * (means**2).mean(axis=0)
+    mean = max(np.trace(covariance) / d, least.mean())
+    if choice < len(KAPPAS):
+        ridge = np.eye(d) * mean
+    else:
+        ridge = np.diag([v + e if v + e > 0 else mean for v, e in zip(np.diag(covariance), least, strict=True)])
     return covariance + kappa * d / images * ridge
 
 
