@@ -30,6 +30,7 @@ from clmoe_cli.commands.predict import predict
 from clmoe_cli.commands.tasks import make_tasks
 from clmoe_cli.continual import learning, masks
 from clmoe_cli.continual.experts import logits, parse_arch
+from clmoe_cli.continual.image_scores import ImageReference
 from clmoe_cli.continual.importance import deviation, factors
 from clmoe_cli.continual.placement import Thresholds
 from clmoe_cli.continual.scaling import Scaling
@@ -90,9 +91,11 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
 def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[float]]]]:
     """Mean squared score deviation [task whose scores][task of the images][layer], and relative to ``‖M∘S‖²``.
 
+    ``unit``: mean divergence from S̃, each image's gradient scaled to unit length (of shared weights only);
+    ``unit_batch``: divergence of the mean of these gradients, which is what router ``paper`` compares.
     Paper, Table 1, which has one row of it. Pseudo-labels: nobody knows the labels when predicting.
     """
-    raw, relative = [], []
+    raw, relative, unit, unit_batch = [], [], [], []
     for record in loader.manifest.tasks:
         task = loader.task(record.name)
         reference = task.reference()
@@ -103,7 +106,26 @@ def table_one(loader: Loader, tests: list[Batch]) -> dict[str, list[list[list[fl
         ]
         raw.append([[float(value.mean()) for value in found.values()] for found in row])
         relative.append([[v / n for v, n in zip(found, norms, strict=True)] for found in raw[-1]])
-    return {"raw": raw, "relative": relative}
+        by_image = ImageReference.of(task.mask, task.image_scores)
+        each = [by_image.gradients(task.net, task.params, labelled(b).x[:COMPARED]) for b in tests]
+        unit.append([[float(v.mean()) for v in by_image.divergences(found).values()] for found in each])
+        means = [{name: value.mean(dim=0, keepdim=True) for name, value in found.items()} for found in each]
+        unit_batch.append([[float(v) for v in by_image.divergences(found).values()] for found in means])
+    return {"raw": raw, "relative": relative, "unit": unit, "unit_batch": unit_batch}
+
+
+def nearest(table: list[list[list[float]]]) -> dict[str, list[float]]:
+    """How often the diagonal of Table 1 is the least, by layer: a share of tasks, judged in both directions.
+
+    ``scores``: of all tasks' images those of the task itself deviate least from its scores. ``images``: of all tasks'
+    scores an image's own task's deviate least from it, which is what the paper asks.
+    """
+    values = np.array(table)
+    own = np.arange(len(values))[:, None]
+    return {
+        "scores": (values.argmin(axis=1) == own).mean(axis=0).tolist(),
+        "images": (values.argmin(axis=0) == own).mean(axis=0).tolist(),
+    }
 
 
 def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
@@ -192,6 +214,7 @@ def summarise(results: list[dict[str, Any]], source: str) -> dict[str, Any]:
         "accuracy_least_task": float(final.min()),
         "all_in_one_expert": [r["one_expert"] for r in results],
         "frozen_after_all_six": {"mean": frozen.mean(axis=0).tolist(), "max": frozen.max(axis=0).tolist()},
+        "table1_own_is_nearest": {kind: [nearest(r["table1"][kind]) for r in results] for kind in results[0]["table1"]},
         "outputs_bit_identical": [r["bit_identical"] for r in results],
         "learn_seconds": float(np.mean([r["seconds"] for r in results])),
     }

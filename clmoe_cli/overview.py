@@ -72,6 +72,9 @@ def cells(counts: Sequence[int], width: int) -> list[int]:
     return found
 
 
+BY_CONSTRUCTION = "Stored masks overlap by construction: later tasks read earlier ones whole. Measured before learning:"
+
+
 def overview(report: InspectReport) -> list[Any]:
     """Of each expert its tasks, bars of its layers, and overlaps; then the store in one line."""
     parts: list[Any] = []
@@ -86,8 +89,13 @@ def overview(report: InspectReport) -> list[Any]:
         ]
         if len(own) > 1:
             index = [position[task["name"]] for task in own]
-            matrix = [[report.overlap[i][j] or 0.0 for j in index] for i in index]
-            parts.append(_overlap([task["name"] for task in own], matrix))
+            names = [task["name"] for task in own]
+            parts.append(
+                _overlap("overlap (kappa)", names, [[report.overlap[i][j] or 0.0 for j in index] for i in index])
+            )
+            found = measured(own)
+            if any(value is not None for row in found for value in row):
+                parts += [BY_CONSTRUCTION, _overlap("measured", names, found)]
         parts.append("")
     if report.experts:
         parts.append(Legend())
@@ -134,14 +142,20 @@ def _bars(layers: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
-def _overlap(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Any:
+def measured(tasks: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+    """Overlap of each task's images with each other task before it was learned, None where it was not measured."""
+    found = [{m["task"]: m["overlap"] for m in task["measured"] or ()} for task in tasks]
+    return [[row.get(task["name"]) for task in tasks] for row in found]
+
+
+def _overlap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Any:
     """The matrix with names; where there is no room, numbered and in hundredths; else where to find it."""
-    table = columns("overlap (kappa)", *names)
+    table = columns(title, *names)
     small = columns("kappa × 100", *(str(i) for i in range(1, len(names) + 1)))
     small.padding = (0, 1, 0, 0)
     for i, (name, row) in enumerate(zip(names, matrix, strict=True), 1):
-        table.add_row(name, *(f"{value:.2f}" for value in row))
-        small.add_row(f"{i} {cut(name, 16)}", *(f"{100 * value:.0f}" for value in row))
+        table.add_row(name, *("" if value is None else f"{value:.2f}" for value in row))
+        small.add_row(f"{i} {cut(name, 16)}", *("" if value is None else f"{100 * value:.0f}" for value in row))
     return Fitting(table, small, f"overlap of {len(names)} tasks: --plot FILE, --report FILE or --json")
 
 

@@ -8,7 +8,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from clmoe_cli.overview import some
+from clmoe_cli.overview import BY_CONSTRUCTION, measured, some
 from clmoe_cli.plots import drawings
 from clmoe_cli.tables import percent
 
@@ -211,11 +211,16 @@ def _overlaps(report: InspectReport) -> str:
     names = [task["name"] for task in report.tasks]
     if len(names) > MATRIX:
         return '<p class="note">Too many for a table: clmoe inspect --json has them.</p>'
-    rows = zip(names, report.overlap, strict=True)
-    return _table(
-        ("task", *(f"#{name}" for name in names)),
-        [(name, *("" if value is None else f"{value:.2f}" for value in row)) for name, row in rows],
-    )
+    head = ("task", *(f"#{name}" for name in names))
+    tables = [
+        _table(head, [(name, *(_hundredths(v) for v in row)) for name, row in zip(names, matrix, strict=True)])
+        for matrix in (report.overlap, measured(report.tasks))
+    ]
+    return f'{tables[0]}<p class="note">{BY_CONSTRUCTION}</p>{tables[1]}'
+
+
+def _hundredths(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _history(report: InspectReport) -> str:

@@ -20,6 +20,7 @@ from clmoe_cli.continual.experts import Network, Params, parse_arch
 from clmoe_cli.continual.fisher import RANKS, Gaussian, Whitening
 from clmoe_cli.continual.gate import Gate, Subspaces
 from clmoe_cli.continual.gaussians import GRID, GaussianGate, Gaussians, Solved
+from clmoe_cli.continual.image_scores import DRAWS, SIZES
 from clmoe_cli.continual.importance import restored
 from clmoe_cli.continual.learning import KINDS, Learned
 from clmoe_cli.continual.routing import Subnetwork
@@ -39,6 +40,8 @@ from store_schema import (
 GATE = tuple(field.name for field in fields(Subspaces))
 GAUSSIANS = tuple(field.name for field in fields(Gaussians))
 """What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
+DRAWN = "batch"
+"""Under this name the calibration holds what batches of the task's own images diverge."""
 
 
 def tensor(array: NDArray[np.generic]) -> Tensor:
@@ -188,7 +191,24 @@ def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: Network, d
             {name: statistics[f"{name}.standard"] for name in RANKS},
         ),
         {kind: Calibration(tensor(record.calibration[kind]).double()) for kind in KINDS},
+        restored(_tensors(record.image_scores), dict(record.image_score_scale)),
+        _drawn(record),
     )
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: tensor(value) for name, value in arrays.items()}
+
+
+def _drawn(record: SubnetworkRecord) -> Tensor:
+    """Divergences of batches of the task's own images, [sizes, draws]; none where there were too few images."""
+    found = record.calibration.get(DRAWN)
+    if found is None:
+        return torch.zeros(0, DRAWS)
+    if found.ndim != 2 or found.shape[1] != DRAWS or not 1 <= len(found) <= len(SIZES):
+        expected = f"[1 to {len(SIZES)}, {DRAWS}]"
+        raise StoreDamaged("wrong calibration", key=record.task, found=str(found.shape), expected=expected)
+    return tensor(found)
 
 
 def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
@@ -265,12 +285,15 @@ def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
         task=task.name,
         expert=task.expert,
         masks={name: value.numpy() for name, value in task.mask.items()},
-        scores={name: value.numpy() for name, value in learned.half_scores.items()},
-        score_scale=learned.score_scale,
-        calibration={kind: value.values.numpy() for kind, value in task.calibration.items()},
+        scores={name: value.numpy() for name, value in learned.half_scores[0].items()},
+        score_scale=learned.half_scores[1],
+        calibration={kind: value.values.numpy() for kind, value in task.calibration.items()}
+        | ({DRAWN: task.drawn.numpy()} if len(task.drawn) else {}),
         statistics=statistics,
         gate=gate_arrays(found),
         probe_outputs=learned.probe_outputs.numpy(),
+        image_scores={name: value.numpy() for name, value in learned.half_image_scores[0].items()},
+        image_score_scale=learned.half_image_scores[1],
     )
 
 

@@ -197,8 +197,18 @@ def _(report: ExportReport) -> list[Any]:
     return [
         headline(f"exported {report.task} to {report.output}", f": {size}"),
         f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
+        f"answers as {_answering(report)}",
         f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
     ]
+
+
+def _answering(report: ExportReport) -> str:
+    """Whose answers an exported model gives."""
+    if report.answers == "subnetwork":
+        return "predict --task does: the subnetwork" if report.opinion in (None, 1.0) else "the subnetwork alone"
+    return "predict --task does: the gate" + (
+        f", and the subnetwork with weight {report.opinion:.2f}" if report.opinion else ""
+    )
 
 
 def _sentences(said: dict[str, str]) -> Table:

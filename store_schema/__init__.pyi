@@ -31,6 +31,7 @@ from .records import (
     InputRecord as InputRecord,
     LayerRecord as LayerRecord,
     Manifest as Manifest,
+    MeasuredRecord as MeasuredRecord,
     ObjectRef as ObjectRef,
     Probe as Probe,
     TaskLayer as TaskLayer,

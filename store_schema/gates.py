@@ -1,8 +1,8 @@
 """safetensors codec for the solved gate of one kind of input: the tasks' classes in the tasks' order.
 
-Of Gaussians (schema 2): ``means`` float32 [S, d], ``weights`` float64 [S, d], ``scales`` float32 [S], ``centre`` and
-``spread`` float32 [d], ``inverse`` float32 [d, d], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made anew from
-the tasks' own statistics by each commit that changes them.
+Of Gaussians (schema 2): ``means`` float32 and ``weights`` float64 [S, d], ``scales`` float32 [S], ``centre`` and
+``spread`` float32 [d], ``reach`` float32 or float64 [d, m], ``grams`` float32 [S, K, K], ``choice`` float64 [2]; made
+anew from the tasks' own statistics by each commit that changes them.
 
 Of subspaces (schema 1): ``means`` float32 [S, d], ``coarse`` float16 [S, d, k], ``scales`` float32 [S]. All of it is
 taken from the tasks' own statistics, so that a task goes by leaving its rows out.
@@ -56,7 +56,7 @@ GAUSSIANS = {
     "scales": ("F32", "S"),
     "centre": ("F32", "d"),
     "spread": ("F32", "d"),
-    "inverse": ("F32", "dd"),
+    "reach": ("F32 F64", "dm"),
     "grams": ("F32", "SKK"),
     "choice": ("F64", "2"),
 }
@@ -97,7 +97,7 @@ def decode_gaussians(data: bytes, where: str, features: str, classes: int) -> So
     sizes = {"S": classes, "2": 2}
     for key, (kind, axes) in GAUSSIANS.items():
         value = found[key]
-        fits = value.dtype.itemsize == int(kind[1:]) // 8 and value.ndim == len(axes)
+        fits = value.dtype.itemsize in [int(one[1:]) // 8 for one in kind.split()] and value.ndim == len(axes)
         if not fits or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, value.shape, strict=True)):
             raise StoreDamaged(
                 "wrong shape or type",

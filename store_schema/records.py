@@ -37,6 +37,7 @@ _LATER = frozenset(
         "standardised",
         "input_range",
         "input_lowest",
+        "measured",
     }
 )
 """Fields that format 1 does not have: they count in a content hash only where they are set."""
@@ -104,8 +105,7 @@ class ExpertRecord(Record):
     """An expert; ``weights`` is None only before its first commit.
 
     ``input``: what its images go through, None for nothing. ``pretrained``: sha256 of the weights that its free
-    entries start from, None where they are drawn. ``standardised``: whether each number of an input, once multiplied by
-    ``input_scale``, is set against a centre and a spread of its own (:class:`~store_schema.weights.ExpertWeights`).
+    entries start from, None where they are drawn. ``standardised``: whether inputs are set against centre and spread.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^e[1-9][0-9]{0,8}$")]
@@ -166,8 +166,22 @@ class Probe(Record):
     environment: Annotated[str, StringConstraints(max_length=500)]
 
 
+class MeasuredRecord(Record):
+    """How a task's images agreed with another task of its expert before it was learned (``learn``'s placement).
+
+    Hamming distance and overlap of provisional masks, divergence of scores where both select; ``chance_overlap``: the
+    overlap with the same images' inputs shuffled.
+    """
+
+    task: Name
+    hamming: Share
+    overlap: float
+    divergence: Share
+    chance_overlap: float
+
+
 class TaskRecord(Record):
-    """A learned task."""
+    """A learned task. ``measured``: what placement measured with tasks of the same expert; None before format 3."""
 
     name: Name
     number: Annotated[int, Field(ge=1)]
@@ -181,6 +195,7 @@ class TaskRecord(Record):
     owned_parameters: Count
     accuracy: Accuracy
     opinion: Share | None = None
+    measured: tuple[MeasuredRecord, ...] | None = None
     images: Count
     sketch: Annotated[tuple[Sketch, ...], Field(max_length=100_000)] = ()
     config: dict[str, Scalar]

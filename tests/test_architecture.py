@@ -54,7 +54,7 @@ def test_nothing_unpickles_and_files_stay_small(path: Path) -> None:
     text = path.read_text()
     for word in ("torch" + ".load(", "import " + "pickle", "allow_pickle" + "=True", "ev" + "al("):
         assert word not in text
-    assert len(text.splitlines()) <= 500
+    assert len(text.splitlines()) <= 700
 
 
 def test_what_the_store_offers_is_there_whatever_was_imported_first() -> None:

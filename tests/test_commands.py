@@ -246,7 +246,8 @@ def test_learning_reports_the_contract(store: Path, call: Call, files_of: dict[s
 def test_known_and_new_by_detect(call: Call, files_of: dict[str, Path], tmp_path: Path) -> None:
     found = ok(call, "detect", "--data", files_of["a.test"], "--exit-code")
     assert (found["verdict"], found["task"]) == ("known", "a")
-    assert {"deviation", "p_value", "overlap", "divergence"} <= set(found["tasks"][0])
+    assert {"deviation", "p_value", "hamming", "overlap", "divergence"} <= set(found["tasks"][0])
+    assert all(0 < row["hamming"] < 1 for row in found["tasks"])
     x, y = images([2, 95], 64, 9)
     new = save(tmp_path / "new.npz", x=x, y=y)
     code, out, _ = call("detect", "--data", new, "--exit-code", "--json")
@@ -254,6 +255,8 @@ def test_known_and_new_by_detect(call: Call, files_of: dict[str, Path], tmp_path
     swapped = np.load(files_of["a.test"])
     other = save(tmp_path / "swapped.npz", x=swapped["x"], y=6 - swapped["y"])
     assert ok(call, "detect", "--data", other)["verdict"] == "known"
+    for data, verdict in ((files_of["a.test"], "known"), (new, "new")):
+        assert ok(call, "detect", "--data", data, "--evidence", "gradient")["verdict"] == verdict
     conflict = ok(call, "detect", "--data", other, "--use-labels")
     assert (conflict["verdict"], "conflict" in conflict["reason"]) == ("new", True)
 
@@ -311,6 +314,15 @@ def test_inspect_counts_what_the_masks_say(store: Path, call: Call) -> None:
     assert [h["task"] for h in found["history"]] == ["a", "b", "s", "c"]
     kappa = found["overlap"]
     assert all(kappa[i][i] == 1.0 for i in range(4))
+    # What placement measured before a task was learned stands beside what its mask shares now.
+    measured = {t["name"]: {m["task"]: m["overlap"] for m in t["measured"]} for t in found["tasks"]}
+    homes = {t["name"]: t["expert"] for t in found["tasks"]}
+    assert measured["a"] == {}
+    for name, others in measured.items():
+        before = [t["name"] for t in found["tasks"] if homes[t["name"]] == homes[name]]
+        assert set(others) == set(before[: before.index(name)])
+    shown = call("inspect")[1]
+    assert ("overlap by construction" in shown) == any(measured.values())
     assert {"experts", "tasks", "total"} <= set(found["bytes"])
     assert ok(call, "inspect", "--verify")["verified"] is True
     rows = list(csv.DictReader(io.StringIO(call("inspect", "--format", "csv")[1])))

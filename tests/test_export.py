@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from pictures import bars
 from safetensors.torch import load_file, save_file
 from torchvision import models
 
-from clmoe_cli import model_files
+from clmoe_cli import model_files, render
 from clmoe_cli.app import app
 from clmoe_cli.commands import export as exporting
+from clmoe_cli.commands import measuring
 from clmoe_cli.commands.export import export
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import predict
 from clmoe_cli.continual import plain, training
+from clmoe_cli.continual.fusion import mixed
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Schedule
@@ -41,6 +47,8 @@ TASKS: dict[str, tuple[str, list[Any]]] = {
     "meters": ("mlp:12", ["low", "high"]),
     "lamps": ("mlp:10", ["off", "on"]),
 }
+WEIGHTS = {"task1": 0.45, "pets": 0.3, "scans": 0.2, "meters": 0.4, "lamps": 0.0}
+"""Of the subnetworks beside the gate: what held-out images find would be 0 for most, since bars are easy."""
 
 
 def images(task: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             few = arch == "resnet18"
             schedule = Schedule(epochs=1 if few else 4, batch_size=24)
             method = Options(schedule, Tolerance(epochs=1, final_epochs=2, starts=(0.2,) if few else (0.2, 0.6)))
+            patched.setattr(measuring, "opinion_weight", lambda *logs, weight=WEIGHTS[task]: weight)
             batch = read_batch(str(root / f"{task}.train.npz"), labels="required")
             learn(str(root / "store"), batch, LearnOptions(name=task, arch=arch, expert="new", method=method))
     for task in TASKS:
@@ -109,9 +118,10 @@ def outside(code: str, folder: Path, *without: str) -> dict[str, Any]:
     return found
 
 
-def expected(world: Path, task: str) -> dict[str, Any]:
+def expected(world: Path, task: str, router: str = "fused") -> dict[str, Any]:
+    """What ``predict --task`` answers; with the router ``loss`` the subnetwork alone."""
     batch = read_batch(str(world / f"{task}.test.npz"), labels="ignored")
-    report = predict(str(world / "store"), batch, task=task)
+    report = predict(str(world / "store"), batch, task=task, router=router)
     assert len(set(report.labels)) == 2  # a model that always says the same is no test
     return {"labels": list(report.labels), "confidence": report.confidence}
 
@@ -142,11 +152,11 @@ with torch.no_grad():
 """
     said = outside(code, world)
     for task in TASKS:
-        told = expected(world, task)
+        told = expected(world, task, "loss")
         for file in (f"{task}.safetensors", f"{task}.sparse.safetensors"):
             assert said[file]["labels"] == told["labels"]
             np.testing.assert_allclose(said[file]["confidence"], told["confidence"], atol=1e-4)
-    assert said["task1 as documented"] == expected(world, "task1")["labels"]
+    assert said["task1 as documented"] == expected(world, "task1", "loss")["labels"]
     assert said["difference"] < 1e-5
     assert np.isfinite(said["scans as documented"]).all()
 
@@ -181,10 +191,15 @@ for task in {list(TASKS)}:
 def test_the_report_and_what_the_file_says(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     manifest = Store.open(world / "store").manifest
     for task, (arch, labels) in TASKS.items():
-        code, out, err = call(capfd, "export", "--task", task, "out.safetensors", "--json")
-        assert (code, err) == (0, "")
+        code, out, err = call(capfd, "export", "--task", task, "out.safetensors", "--json", "-q")
         report = json.loads(out)
+        assert (code, err) == (0, f"warning: {report['warnings'][0]['text']}\n")
+        assert "holds the subnetwork alone" in err
+        assert f"({100 * report['accuracy']['within']:.2f} % of held-out images right)" in err
         tensors, about = model_files.from_safetensors("out.safetensors")
+        assert (
+            (report["answers"], report["opinion"]) == (about["answers"], WEIGHTS[task]) == ("subnetwork", WEIGHTS[task])
+        )
         assert report["schema"] == "clmoe.export/1"
         assert (about["schema"], about["store"]) == ("clmoe.model/1", manifest.content_hash())
         assert (report["arch"], report["task"], report["output"]) == (arch, task, "out.safetensors")
@@ -264,15 +279,92 @@ def test_another_process_says_nothing_else_and_writes_the_same_bytes(world: Path
 
 
 def test_without_onnxruntime_the_reference_runs_the_file(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     parts = [torch.rand(1, 1, 16, 16), torch.rand(3, 1, 16, 16)]
+    told, runner = model_files.run_onnx(str(world / "scans.onnx"), parts)
+    assert runner == "onnxruntime"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found, runner = model_files.run_onnx(str(world / "scans.onnx"), parts)
     assert runner == "onnx.reference"
-    net = models.resnet18(num_classes=2).eval()
-    net.load_state_dict(load_file(world / "scans.safetensors"))
-    with torch.no_grad():
-        for part, answers in zip(parts, found, strict=True):
-            torch.testing.assert_close(answers, net(part.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    for answers, others in zip(found, told, strict=True):
+        torch.testing.assert_close(answers, others, rtol=1e-4, atol=1e-4)
+    report = export(str(world / "store"), "task1", "out.onnx")
+    assert report.checked_with == "onnx.reference"
+
+
+def asked(file: Path, batch: Batch) -> tuple[list[Any], np.ndarray]:
+    """Labels [N] of an ONNX file, and the probabilities [N] of them, for which its logits stand as well."""
+    session = onnxruntime.InferenceSession(file)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["clmoe"])
+    logits, probabilities = session.run(None, {"images": batch.scaled()})
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(np.exp(logits), probabilities, rtol=1e-5, atol=1e-7)
+    return [about["classes"][i] for i in logits.argmax(axis=1)], probabilities.max(axis=1)
+
+
+def test_onnx_answers_as_predict_does_far_from_all_that_was_learned(world: Path) -> None:
+    rng = np.random.default_rng(3)
+    x, _ = images("meters", 40, 5)
+    far = (x * 10 ** rng.uniform(-2, 2, (40, 1)) * rng.choice([-1, 1], (40, 1))).astype(np.float32)
+    noise = rng.integers(0, 256, (40, 16, 16)).astype(np.uint8)
+    flat = np.full((3, 1, 16, 16), [[[[0]]], [[[7]]], [[[255]]]], dtype=np.uint8)
+    for task, given in (("meters", far), ("task1", noise[:, None]), ("scans", flat)):
+        report = predict(str(world / "store"), batch := Batch(given, None, "far"), task=task)
+        labels, sure = asked(world / f"{task}.onnx", batch)
+        assert labels == list(report.labels)
+        np.testing.assert_allclose(sure, report.confidence, atol=1e-4)
+
+
+def test_an_onnx_file_says_what_answers_and_holds_no_subnetwork_of_weight_0(
+    world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = {task: {value.name for value in onnx.load(world / f"{task}.onnx").graph.initializer} for task in TASKS}
+    assert any("hidden1.weight" in name for name in held["task1"])
+    assert not any("hidden1.weight" in name for name in held["lamps"])
+    code, out, err = call(capfd, "export", "--task", "meters", "out.onnx", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["answers"], report["opinion"], report["warnings"]) == ("mixture", WEIGHTS["meters"], [])
+    about = json.loads(onnx.load("out.onnx").metadata_props[0].value)
+    assert (about["answers"], about["opinion"]) == ("mixture", WEIGHTS["meters"])
+
+
+@pytest.mark.parametrize(
+    ("answers", "opinion", "words"),
+    [
+        ("mixture", 0.3, "as predict --task does: the gate, and the subnetwork with weight 0.30"),
+        ("mixture", 0.0, "as predict --task does: the gate"),
+        ("subnetwork", 0.3, "as the subnetwork alone"),
+        ("subnetwork", 1.0, "as predict --task does: the subnetwork"),
+        ("subnetwork", None, "as predict --task does: the subnetwork"),
+    ],
+)
+def test_people_are_told_whose_answers_a_file_gives(
+    answers: str, opinion: float | None, words: str, world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = export(str(world / "store"), "task1", "out.safetensors")
+    render.show(replace(report, answers=answers, opinion=opinion), False)
+    assert f"answers {words}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["format1", "format2"])
+def test_stores_without_gaussians_are_exported_as_they_answer(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    golden = Path(__file__).parent / "golden" / name
+    batch = Batch(np.load(golden / "expected.npz")["x"], None, "golden")
+    store = shutil.copytree(golden / "store", tmp_path / "store")
+    for suffix in ("onnx", "safetensors"):
+        code, out, err = call(capfd, "export", "--task", "task2", f"out.{suffix}", "--store", store, "--json")
+        assert (code, err) == (0, "")
+        report = json.loads(out)
+        assert (report["answers"], report["opinion"], report["warnings"]) == ("subnetwork", None, [])
+    report = predict(str(store), batch, task="task2")
+    session = onnxruntime.InferenceSession("out.onnx")
+    (probabilities,) = session.run(["probabilities"], {"images": batch.scaled()})
+    np.testing.assert_allclose(probabilities.max(axis=1), report.confidence, atol=1e-4)
+    assert [Store.open(store).manifest.task("task2").classes[i] for i in probabilities.argmax(axis=1)] == list(
+        report.labels
+    )
 
 
 def test_behind_a_backbone_only_the_head_is_exported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +377,7 @@ def test_behind_a_backbone_only_the_head_is_exported(tmp_path: Path, capfd: pyte
     batch = seeing.features(Batch(wide, y, "bars", through))
     learn("features", batch, LearnOptions(name="seen", arch="mlp:8,8", method=Options(Schedule(epochs=1))))
     code, out, err = call(capfd, "export", "--task", "seen", "seen.safetensors", "--store", "features")
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1)
     assert "reads features of resnet18, which is not in the file, [512]" in " ".join(out.split())
     tensors, about = model_files.from_safetensors("seen.safetensors")
     assert through.features is not None
@@ -293,7 +385,12 @@ def test_behind_a_backbone_only_the_head_is_exported(tmp_path: Path, capfd: pyte
     assert (about["input"]["shape"], about["input"]["image_size"], about["input"]["channels"]) == ([512], 32, 3)
     answers = plain.module(about["network"], tensors)(torch.from_numpy(batch.scaled()))
     labels = [about["classes"][i] for i in answers.argmax(dim=1).tolist()]
-    assert labels == list(predict("features", batch, task="seen").labels)
+    assert labels == list(predict("features", batch, task="seen", router="loss").labels)
+    export("features", "seen", "seen.onnx")
+    told = predict("features", batch, task="seen")
+    labels, sure = asked(tmp_path / "seen.onnx", batch)
+    assert labels == list(told.labels)
+    np.testing.assert_allclose(sure, told.confidence, atol=1e-4)
 
 
 def left(folder: Path) -> list[str]:
@@ -354,6 +451,11 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert left(tmp_path) == ["out.safetensors"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "mixed", lambda gate, said, weight: mixed(gate, said, weight + 0.1))
+        with pytest.raises(ClmoeError, match="answers otherwise than the store"):
+            export(str(world / "store"), "task1", "out.onnx")
+    assert left(tmp_path) == ["out.safetensors"]
     export(str(world / "store"), "task1", "out.safetensors")
     assert (tmp_path / "out.safetensors").read_bytes() == (world / "task1.safetensors").read_bytes()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from clmoe_cli.commands.reports import Caution
+from clmoe_cli.continual import privacy
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.learning import FEW
 from clmoe_cli.data import Batch
@@ -39,6 +40,10 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     elif scarce:
         text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"
         found.append(Caution("few-images", text))
+    hidden = [f"{c!r} ({n})" for c, n in by_count.items() if n < privacy.LEAST]
+    if hidden:
+        text = f"fewer than {privacy.LEAST} images of {_listed(hidden)}: so that none can be read back from the store"
+        found.append(Caution("privacy", f"{text}, their mean is kept with noise only, which costs accuracy there"))
     found += _look_alike(by_count, known)
     return found
 

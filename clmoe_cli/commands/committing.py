@@ -26,6 +26,7 @@ from store_schema import (
     ExpertWeights,
     HistoryEntry,
     Manifest,
+    MeasuredRecord,
     Probe,
     SubnetworkRecord,
     TaskLayer,
@@ -39,7 +40,10 @@ from store_schema import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned and read."""
+    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned and read.
+
+    ``measured``: how it agreed with tasks of its expert before.
+    """
 
     number: int
     seed: int
@@ -47,6 +51,7 @@ class Origin:
     images: int
     config: Mapping[str, str | float | int]
     scaling: Scaling
+    measured: tuple[MeasuredRecord, ...] | None
 
 
 def commit_learned(
@@ -136,6 +141,7 @@ def _task_record(
         ),
         owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
         accuracy=Accuracy(dense=None, subnetwork=None, held_out=0),
+        measured=origin.measured,
         images=origin.images,
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
         config=dict(origin.config),
@@ -154,6 +160,21 @@ def _accuracy(learned: Learned, found: Measured) -> Accuracy:
         within=found.within,
         guessing=found.guessing,
         per_class=None if each is None else tuple(ClassAccuracy(images=n, accuracy=share) for n, share in each),
+    )
+
+
+def measured(candidates: Sequence[Candidate], expert: str) -> tuple[MeasuredRecord, ...]:
+    """What placement measured with the tasks of the expert that was chosen."""
+    return tuple(
+        MeasuredRecord(
+            task=c.task,
+            hamming=c.hamming,
+            overlap=c.overlap,
+            divergence=c.divergence,
+            chance_overlap=c.chance_overlap,
+        )
+        for c in candidates
+        if c.expert == expert
     )
 
 

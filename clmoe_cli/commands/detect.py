@@ -87,6 +87,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
                 "expert": task.expert,
                 "deviation": float(raw[name].mean()),
                 "p_value": found[name].p_value() if found[name].available else None,
+                "hamming": agreed.hamming,
                 "overlap": agreed.overlap,
                 "divergence": agreed.divergence,
             }

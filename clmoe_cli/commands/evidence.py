@@ -1,7 +1,8 @@
 """What the known tasks say of a batch when onset asks: which of them are asked, and their p-values, image by image.
 
 ``gate`` judges by the p-values that ``predict --reject`` uses, so that the two cannot contradict each other: of each
-image the largest over a task's classes. ``fisher`` and ``gradient`` judge by how a task's subnetwork deviates.
+image the largest over a task's classes. ``fisher`` and ``gradient`` judge by how a task's subnetwork deviates;
+``gradient`` takes a batch as one task's, since gradients of single images tell tasks apart badly.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands import common, gating
+from clmoe_cli.continual.calibration import batch_p_value
 from clmoe_cli.continual.features import features
+from clmoe_cli.continual.gate import Subspaces
+from clmoe_cli.continual.image_scores import SIZES, ImageReference, divergence_p_value
 from clmoe_cli.continual.onset import Evidence
-from clmoe_cli.continual.routing import deviations
+from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.shortlist import LIMIT, shortlist, voted
 from clmoe_cli.continual.steady import logits
@@ -57,13 +61,19 @@ def onset_evidence(
     """
     if kind == GATE:
         gating.check(loader.manifest, batch, "choose another --evidence, as fisher")
-        values = _seen(loader, batch)
+        values, gate = _seen(loader, batch), loader.gate(batch.input_shape, batch.input)
+        order = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
+
+        def statistics(task: int) -> Subspaces:
+            return loader.answering(order[task])[0]
+
     found: dict[str, Evidence] = {}
     raw: dict[str, Tensor] = {}
     for name in counted(names, on_step, "onset", "tasks"):
         codes = torch.tensor(book.codes(loader.manifest.task(name).classes))
         if kind == GATE:
-            found[name], raw[name] = _of_gate(loader, name, values, codes)
+            at = gate.within(values, order.index(name), statistics).likely.argmax(dim=1)
+            found[name], raw[name] = _of_gate(loader, name, values, codes, at)
         else:
             found[name], raw[name] = _of_subnetwork(loader, name, batch, codes, kind)
     return found, raw
@@ -76,12 +86,13 @@ def _seen(loader: Loader, batch: Batch) -> Tensor:
     return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, record.features)
 
 
-def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor) -> tuple[Evidence, Tensor]:
+def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tensor) -> tuple[Evidence, Tensor]:
+    """``at`` [N]: the task's class that the gate answers for each image."""
     own = loader.answering(name)[0]
     each = [own.distances(values, c) for c in range(len(codes))]
     p = torch.stack([own.p_values(distances, c) for c, distances in enumerate(each)], dim=1)
-    nearest, at = torch.stack(each, dim=1).min(dim=1)
-    # A class of few images has no p-values, and an image next to it cannot be judged.
+    nearest = torch.stack(each, dim=1).min(dim=1).values
+    # A class of few images has no p-values, and an image that is taken for it cannot be judged.
     judged = ~p.gather(1, at[:, None])[:, 0].isnan()
     best = p.nan_to_num(0.0).max(dim=1).values.where(judged, torch.tensor(torch.nan, dtype=p.dtype))
     able = ~p.isnan().all(dim=0)
@@ -96,4 +107,19 @@ def _of_subnetwork(loader: Loader, name: str, batch: Batch, codes: Tensor, kind:
     predicted = codes[logits(task.net, task.params, x).argmax(dim=1)]
     calibration = task.calibration[kind]
     p = calibration.p_values(raw)
-    return Evidence(p, predicted, frozenset(codes.tolist()), len(calibration.values)), raw
+    whole = _of_gradients(task, x, p) if kind == "gradient" and calibration.available else None
+    return Evidence(p, predicted, frozenset(codes.tolist()), len(calibration.values), whole), raw
+
+
+def _of_gradients(task: Subnetwork, x: Tensor, p: Tensor) -> float:
+    """p-value of a batch as one of the task's, from its images' deviations and from the divergence of its S̃.
+
+    The smaller of the two counts, doubled since there are two (Bonferroni). Fewer than 8 images, and tasks of older
+    versions, have only the first.
+    """
+    by_image = batch_p_value(p, len(task.calibration["gradient"].values))
+    if len(x) < min(SIZES) or not len(task.drawn):
+        return by_image
+    reference = ImageReference.of(task.mask, task.image_scores)
+    apart = divergence_p_value(reference.of_batch(task.net, task.params, x), len(x), task.drawn)
+    return min(1.0, 2 * min(by_image, apart))

@@ -1,49 +1,77 @@
-"""``export``: a subnetwork as an ordinary model without ``clmoe``, read back and run before it takes its place."""
+"""``export``: a task as an ordinary model without ``clmoe``, read back and run before it takes its place.
+
+An ONNX file answers as ``predict --task`` does, with the gate's part in it. A safetensors file holds the weights of an
+ordinary architecture, in which the gate has no place: it holds the subnetwork alone, and says so.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clmoe_cli import __version__
 from clmoe_cli.commands.certify import TOLERANCE
+from clmoe_cli.commands.gating import opinion_of
 from clmoe_cli.commands.names import check_output, one_of
-from clmoe_cli.commands.reports import ExportReport
+from clmoe_cli.commands.reports import Caution, ExportReport, accuracy_of
 from clmoe_cli.continual import plain
 from clmoe_cli.continual.experts import logits
+from clmoe_cli.continual.features import features, known
+from clmoe_cli.continual.fusion import mixed
+from clmoe_cli.continual.gaussians import GaussianGate
 from clmoe_cli.continual.learning import probe_inputs
 from clmoe_cli.continual.scaling import BOUND
+from clmoe_cli.continual.standalone import Mixture, Reading, Within
 from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
 from clmoe_cli.state import Loader, parameters
-from store_schema import ClmoeError, Store, StoreDamaged, UsageProblem, read_consistently
+from store_schema import (
+    ClmoeError,
+    Store,
+    StoreDamaged,
+    StoreIncompatible,
+    TaskRecord,
+    UsageProblem,
+    read_consistently,
+)
 
 SUFFIXES = (".safetensors", ".onnx")
 SCHEMA = "clmoe.model/1"
+_WHAT = {"mixture": "store", "subnetwork": "subnetwork"}
 
 
-class _Model(NamedTuple):
-    """``images`` [P, *shape] and the subnetwork's logits of them [P, C]; ``shared``: names of weights with a mask."""
+@dataclass(frozen=True)
+class _Model:
+    """What is written, and what it has to answer.
 
-    net: plain.Answers
+    ``values``: the subnetwork's own; ``shared``: names of those with a mask. ``images`` [P, *shape] and the logits of
+    them [P, C]. ``opinion``: weight of the subnetwork in what ``predict --task`` answers; None: it answers alone.
+    """
+
+    net: nn.Module
     values: dict[str, Tensor]
     about: dict[str, Any]
     shared: list[str]
     images: Tensor
     expected: Tensor
+    record: TaskRecord
+    opinion: float | None
 
 
 def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -> ExportReport:
-    """Writes a task's subnetwork to a ``.safetensors`` or ``.onnx`` file, replacing an earlier one in one step.
+    """Writes a task to a ``.safetensors`` or ``.onnx`` file, replacing an earlier one in one step.
+
+    ``.onnx`` holds what ``predict --task`` answers, ``.safetensors`` the task's subnetwork alone.
 
     ``sparse``: of shared weights only the entries that the task uses, in a ``.safetensors`` file.
 
     The written file is read back and run on the probe inputs, in batches of two sizes, before it takes its place.
     Raises UsageProblem for an unknown task, a file that cannot be written, or missing packages; ClmoeError where the
-    file answers otherwise than the subnetwork does; DiskProblem; the store's errors.
+    file answers otherwise than the store does; DiskProblem; the store's errors.
     """
     path = Path(output)
     check_output(path, SUFFIXES)
@@ -52,7 +80,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         raise UsageProblem("--sparse is for safetensors", where=str(path), hint="leave it out, or name a .safetensors")
     if onnx:
         check_onnx()
-    model = read_consistently(store, lambda opened: _model(opened, task))
+    model = read_consistently(store, lambda opened: _model(opened, task, onnx))
     shape = model.about["input"]["shape"]
     data = (
         to_onnx(model.net, shape, model.about)
@@ -63,7 +91,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         file.write(data)
         file.flush()
         deviation, runner = _checked(model, file.name, onnx, path)
-    counted = [value for value in model.values.values() if value.is_floating_point()]
+    counted = [value for value in model.net.state_dict().values() if value.is_floating_point()]
     return ExportReport(
         output=str(path),
         format=path.suffix[1:],
@@ -81,10 +109,27 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         bytes=len(data),
         deviation=deviation,
         checked_with=runner,
+        answers=model.about["answers"],
+        opinion=model.opinion,
+        accuracy=accuracy_of(model.record),
+        warnings=_cautions(model),
     )
 
 
-def _model(store: Store, task: str) -> _Model:
+def _cautions(model: _Model) -> tuple[Caution, ...]:
+    """Where the file answers otherwise than ``predict --task``."""
+    if model.about["answers"] == "mixture" or model.opinion in (None, 1.0) or len(model.record.classes) < 2:
+        return ()
+    found = model.record.accuracy
+    alone, both = (
+        "" if share is None else f" ({100 * share:.2f} % of held-out images right)"
+        for share in (found.subnetwork, found.within)
+    )
+    text = f"a .safetensors file holds the subnetwork alone{alone}; predict --task and .onnx mix it with the gate{both}"
+    return (Caution("subnetwork-alone", text),)
+
+
+def _model(store: Store, task: str, onnx: bool) -> _Model:
     """A task of a store as a module, its values, and what is said of them."""
     manifest = store.manifest
     task = one_of("task", task, [t.name for t in manifest.tasks])
@@ -115,6 +160,7 @@ def _model(store: Store, task: str) -> _Model:
         "expert": expert.id,
         "arch": expert.arch,
         "classes": list(record.classes),
+        "answers": "subnetwork",
         "input": {
             "shape": list(expert.input_shape),
             "values": "float32: uint8 divided by 255, floats as they are",
@@ -124,13 +170,45 @@ def _model(store: Store, task: str) -> _Model:
         },
         "network": network,
     }
-    return _Model(
+    gate = manifest.gate(expert.input_shape, expert.input)
+    model = _Model(
         net=module,
         values=values,
         about=about,
         shared=plain.named(net, list(net.shared_shapes())),
         images=images.reshape(-1, *expert.input_shape),
         expected=logits(net, params, scaling.apply(images)),
+        record=record,
+        opinion=None if gate is None or gate.rule is None else opinion_of(record),
+    )
+    return _with_gate(loader, model) if onnx and model.opinion not in (None, 1.0) else model
+
+
+def _with_gate(loader: Loader, model: _Model) -> _Model:
+    """The model as ``predict --task`` answers: the gate within the task, mixed with the subnetwork."""
+    manifest, record, weight = loader.manifest, model.record, model.opinion
+    expert = manifest.expert(record.expert)
+    gate, found = loader.gate(expert.input_shape, expert.input), manifest.gate(expert.input_shape, expert.input)
+    assert isinstance(gate, GaussianGate)
+    assert found is not None
+    assert weight is not None
+    if not known(found.features, expert.input_shape):
+        raise StoreIncompatible(
+            "the store has no gate that this version can read",
+            key=record.name,
+            found=found.features,
+            hint="export to .safetensors, which holds the subnetwork alone",
+        )
+    position = [t.name for t in manifest.tasks_of_shape(expert.input_shape, expert.input)].index(record.name)
+    own = loader.gaussians(record.name)
+    reading = Reading(expert.input_shape, found.input_scale, found.features)
+    values = features(model.images.flatten(1) * found.input_scale, expert.input_shape, found.features)
+    by_gate = gate.within(values, position, lambda task: own).likely.log_softmax(dim=1)
+    return replace(
+        model,
+        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).eval(),
+        about={**model.about, "answers": "mixture", "opinion": weight},
+        expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )
 
 
@@ -139,7 +217,7 @@ def _answering(network: plain.Described, values: dict[str, Tensor]) -> plain.Ans
 
 
 def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float, str]:
-    """The largest difference of a logit between the written file and the subnetwork, and what ran the file."""
+    """The largest difference of a logit between the written file and the store's answers, and what ran the file."""
     parts = [model.images[:1], model.images[1:]]
     if onnx:
         found, runner = run_onnx(written, parts)
@@ -152,9 +230,11 @@ def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float
     deviation = float((answers - model.expected).abs().max())
     # Of the largest logit: what rounding does to the small ones comes from numbers as large.
     within = TOLERANCE * max(1.0, float(model.expected.abs().max()))
-    if not deviation <= within:
+    sure = float((answers.softmax(dim=1) - model.expected.softmax(dim=1)).abs().max())
+    if not deviation <= within or (model.about["answers"] == "mixture" and not sure <= TOLERANCE):
         raise ClmoeError(
-            "the exported model answers otherwise than the subnetwork; it was not kept", where=str(path),
-            found=f"largest difference {deviation:.3g}, run by {runner}", expected=f"within {within:.3g}",
+            f"the exported model answers otherwise than the {_WHAT[model.about['answers']]}; it was not kept",
+            where=str(path), found=f"largest difference {deviation:.3g}, run by {runner}",
+            expected=f"within {within:.3g}",
         )  # fmt: skip
     return deviation, runner

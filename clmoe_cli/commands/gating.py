@@ -183,7 +183,7 @@ def decide(
         x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
         return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
 
-    weights = [_opinion(manifest.task(name)) for name in names]
+    weights = [opinion_of(manifest.task(name)) for name in names]
     sources = Sources(
         solved,
         codes,
@@ -225,6 +225,6 @@ def _scale(manifest: Manifest, batch: Batch, on_step: OnStep = silent) -> float:
     return record.input_scale if record else common.input_scale(batch, on_step)
 
 
-def _opinion(task: TaskRecord) -> float:
+def opinion_of(task: TaskRecord) -> float:
     """The weight of a task's subnetwork beside the gate; tasks of formats 1 and 2 have none of their own."""
     return OPINION if task.opinion is None else task.opinion

@@ -22,7 +22,9 @@ class InspectReport(Report):
     """The contract's object: experts, tasks, overlap matrix, history, bytes; ``findings`` of ``--verify``.
 
     Of each layer of an expert, weights that one task reads (``single``), several tasks (``shared``) and none
-    (``free``) add up to its ``parameters``; the first two are ``frozen``.
+    (``free``) add up to its ``parameters``; the first two are ``frozen``. ``overlap`` is of the stored masks, which
+    overlap by construction, since later tasks read earlier ones whole; ``measured`` of a task is what placement
+    measured with its expert's tasks before it was learned (None: learned before that was kept).
     """
 
     schema: ClassVar[str] = "clmoe.inspect/1"
@@ -105,6 +107,7 @@ def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
                 "accuracy": accuracy_of(t),
                 "per_class": list(per_class_of(t)),
                 "opinion": t.opinion,
+                "measured": None if t.measured is None else [m.model_dump() for m in t.measured],
                 "layers": [
                     {**layer.model_dump(), "percent": _percent(layer.selected, layer.parameters)} for layer in t.layers
                 ],

@@ -12,7 +12,7 @@ import torch
 
 from clmoe_cli.commands import cautions, checks, common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
-from clmoe_cli.commands.committing import Origin, commit_learned, learn_report
+from clmoe_cli.commands.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.commands.evidence import onset_evidence, shortlisted
 from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
@@ -31,7 +31,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.labels import Codebook, Label
 from clmoe_cli.seeing import check_backbone
 from clmoe_cli.state import Loader, derived_seed, generator, network
-from store_schema import BadInput, ExpertRecord, LayerRecord, Manifest, TaskRecord, Writer
+from store_schema import BadInput, ExpertRecord, LayerRecord, Manifest, MeasuredRecord, TaskRecord, Writer
 
 
 def learn(
@@ -153,7 +153,7 @@ class Learning:
             self.start.params,
             self.on_step,
         )
-        committed = self._commit(record, net, learned, old, "learn")
+        committed = self._commit(record, net, learned, old, "learn", measured(candidates, record.id))
         for caution in cautions.of_task(committed.task(name)):
             self.warn(caution)
         if verdict.conflict is not None:
@@ -279,7 +279,7 @@ class Learning:
             self.start.params,
             self.on_step,
         )
-        committed = self._commit(record, network(record), learned, others, "refine", old)
+        committed = self._commit(record, network(record), learned, others, "refine", old.measured, old)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
         return learn_report(committed, old.name, "refined", False, verdict, placement, [])
 
@@ -290,6 +290,7 @@ class Learning:
         learned: learning.Learned,
         others: list[str],
         action: Literal["learn", "refine"],
+        agreed: tuple[MeasuredRecord, ...] | None,
         old: TaskRecord | None = None,
     ) -> Manifest:
         method, seen = self.options.method, len(self.batch.images)
@@ -299,9 +300,9 @@ class Learning:
             "epochs": method.schedule.epochs,
         }
         origin = (
-            Origin(old.number, old.seed, old.classes, old.images + seen, config, self._scaling(record))
+            Origin(old.number, old.seed, old.classes, old.images + seen, config, self._scaling(record), agreed)
             if old
-            else Origin(self.number, self.seed, self.classes, seen, config, self._scaling(record))
+            else Origin(self.number, self.seed, self.classes, seen, config, self._scaling(record), agreed)
         )
         return ranks.committed(
             self.locked,

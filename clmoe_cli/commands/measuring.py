@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.commands import common
-from clmoe_cli.continual import fusion, gate, gaussians
+from clmoe_cli.continual import fusion, gate, gaussians, privacy
 from clmoe_cli.continual.features import VECTOR, features, width
 from clmoe_cli.continual.gate import Statistics, Subspaces
 from clmoe_cli.continual.gaussians import GaussianGate, Gaussians
-from clmoe_cli.continual.images import taken
+from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, after, begun, silent, whole
@@ -30,6 +30,8 @@ MOST = 20_000
 """Images of a class that its statistics rest on; of more, so many are taken evenly."""
 NUMBERS = 1 << 26
 """Features that are in memory at a time."""
+FEW = 64
+"""Images of a class, on average, that tell how large noise is to be."""
 WEIGHTS = 41
 """Weights of a subnetwork that are tried, evenly from 0 to 1."""
 
@@ -83,7 +85,18 @@ def subspaces(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnS
         seen = after(to, sum(counts[:c]) - 1)
         parts.append(gate.fit(features(taken(x, rows), batch.input_shape, kind.features, seen)))
     to(sum(counts))
-    return Measured(Subspaces.joined(parts), _largest(y))
+    joined = Subspaces.joined(parts)
+    return Measured(replace(joined, means=(joined.means.double() + _noise(batch, kind, x, y)).float()), _largest(y))
+
+
+def _noise(batch: Batch, kind: Kind, x: Rows, y: Tensor) -> Tensor:
+    """What is added to the means of classes of few images, [C, d] float64, from a few features of each class."""
+    counts = torch.bincount(y)
+    if int(counts.min()) >= privacy.LEAST:
+        return torch.zeros(())
+    rows = _some(y, FEW * len(counts))
+    values = features(taken(x, rows), batch.input_shape, kind.features)
+    return privacy.noise(values, y[rows], len(counts), privacy.drawing(values))
 
 
 def measured(
@@ -96,13 +109,14 @@ def measured(
     values = features(taken(x, rows), batch.input_shape, kind.features, seen)
     with whole(on_step, "gate"):
         held = torch.isin(rows, learned.held)
-        own = gaussians.fit(values, y[rows], len(classes), kind.even)
+        noise = privacy.noise(values, y[rows], len(classes), privacy.drawing(values))
+        own = gaussians.fit(values, y[rows], len(classes), kind.even, noise)
     with whole(on_step, "held-out answers"):
         others = [loader.gaussians(name) for name in kind.names]
-        asked = _Asked(loader, kind.names, others, classes)
+        asked = _Asked(loader, kind.names, others, classes, noise)
         if not len(learned.held):
             return asked.by_folds(own, values, y[rows])
-        part = gaussians.fit_part(values[~held], y[rows][~held], len(classes), own.units)
+        part = gaussians.fit_part(values[~held], y[rows][~held], len(classes), own.units).noisy(noise)
         at = learned.held
         found = features(taken(x, at), batch.input_shape, kind.features)
         told = asked.answers(gaussians.without(own, part), found, y[at], learned.said)
@@ -111,12 +125,13 @@ def measured(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A new task among the other tasks of its kind."""
+    """A new task among the other tasks of its kind; ``noise`` [C, d]: what is on the means of its classes."""
 
     loader: Loader
     names: Sequence[str]
     others: Sequence[Gaussians]
     classes: tuple[Label, ...]
+    noise: Tensor
 
     def answers(self, own: Gaussians, values: Tensor, y: Tensor, said: Tensor | None) -> Measured:
         """What features [n, d] of held-out images with class y [n] tell; ``said`` [n, C]: log-probabilities of the
@@ -162,7 +177,8 @@ class _Asked:
             seen = torch.bincount(y[~out], minlength=len(self.classes)) > 0
             out &= seen[y]
             if bool(out.any()):
-                part = gaussians.fit_part(values[~(fold == i)], y[~(fold == i)], len(self.classes), own.units)
+                rest = ~(fold == i)
+                part = gaussians.fit_part(values[rest], y[rest], len(self.classes), own.units).noisy(self.noise)
                 parts.append(self.answers(gaussians.without(own, part), values[out], y[out], None))
         if not parts:
             return Measured(own, _largest(y), opinion=0.0)

@@ -15,6 +15,7 @@ from store_schema import (
     HistoryEntry,
     Manifest,
     Store,
+    TaskRecord,
     UsageProblem,
     Writer,
     encode_weights,
@@ -123,7 +124,7 @@ def _chosen(manifest: Manifest, bits: AllBits, options: PruneOptions) -> list[st
 
 def _plan(manifest: Manifest, bits: AllBits, names: list[str], options: PruneOptions) -> tuple[RemovalReport, Manifest]:
     """What would go, and the manifest without it (its weights still those of before)."""
-    rest = tuple(t for t in manifest.tasks if t.name not in names)
+    rest = tuple(_without(t, names) for t in manifest.tasks if t.name not in names)
     # An expert without a task has nothing left that anybody could use.
     gone = tuple(e.id for e in manifest.experts if not any(t.expert == e.id for t in rest))
     freed: dict[str, dict[str, int]] = {}
@@ -157,6 +158,13 @@ def _plan(manifest: Manifest, bits: AllBits, names: list[str], options: PruneOpt
         history = (*history, entry)
     update = {"tasks": rest, "experts": experts, "history": history, "repair_floor": generation}
     return plan, manifest.model_copy(update=update)
+
+
+def _without(task: TaskRecord, names: list[str]) -> TaskRecord:
+    """A task's record without what was measured with the named tasks."""
+    if task.measured is None:
+        return task
+    return task.model_copy(update={"measured": tuple(m for m in task.measured if m.task not in names)})
 
 
 def _stored(locked: Writer, manifest: Manifest, bits: AllBits, names: list[str]) -> Manifest:

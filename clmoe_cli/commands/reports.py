@@ -185,7 +185,11 @@ class ExportReport(Report):
     its inputs by, which the first layer's weights have taken over. ``standardised``: whether the first layers bring
     each number of an input to a common spread. ``parameters``: numbers that the model computes
     with, running statistics included; ``nonzero``: those that are not 0. ``bytes``: of the file. ``deviation``: the
-    largest difference of a logit between the file, read back and run by ``checked_with``, and the subnetwork.
+    largest difference of a logit between the file, read back and run by ``checked_with``, and the store's answers.
+    ``answers``: ``mixture`` of gate and subnetwork, as ``predict --task`` answers, or ``subnetwork`` alone.
+    ``opinion``: weight of the subnetwork in what ``predict --task`` answers; None: it answers alone. ``accuracy``:
+    :func:`accuracy_of`, whose ``within`` is the mixture's. ``warnings``: where the file answers otherwise than
+    ``predict --task``.
     """
 
     schema: ClassVar[str] = "clmoe.export/1"
@@ -205,3 +209,7 @@ class ExportReport(Report):
     bytes: int
     deviation: float
     checked_with: str
+    answers: str
+    opinion: float | None
+    accuracy: dict[str, float | int | None]
+    warnings: tuple[Caution, ...] = ()

@@ -63,7 +63,7 @@ def _models() -> dict[str, Any]:
             bytes=shapes.Bytes,
             repaired=shapes.Repaired | None,
         ),
-        "export": _of(ExportReport),
+        "export": _of(ExportReport, answers=Literal["mixture", "subnetwork"], accuracy=shapes.Accuracy),
         "prune": _of(PruneReport),
         "tasks": _of(TasksReport, files=list[shapes.File]),
         "prediction": shapes.Prediction,

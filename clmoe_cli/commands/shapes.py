@@ -54,12 +54,17 @@ class Candidate(BaseModel):
 
 
 class Compared(BaseModel):
-    """How far a batch is from one task."""
+    """How far a batch is from one task.
+
+    ``hamming``: share of the expert's shared weights where the batch's provisional mask and the task's differ;
+    ``overlap``: the same beyond chance (kappa); ``divergence``: of their scores where both masks select.
+    """
 
     task: str
     expert: str
     deviation: float
     p_value: float | None
+    hamming: float
     overlap: float
     divergence: float
 
@@ -208,8 +213,18 @@ class Selected(BaseModel):
     percent: float
 
 
+class Measured(BaseModel):
+    """How a task's images agreed with a task of its expert before it was learned, and what chance gives."""
+
+    task: str
+    hamming: float
+    overlap: float
+    divergence: float
+    chance_overlap: float
+
+
 class Task(BaseModel):
-    """A task of the store."""
+    """A task of the store; ``measured`` is null of tasks of older versions."""
 
     name: str
     expert: str
@@ -217,6 +232,7 @@ class Task(BaseModel):
     accuracy: Accuracy
     per_class: list[ClassAccuracy]
     opinion: float | None
+    measured: list[Measured] | None
     layers: list[Selected]
     owned_parameters: int
     images: int

@@ -103,10 +103,10 @@ def features(
     ``name``: which ones; None for those of :func:`kind`. Those of an image are the same to the last bit whatever other
     images there are (:mod:`clmoe_cli.continual.steady`).
     """
-    of = _BY_NAME[name or kind(input_shape)]
+    of = name or kind(input_shape)
 
     def block(inputs: Tensor) -> tuple[Tensor]:
-        return (of(inputs.reshape(-1, *input_shape)).to(inputs.dtype),)
+        return (calculated(inputs.reshape(-1, *input_shape), of).to(inputs.dtype),)
 
     found: Tensor | None = None
     done = 0
@@ -119,6 +119,11 @@ def features(
             done += len(values)
             on_done(done)
     return torch.empty((0, width(input_shape, name))) if found is None else found
+
+
+def calculated(x: Tensor, name: str) -> Tensor:
+    """Features [N, d] of that name, float64 or of the type of ``x``, of inputs [N, …], all of them at once."""
+    return _BY_NAME[name](x)
 
 
 def gabor(size: int, orientations: int, cycles: float) -> Tensor:
@@ -198,9 +203,9 @@ def _of_colours(x: Tensor) -> Tensor:
     brightness."""
     found = _of_images(x)
     maps = len(SIZES) * ORIENTATIONS[0]
-    ends = torch.tensor([3 * maps, maps * ORIENTATIONS[1], 2 * maps * ORIENTATIONS[1]]) * GRID**2
-    first, bright, opponents, colours = found.tensor_split(ends.cumsum(0), dim=1)
-    blocks = opponents.reshape(len(x), -1, GRID // 2, 2, GRID // 2, 2)
+    parts = [3 * maps, maps * ORIENTATIONS[1], 2 * maps * ORIENTATIONS[1], 3]
+    first, bright, opponents, colours = found.split([part * GRID**2 for part in parts], dim=1)
+    blocks = opponents.reshape(x.shape[0], -1, GRID // 2, 2, GRID // 2, 2)
     return torch.cat([first, bright, blocks.sum(dim=(3, 5)).flatten(1) / 2, colours], dim=1)
 
 
@@ -209,11 +214,12 @@ def _as_they_are(x: Tensor) -> Tensor:
     (Johnson & Lindenstrauss 1984)."""
     flat = x.flatten(1).double()
     size = flat.shape[1]
-    return flat if size <= MOST_COLUMNS else flat @ _projection(size)
+    return flat if size <= MOST_COLUMNS else flat @ projection(size)
 
 
 @lru_cache(maxsize=1)
-def _projection(size: int) -> Tensor:
+def projection(size: int) -> Tensor:
+    """Random projections [size, MOST_COLUMNS] float64 of vectors with so many columns, always the same ones."""
     drawn = torch.randn((size, MOST_COLUMNS), generator=torch.Generator().manual_seed(0))
     return drawn.double() / math.sqrt(MOST_COLUMNS)
 

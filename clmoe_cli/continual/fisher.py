@@ -13,12 +13,13 @@ they are; the inputs then tell. The larger of the two deviations counts, each in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clmoe_cli.continual import privacy
 from clmoe_cli.continual.experts import Network, traced
 from clmoe_cli.continual.images import Labelled
 from clmoe_cli.continual.steady import settled
@@ -86,32 +87,40 @@ class Whitening:
 
 
 def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:
-    """Fits the Gaussians to a task's training images, and their standard to its held-out ones (at least one)."""
+    """Fits the Gaussians to a task's training images, and their standard to its held-out ones (at least one).
+
+    Held-out images are among those of the gate's means. Noise on the means here keeps the difference of both from
+    giving a single one of them away.
+    """
     widest = max(value.shape[1] for value in blocks(net, params, held_out.thinned(1)).values())
     training = training.thinned(max(1, MOST // widest))
     values, held = blocks(net, params, training), blocks(net, params, held_out)
-    gaussians = {name: fit_gaussian(values[name], training.y, classes, rank) for name, rank in RANKS.items()}
-    standard = {}
-    for name, gaussian in gaussians.items():
+    draw = privacy.drawing(training.x)
+    gaussians, standard = {}, {}
+    for name, rank in RANKS.items():
+        fitted = fit_gaussian(values[name], training.y, classes, rank)
+        added = privacy.one_more(values[name], training.y, classes, draw)
+        gaussian = replace(fitted, means=(fitted.means.double() + added).float())
         logs = _logs(gaussian, held[name])
+        gaussians[name] = gaussian
         standard[name] = torch.stack([logs.mean(), logs.std(correction=0).clamp_min(1e-3)])
     return Whitening(gaussians, standard)
 
 
 def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian:
-    """Probabilistic PCA of values [N, d] about the means of their classes."""
-    values = values.double()
-    sums = torch.zeros(classes, values.shape[1], dtype=torch.float64).index_add_(0, y, values)
-    means = sums / torch.bincount(y, minlength=classes).clamp_min(1)[:, None]
-    centred = values - means[y]
-    freedom = max(1, len(values) - classes)
-    k = min(rank, values.shape[1] - 1)
+    """Probabilistic PCA of values [N, d] about the means of their classes, N ≥ 1.
+
+    Classes of few images have a mean together, or that of the others (:func:`privacy.groups`).
+    """
+    means, centred, freedom = privacy.grouped(values.double(), y, classes)
+    k = min(privacy.rank(freedom, rank), values.shape[1] - 1)
+    freedom = max(1, freedom)
     top, vectors = leading(centred, k)
     top, whole = top / freedom, centred.square().sum() / freedom
     # Units that never fire have no variance: the mean over the rest keeps them from dividing by zero.
-    # Values [N, 1] have no directions, and all of their variance is the rest.
+    # Without directions, all of the variance is the rest.
     floor = 1e-6 * (top.max() if k else whole).clamp_min(TINY)
-    rest = ((whole - top.sum()).clamp_min(0) / (values.shape[1] - k)).clamp_min(floor)
+    rest = ((whole - top.sum()).clamp_min(0) / (means.shape[1] - k)).clamp_min(floor)
     return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
 
 

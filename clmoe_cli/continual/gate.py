@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clmoe_cli.continual import privacy
 from clmoe_cli.continual.calibration import MINIMUM
 from clmoe_cli.continual.fisher import leading, of_scatter
 from clmoe_cli.continual.steady import at_least, settled
@@ -110,7 +111,7 @@ def fit(values: Tensor, rank: int = RANK) -> Subspaces:
     How far new images will lie is told by images left out of the fit, a fifth at a time (Stone 1974).
     """
     n, d = values.shape
-    k = min(rank, n // 4, d // 2)
+    k = privacy.rank(n, min(rank, d // 2))
     parts = [values[i::FOLDS] for i in range(min(FOLDS, n))]
     whole, *rests = _of_many(values, parts, k) if n > d <= WIDEST else _of_few(values, parts, k)
     left_out = torch.cat([_outside(part, *rest) for part, rest in zip(parts, rests, strict=True)])

@@ -146,7 +146,10 @@ def normalised(net: Network, scores: Mapping[str, Tensor]) -> Params:
     return {name: value * (sum(value.shape) / value.numel()) for name, value in found.items()}
 
 
-def halved(scores: Mapping[str, Tensor]) -> tuple[Params, dict[str, float]]:
+Halved = tuple[Params, dict[str, float]]
+
+
+def halved(scores: Mapping[str, Tensor]) -> Halved:
     """Scores as stored: float16 in units of each parameter's largest score, and those units."""
     scale = {name: max(float(value.max()), 1e-30) for name, value in scores.items()}
     return {name: (value / scale[name]).half() for name, value in scores.items()}, scale

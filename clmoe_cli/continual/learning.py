@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import fisher, masks, steady
+from clmoe_cli.continual import fisher, masks, privacy, steady
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.consolidation import consolidate
 from clmoe_cli.continual.experts import Network, Params, logits
+from clmoe_cli.continual.image_scores import ImageReference, batch_calibration, image_scores
 from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.importance import gradient_scores, halved, restored
+from clmoe_cli.continual.importance import Halved, gradient_scores, halved, restored
 from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.routing import Subnetwork, deviations
 from clmoe_cli.continual.selection import Selection, Tolerance, select
@@ -56,15 +57,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned task: its subnetwork, scores in half precision as stored, and what is reported.
+    """A learned task: its subnetwork, scores in half precision with their scales as stored, and what is reported.
 
     ``held``: positions of the calibration images among all; ``said`` [held, C] float64: log-probabilities that the
     subnetwork gives to the classes of these.
     """
 
     subnetwork: Subnetwork
-    half_scores: dict[str, Tensor]
-    score_scale: dict[str, float]
+    half_scores: Halved
+    half_image_scores: Halved
     dense: Quality | None
     accuracy: Quality | None
     held_out: int
@@ -220,7 +221,8 @@ def _search(
         training,
         tuning,
         schedule,
-        options.tolerance,
+        # Training images cannot tell what a sparser mask would cost: the first round stands.
+        options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0),
         options.score,
         generator,
         on_epoch,
@@ -247,23 +249,31 @@ def finish(
     mask = _on("cpu", mask)
     to = begun(on_step, "scores", len(parts.training), "images")
     raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
-    half, scale = halved(masks.applied(raw, mask))
+    by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
+    if len(parts.training) < privacy.LEAST:
+        # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
+        raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}
+        by_image = {name: torch.full_like(value, float(value.mean())) for name, value in by_image.items()}
+    half = halved(masks.applied(raw, mask))
+    half_by_image = halved(masks.applied(by_image, mask))
     held = parts.calibration
     own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
     with whole(on_step, "statistics"):
         whitening = fisher.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.
-    task = Subnetwork(name, expert, net, params, mask, restored(half, scale), whitening, {})
+    task = Subnetwork(name, expert, net, params, mask, restored(*half), whitening, {}, restored(*half_by_image))
     with whole(on_step, "calibration"):
+        reference = ImageReference.of(mask, task.image_scores)
+        drawn = batch_calibration(net, params, held.x, reference, torch.Generator().manual_seed(0))
         calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
         accuracy = quality(net, params, held) if len(held) else None
     params = _on("cpu", params)
-    task = replace(task, params=params, calibration=calibration)
+    task = replace(task, params=params, calibration=calibration, drawn=drawn)
     sketched, outputs = sketch(parts.training, classes), probe(net, params)
     said = torch.empty(0, classes, dtype=torch.float64)
     if len(held):
         said = steady.logits(net, params, held.x).log_softmax(dim=1)
-    return Learned(task, half, scale, dense, accuracy, len(held), outputs, sketched, parts.held, said)
+    return Learned(task, half, half_by_image, dense, accuracy, len(held), outputs, sketched, parts.held, said)
 
 
 def probe_inputs(net: Network) -> Tensor:

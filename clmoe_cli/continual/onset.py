@@ -30,13 +30,15 @@ class Evidence:
     """What one known task says of a batch.
 
     ``p`` [N] (NaN: not available), ``predicted`` codes [N], the task's codes, how many images calibrated it (0 where
-    there are no p-values).
+    there are no p-values). ``whole``: p-value of the batch where the evidence is of batches; single images say little
+    then, and a batch counts as one task's.
     """
 
     p: Tensor
     predicted: Tensor
     classes: frozenset[int]
     calibration: int
+    whole: float | None = None
 
     @property
     def available(self) -> bool:
@@ -45,6 +47,8 @@ class Evidence:
 
     def p_value(self) -> float:
         """p-value of the batch."""
+        if self.whole is not None:
+            return self.whole
         return batch_p_value(self.p[~self.p.isnan()], self.calibration)
 
 
@@ -140,7 +144,8 @@ def _without_labels(
     every = torch.stack([tasks[name].p for name in able])
     judged = ~every.isnan().any(dim=0)
     enough = float(judged.double().mean()) >= JUDGED
-    if len(able) > 1 and enough:
+    single = all(tasks[name].whole is None for name in able)
+    if len(able) > 1 and enough and single:
         p, chosen = every[:, judged].max(dim=0)
         mixed = batch_p_value(p, min(tasks[name].calibration for name in able))
         if mixed >= alpha:

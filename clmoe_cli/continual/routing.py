@@ -21,7 +21,7 @@ router       evidence                                    stored per task        
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from clmoe_cli.continual import masks, steady
 from clmoe_cli.continual.calibration import Calibration
 from clmoe_cli.continual.experts import Network, Params, logits
 from clmoe_cli.continual.fisher import Whitening
+from clmoe_cli.continual.image_scores import DRAWS, divergence, image_scores
 from clmoe_cli.continual.images import Rows, taken
 from clmoe_cli.continual.importance import Reference, factors, gradient_scores, normalised, relative_deviation
 from clmoe_cli.continual.selection import threshold_at
@@ -41,7 +42,11 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """A learned task, ready to run: its parameters (zero outside the mask) and the statistics stored with it."""
+    """A learned task, ready to run: its parameters (zero outside the mask) and the statistics stored with it.
+
+    ``image_scores`` S̃ and ``drawn``, what batches of its own images diverge from it
+    (:mod:`clmoe_cli.continual.image_scores`), are empty for tasks of older versions.
+    """
 
     name: str
     expert: str
@@ -51,6 +56,8 @@ class Subnetwork:
     scores: Params
     whitening: Whitening
     calibration: Mapping[str, Calibration]
+    image_scores: Params = field(default_factory=dict)
+    drawn: Tensor = field(default_factory=lambda: torch.zeros(0, DRAWS))
 
     @property
     def classes(self) -> int:
@@ -103,29 +110,35 @@ def by_fisher(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) 
 def by_paper(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
     """The paper's two stages, [N, T]; tasks outside the chosen expert get minus infinity.
 
-    For a batch the mask of its own scores is compared with each task's mask. A single image decides by score
-    deviation alone: one image's gradients give no usable mask.
+    The expert is that of the task whose calibrated loss is least. Within it a batch decides by the divergence of its S̃
+    from each task's; where one of the tasks has none (older versions), the mask of the batch's own scores is compared
+    with each task's mask. A single image decides by score deviation alone: one image's gradients give no usable mask.
     """
     home, best = _experts(tasks, inputs, batch)
     inside = home[None, :] == best.argmax(dim=1)[:, None]
     if batch:
-        zero = torch.tensor(0.0)
-        fits = [_fit(t, x) if here else zero for t, x, here in zip(tasks, inputs, inside[0].tolist(), strict=True)]
-        evidence = torch.stack(fits).double()[None, :].expand_as(inside)
+        here = [i for i, chosen in enumerate(inside[0].tolist()) if chosen]
+        fit = _by_image if all(tasks[i].image_scores for i in here) else _fit
+        evidence = torch.zeros(len(tasks), dtype=torch.float64)
+        evidence[here] = torch.tensor([fit(tasks[i], inputs[i]) for i in here], dtype=torch.float64)
+        evidence = evidence.expand_as(inside)
     else:
         evidence = by_gradient(tasks, inputs, batch)
     return evidence.where(inside, torch.tensor(float("-inf"), dtype=torch.float64))
 
 
 def by_expert(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
-    """The first of the paper's stages, [N, T]: minus the least pseudo-label loss in each task's expert."""
+    """The first of the paper's stages, [N, T]: minus the least calibrated pseudo-label loss in each task's expert."""
     home, best = _experts(tasks, inputs, batch)
     return best[:, home]
 
 
 def _experts(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> tuple[Tensor, Tensor]:
-    """Position of each task's expert [T]; minus the least loss in each of E experts, of a batch its mean, [N, E]."""
-    losses = by_loss(tasks, inputs, batch)
+    """Position of each task's expert [T]; minus the least loss in each of E experts, of a batch its mean, [N, E].
+
+    Losses are in units of each task's own spread: one task's images are harder than another's.
+    """
+    losses = _standardised(tasks, inputs, "loss")
     if batch:
         losses = losses.mean(dim=0, keepdim=True).expand_as(losses)
     experts = sorted({task.expert for task in tasks})
@@ -133,8 +146,14 @@ def _experts(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -
     return home, torch.stack([losses[:, home == e].max(dim=1).values for e in range(len(experts))], dim=1)
 
 
-def _fit(task: Subnetwork, x: Rows) -> Tensor:
-    """Mask overlap minus score divergence of a batch with one task, a scalar."""
+def _by_image(task: Subnetwork, x: Rows) -> float:
+    """Minus the divergence of a batch's S̃ from the task's, each computed in the task's subnetwork."""
+    found = image_scores(task.net, task.params, x, alone=True)
+    return -divergence({name: value.cpu() for name, value in found.items()}, task.image_scores, task.mask)
+
+
+def _fit(task: Subnetwork, x: Rows) -> float:
+    """Mask overlap minus score divergence of a batch with one task."""
     pseudo = logits(task.net, task.params, x).argmax(dim=1)
     scores = {
         name: value.cpu() for name, value in gradient_scores(task.net, task.params, x, pseudo, alone=True).items()
@@ -145,7 +164,7 @@ def _fit(task: Subnetwork, x: Rows) -> Tensor:
     found = {name: value >= threshold for name, value in shared.items()}
     overlap = masks.agreement(found, task.mask).overlap
     apart = masks.divergence(scores, task.scores, task.mask)
-    return torch.tensor(overlap - apart)
+    return overlap - apart
 
 
 def _standardised(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], kind: str) -> Tensor:

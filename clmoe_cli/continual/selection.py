@@ -1,4 +1,4 @@
-"""Choosing a task's subnetwork: the sparsest mask that keeps the held-out loss within a tolerance.
+"""Choosing a task's subnetwork: the sparsest mask that keeps the held-out accuracy within a tolerance.
 
 Paper, "Score" and "Freeze"; method section 4. Rounds of pruning and a short consolidation inside the
 mask, each on scores computed afresh; one normalised threshold serves all layers.
@@ -7,7 +7,7 @@ mask, each on scores computed afresh; one normalised threshold serves all layers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clmoe_cli.continual import masks, parallel
 from clmoe_cli.continual.consolidation import consolidate
-from clmoe_cli.continual.experts import Network, Params, logits
+from clmoe_cli.continual.experts import Network, Params
 from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.importance import gradient_scores, normalised
+from clmoe_cli.continual.importance import gradient_scores, halved, normalised
 from clmoe_cli.continual.journal import Journal
 from clmoe_cli.continual.steps import OnDone, OnStep, begun, silent
 from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, losses, quality
@@ -25,53 +25,43 @@ from clmoe_cli.continual.training import OnEpoch, Quality, Schedule, losses, qua
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
 
-ERROR_COST = 4.6
-"""Nats that one wrong image costs on average (the right class at 1 %): turns accuracy into loss."""
-
 
 @dataclass(frozen=True)
 class Tolerance:
     """How sparse, and at what price.
 
-    ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). It is judged on the
-    loss, since some hundred images cannot resolve such an accuracy. Densities are shares of the shared weights that
-    a task would freeze anew. The first round keeps the first of ``starts`` that is not clearly worse than the dense
-    network, each further one the share ``step`` of those, down to the density ``floor``; a round consolidates
-    for ``epochs`` epochs, the chosen mask for ``final_epochs``, both from the learning rate ``lr``: what is left of
-    a pruned network moves in few directions and needs larger steps than the dense one.
+    ``max_drop``: share of held-out images that may be lost (0.003 is 0.3 points). ``resolution``: what held-out images
+    must be able to tell, as such a share; where they cannot, the denser mask stands. Densities are shares of the shared
+    weights that a task would freeze anew. The first round keeps the first of ``starts`` that is not clearly worse than
+    the dense network, each further one the share ``step`` of those, until ``failures`` in a row are not within the
+    tolerance, or down to the density ``floor`` and ``least`` weights, since placement cannot compare masks of a few
+    weights; between the sparsest that is and the next sparser that is not follow
+    ``halvings``. A round consolidates for ``epochs`` epochs, the chosen mask for ``final_epochs``, both from the
+    learning rate ``lr``: what is left of a pruned network moves in few directions and needs larger steps than the
+    dense one.
     """
 
     max_drop: float = 0.003
+    resolution: float = 0.01
     starts: tuple[float, ...] = (0.2, 0.6, 1.0)
     step: float = 0.33
-    floor: float = 0.007
+    floor: float = 1e-4
+    least: int = 32
+    failures: int = 2
+    halvings: int = 2
     epochs: int = 2
-    final_epochs: int = 10
+    final_epochs: int = 20
     lr: float = 3e-3
 
-    def choose(self, dense: Tensor, rounds: Sequence[Tensor]) -> int:
-        """Index of the sparsest round within the tolerance; arguments are losses of the held-out images, each [N].
+    def within(self, reference: Tensor, found: Tensor) -> bool:
+        """Whether a mask errs more than ``reference`` by at most ``max_drop``, and the images can tell so.
 
-        Measured from the dense network or, where no round comes near it (its held-out loss is the least
-        of many epochs, hence flattering), from the best round: a denser mask would not help either. A round is
-        within when it is not worse by more than the tolerance and two standard errors of the paired difference
-        (as Breiman et al. 1984, section 3.4.3, prune with one): some hundred images cannot tell more.
+        Arguments: how wrong the held-out images are, each [N] in 0 to 1. The mean of the paired difference may be
+        ``max_drop``; with two standard errors more it may be ``resolution`` above that.
         """
-        found = torch.stack(list(rounds))
-        best = found[found.mean(dim=1).argmin()]
-        reference = dense if dense.mean() >= best.mean() else best
-        excess = found - reference
-        error = excess.std(dim=1, correction=0) / math.sqrt(excess.shape[1])
-        within = excess.mean(dim=1) <= ERROR_COST * self.max_drop + 2 * error
-        return int(within.nonzero().max())
-
-    def kept(self, dense: Tensor, found: Tensor) -> bool:
-        """Whether accuracy fell by no more than ``max_drop`` and two standard errors of the paired difference.
-
-        Arguments: which held-out images are right, each [N] bool.
-        """
-        lost = dense.double() - found.double()
-        return float(lost.mean()) <= self.max_drop + 2 * float(lost.std(correction=0)) / math.sqrt(len(lost))
+        lost = found - reference
+        mean, error = float(lost.mean()), float(lost.std(correction=0)) / math.sqrt(len(lost))
+        return mean <= self.max_drop and mean + 2 * error <= self.max_drop + self.resolution
 
     def clearly_worse(self, found: Quality, dense: Quality, images: int) -> bool:
         """Whether accuracy fell by more than the tolerance and twice the standard error of ``images`` images."""
@@ -149,12 +139,12 @@ def select(
     """Prunes a trained network in rounds and consolidates what is left.
 
     ``params``: shared and owned parameters after training; ``free``: shared weights that may move (the
-    frozen ones may be selected, and never change). The search goes down to the floor, since
-    one round's loss is noisy, and takes the sparsest round within the tolerance; where the consolidated subnetwork
-    does not keep the accuracy, the next denser round is taken.
+    frozen ones may be selected, and never change). Rounds are judged against the dense network or, where the densest
+    round errs more (the dense one's held-out loss is the least of many epochs, hence flattering), against that round.
+    The sparsest round within the tolerance is consolidated; where the result is not within it, the next denser one is.
     """
     dense = quality(net, params, held_out)
-    rounds: list[tuple[Level, Params, masks.Masks]] = []
+    levels: list[Level] = []
 
     def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
         return consolidate(
@@ -173,35 +163,78 @@ def select(
             on_step=on_step,
         )
 
-    def prune(current: Params, mask: masks.Masks, density: float) -> None:
-        scores = importance(net, current, data, score, begun(on_step, "scores", len(data), "images"))
+    def pruned(before: _Round, density: float) -> _Round:
+        scores = importance(net, before.params, data, score, begun(on_step, "scores", len(data), "images"))
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.
         # A weight of importance zero contributes nothing: never selected, however low the threshold.
-        mask = {name: ((value >= threshold) | ~free[name]) & (value > 0) & mask[name] for name, value in scores.items()}
-        trained, reached = trained_on(masks.applied(current, mask), mask, tolerance.epochs, "prune")
-        rounds.append((Level(density, threshold, reached), trained, mask))
+        mask = {
+            name: ((value >= threshold) | ~free[name]) & (value > 0) & before.mask[name]
+            for name, value in scores.items()
+        }
+        trained, reached = trained_on(masks.applied(before.params, mask), mask, tolerance.epochs, "prune")
+        levels.append(Level(density, threshold, reached))
+        return _Round(density, trained, mask, errors(net, trained, held_out))
 
+    everything = _Round(1.0, params, masks.all_of(free), errors(net, params, held_out))
     for start in tolerance.starts:
-        rounds.clear()
-        prune(params, masks.all_of(free), start)
-        if not tolerance.clearly_worse(rounds[0][0].held_out, dense, len(held_out)):
+        densest = pruned(everything, start)
+        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)):
             break
-    while (density := rounds[-1][0].density * tolerance.step) >= tolerance.floor:
-        prune(rounds[-1][1], rounds[-1][2], density)
-    levels = tuple(level for level, _, _ in rounds)
-    chosen = tolerance.choose(losses(net, params, held_out), [losses(net, found, held_out) for _, found, _ in rounds])
-    right = answers(net, params, held_out)
+    reference = max(everything.errors, densest.errors, key=lambda errors: float(errors.mean()))
+    accepted, last, sparser, failed = [densest], densest, 0.0, 0
+    floor = max(tolerance.floor, tolerance.least / sum(mask.numel() for mask in free.values()))
+    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor:
+        last = pruned(last, density)
+        if tolerance.within(reference, last.errors):
+            accepted.append(last)
+            failed = 0
+        else:
+            sparser = sparser if failed else density
+            failed += 1
+    for _ in range(tolerance.halvings if failed else 0):
+        middle = pruned(accepted[-1], math.sqrt(accepted[-1].density * sparser))
+        if tolerance.within(reference, middle.errors):
+            accepted.append(middle)
+        else:
+            sparser = middle.density
     while True:
-        _, current, mask = rounds[chosen]
-        final, reached = trained_on(current, mask, tolerance.final_epochs, "consolidate")
-        # The losses of short rounds promise what only the final weights can keep.
-        if chosen == 0 or tolerance.kept(right, answers(net, final, held_out)):
-            return Selection(final, mask, dense, reached, levels)
-        chosen -= 1
+        chosen = accepted.pop()
+        final, _ = trained_on(chosen.params, chosen.mask, tolerance.final_epochs, "consolidate")
+        final, mask = without_idle(net, final, chosen.mask, data)
+        # The errors of short rounds promise what only the final weights can keep.
+        if not accepted or tolerance.within(reference, errors(net, final, held_out)):
+            return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels))
 
 
-def answers(net: Network, params: Params, data: Labelled) -> Tensor:
-    """Which images are right, [N] bool."""
-    return parallel.agreed(logits(net, params, data.x).argmax(dim=1) == data.y)
+@dataclass(frozen=True)
+class _Round:
+    """A density that was tried: parameters (zero outside the mask), the mask, how wrong the held-out images are."""
+
+    density: float
+    params: Params
+    mask: masks.Masks
+    errors: Tensor
+
+
+def errors(net: Network, params: Params, data: Labelled) -> Tensor:
+    """How wrong each image is, one minus the probability of its class, [N] float64 in 0 to 1.
+
+    Its mean is an accuracy lost that hangs less on single images than a count of answers, and unlike the loss no image
+    outweighs all others.
+    """
+    return parallel.agreed(-torch.expm1(-losses(net, params, data)))
+
+
+def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks]:
+    """Takes out selected weights whose score on ``data`` is zero as stored, until there are none.
+
+    A weight that is taken out may wake a unit that it kept at zero, so the scores are taken again.
+    """
+    while True:
+        scores = halved(gradient_scores(net, params, data.x, data.y))[0]
+        used = {name: own & (scores[name] > 0) for name, own in mask.items()}
+        if masks.count(used) == masks.count(mask):
+            return params, mask
+        params, mask = masks.applied(params, used), used

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clmoe_cli.continual import privacy
 from clmoe_cli.continual.images import Labelled, Rows
 
 WIDTH = 64
@@ -32,9 +33,13 @@ def project(x: Rows) -> Tensor:
 
 
 def sketch(data: Labelled, classes: int) -> Tensor:
-    """Means of the classes of projected images, [C, WIDTH]."""
-    sums = torch.zeros(classes, WIDTH).index_add_(0, data.y, project(data.x))
-    return sums / torch.bincount(data.y, minlength=classes).clamp_min(1)[:, None]
+    """Means of the classes of projected images, [C, WIDTH], with the noise that is on their means elsewhere.
+
+    The numbers that are drawn are the same, so that the noise is the projection of the other.
+    """
+    values = project(data.x).double()
+    means = privacy.grouped(values, data.y, classes)[0]
+    return (means + privacy.one_more(values, data.y, classes, privacy.drawing(data.x))).float()
 
 
 def voted(tasks: Tensor, count: int, limit: int = LIMIT) -> list[int]:

@@ -14,7 +14,7 @@ from clmoe_cli.progress import note
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors or .onnx.")],
-    task: Annotated[str, typer.Option(autocompletion=task_names, help="The task whose subnetwork is written.")],
+    task: Annotated[str, typer.Option(autocompletion=task_names, help="The task that is written.")],
     store: flags.StoreOption = flags.DEFAULT_STORE,
     sparse: Annotated[bool, typer.Option("--sparse", help="In safetensors: only the weights that are used.")] = False,
     json_: flags.JsonOption = False,
@@ -26,6 +26,7 @@ def export(
     from clmoe_cli.commands.export import export as call
 
     report = call(store, task, out, sparse=sparse)
+    render.warnings(report.warnings)
     if verbose and not quiet and report.standardised:
         note("the model's first layers standardise its inputs, as the expert does")
     elif verbose and not quiet and report.input_scale != 1.0:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,3 +163,14 @@ def test_tasks_without_p_values_are_known_by_their_predictions_only() -> None:
     assert decide(tasks, ZERO_ONE, 0.01).p_value is None
     assert not decide(tasks, 1 - ZERO_ONE, 0.01).known
     assert not decide(tasks, None, 0.01).known
+
+
+def test_evidence_of_whole_batches_judges_no_image_by_itself() -> None:
+    """Each image fits one of two tasks, which counts only where single images can be told apart."""
+    single = {"a": MIXED["a"], "b": MIXED["b"]}
+    assert decide(single, None, 0.01).known
+    whole = {name: replace(evidence, whole=1e-6) for name, evidence in single.items()}
+    verdict = decide(whole, None, 0.01)
+    assert (verdict.verdict, verdict.p_value) == ("new", 1e-6)
+    fits = {**whole, "a": replace(MIXED["a"], whole=0.5)}
+    assert decide(fits, None, 0.01).tasks == ("a",)

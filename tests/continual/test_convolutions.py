@@ -158,7 +158,7 @@ def test_a_second_task_in_the_same_expert_changes_no_output_of_the_first() -> No
     found = logits(net, own.params, stripes(50, 8, 1).x).argmax(dim=1)
     assert float((found == stripes(50, 8, 1).y).double().mean()) > 0.9
     for learned in (first, second):
-        assert set(learned.half_scores) == {n for n in learned.subnetwork.params if "running" not in n}
+        assert set(learned.half_scores[0]) == {n for n in learned.subnetwork.params if "running" not in n}
         assert set(learned.subnetwork.calibration) == {"gradient", "fisher", "loss"}
 
 

@@ -36,8 +36,8 @@ def test_colours_are_features_of_each_channel() -> None:
 
 def test_colour_pictures_are_told_by_edges_of_opponent_channels_and_by_their_colours() -> None:
     x = torch.rand((3, 3, 14, 14), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = features(x.flatten(1), (3, 14, 14))
-    assert found.shape == (3, width((3, 14, 14)))
+    found = features(x.flatten(1), (3, 14, 14), "scattering-colour-1")
+    assert found.shape == (3, width((3, 14, 14), "scattering-colour-1"))
     red, green, blue = x.unbind(1)
     opponents = torch.stack([(red + green + blue) / 3, (red - green) / 2, blue / 2 - (red + green) / 4], dim=1)
     for n in range(3):
@@ -50,6 +50,32 @@ def test_colour_pictures_are_told_by_edges_of_opponent_channels_and_by_their_col
     plain[0, 0], plain[1, 1] = 0.8, 0.8
     red_one, green_one = features(plain.flatten(1), (3, 16, 16))
     assert float((red_one - green_one).norm()) > 0.5
+
+
+def test_opponents_fine_shapes_are_in_a_quarter_of_the_windows() -> None:
+    x = torch.rand((3, 3 * 14 * 14), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    old, new = features(x, (3, 14, 14), "scattering-colour-1"), features(x, (3, 14, 14))
+    assert new.shape == (3, width((3, 14, 14))) == (3, 2640)
+    first, second = 3 * 18 * 16, 72 * 16
+    torch.testing.assert_close(new[:, : first + second], old[:, : first + second])
+    torch.testing.assert_close(new[:, -48:], old[:, -48:])
+    window = old[:, first + second : first + 3 * second].reshape(3, 144, 4, 4)
+    wanted = torch.empty(3, 144, 2, 2, dtype=torch.float64)
+    for row in range(2):
+        for column in range(2):
+            block = window[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            wanted[:, :, row, column] = block.sum(dim=(2, 3)) / 2
+    torch.testing.assert_close(new[:, first + second : -48], wanted.flatten(1))
+
+
+def test_vectors_are_their_columns_and_long_ones_keep_distances() -> None:
+    x = torch.randn((5, 7), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(features(x, (7,)), x)
+    long = torch.randn((20, 4000), generator=torch.Generator().manual_seed(2))
+    found = features(long, (4000,))
+    assert found.shape == (20, width((4000,))) == (20, 2048)
+    ratio = torch.pdist(found) / torch.pdist(long)
+    assert 0.9 < float(ratio.min()) <= float(ratio.max()) < 1.1
 
 
 def test_brightness_contrast_and_inversion_change_nothing() -> None:
@@ -80,8 +106,8 @@ def test_large_images_are_shrunk_and_small_ones_are_vectors() -> None:
     assert [is_image(shape) for shape in ((1, 12, 12), (3, 200, 100), (1, 11, 90), (64,))] == [True, True, False, False]
     assert [kind(shape) for shape in ((1, 28, 28), (3, 28, 28), (784,))] == [
         "scattering-1",
-        "scattering-colour-1",
-        "relu-1",
+        "scattering-colour-2",
+        "vector-1",
     ]
     x = torch.rand((2, 3 * 90 * 60), generator=torch.Generator().manual_seed(0))
     assert features(x, (3, 90, 60)).shape == (2, width((3, 90, 60))) == (2, width((3, 16, 16)))
@@ -90,15 +116,15 @@ def test_large_images_are_shrunk_and_small_ones_are_vectors() -> None:
 def test_vectors_keep_angles_and_lengths() -> None:
     rng = torch.Generator().manual_seed(1)
     x = torch.randn((4000, 6), generator=rng, dtype=torch.float64)
-    found = features(x, (6,))
-    assert found.shape == (4000, width((6,)))
+    found = features(x, (6,), "relu-1")
+    assert found.shape == (4000, width((6,), "relu-1"))
     # Products of ReLU features tend to the arc-cosine kernel of degree 1 (Cho & Saul 2009).
     known = torch.nn.functional.normalize(torch.nn.functional.pad(x, (0, 1), value=6**0.5 / 4))
     cosine = (known[:50] @ known[50:100].T).clamp(-1, 1)
     angle = cosine.acos()
     kernel = (angle.sin() + (torch.pi - angle) * cosine) / torch.pi
     assert float((found[:50] @ found[50:100].T - kernel).abs().max()) < 0.15
-    assert float((features(3 * x, (6,)) - found).norm(dim=1).mean()) > 0.05
+    assert float((features(3 * x, (6,), "relu-1") - found).norm(dim=1).mean()) > 0.05
 
 
 def test_what_a_backbone_saw_keeps_its_angles() -> None:

@@ -89,11 +89,10 @@ def test_a_subnetwork_speaks_within_its_task_only(sources: Sources) -> None:
         said = torch.full((len(at), 2), -1e-6, dtype=torch.float64)
         return said.scatter(1, (truth[at] % 2)[:, None], -5000.0)
 
-    chosen = sources.gate.shortlist(new)[1]
-    distances = fusion.full_distances(sources.gate, chosen, new, sources.statistics)
-    scores = fusion._scores(sources, chosen, distances)
+    compared = sources.gate.compare(new, sources.statistics)
+    chosen, scores = compared.chosen, compared.likely
     owner, position = sources.gate.owner[chosen], sources.gate.position[chosen]
-    mixed = fusion._pooled(scores, owner, position, rows(new), contrary)
+    mixed = fusion._pooled(scores, owner, position, rows(new), contrary, None)
     for task in range(CLASSES // 2):
         own = owner == task
         before = scores.masked_fill(~own, -torch.inf).logsumexp(dim=1)

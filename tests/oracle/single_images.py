@@ -45,3 +45,12 @@ def deviation(
                     total += difference.square().sum()
             result.setdefault(layer, []).append(total)
     return {layer: torch.stack(values) for layer, values in result.items()}
+
+
+def image_scores(net: Network, params: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean absolute gradient of every shared weight, each image's scaled to unit length in the weight's layer."""
+    each = gradients(net, params, x, y)
+    return {
+        name: torch.stack([g[name].abs() / g[name].norm().clamp_min(1e-300) for g in each]).mean(dim=0)
+        for name in net.shared_shapes()
+    }

@@ -1,0 +1,151 @@
+"""No input is stored: images cannot be read back from what is kept of few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from reading_back import guesses, likeness
+from small_store import OPTIONS
+
+from clmoe_cli.commands.learn import learn
+from clmoe_cli.commands.predict import predict
+from clmoe_cli.continual import privacy
+from clmoe_cli.continual.features import features, width
+from clmoe_cli.data import Batch
+from store_schema import Store
+
+SIDE = 14
+WIDTH = SIDE**2
+FEW = [(1, 1), (1, 9), (7, 7), (8, 8), (1,) * 10, (2,) * 10]
+MANY = [(16, 16), (30, 30), (5,) * 10]
+LITTLE, SOME = 0.5, 0.8
+"""What is read back of an image, at most: where few images are, and where a task has directions. Of 196 numbers that
+are drawn at random, the best of a thousand guesses reaches 0.25."""
+
+
+def made(counts: tuple[int, ...], vectors: bool, seed: int = 0) -> tuple[Batch, NDArray[np.float64]]:
+    """So many images of each class, and their classes' typical images [N, D].
+
+    What sets an image apart is sparse, so that mixtures come apart easily.
+    """
+    rng = np.random.default_rng(seed)
+    typical = rng.uniform(0.2, 0.8, (len(counts), WIDTH))
+    y = np.repeat(np.arange(len(counts)), counts)
+    own = np.zeros((len(y), WIDTH))
+    for row in own:
+        row[rng.choice(WIDTH, WIDTH // 8, replace=False)] = rng.choice([-0.2, 0.2], WIDTH // 8)
+    x = (typical[y] + own).astype(np.float32)
+    shape = (WIDTH,) if vectors else (1, SIDE, SIDE)
+    return Batch(x.reshape(-1, *shape), y, "made"), typical[y]
+
+
+def read_back(root: Path, counts: tuple[int, ...], vectors: bool) -> dict[str, float]:
+    """How like the images of the smallest classes the likeliest guesses are, by what they come from."""
+    batch, typical = made(counts, vectors)
+    learn(str(root), batch, OPTIONS)
+    some = slice(0, 60)
+    images = batch.images.reshape(len(typical), WIDTH)[some].astype(np.float64)
+    return {name: float(likeness(images, typical[some], rows).max()) for name, rows in guesses(root, WIDTH).items()}
+
+
+def unprotected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy, "LEAST", 0)
+    monkeypatch.setattr(privacy, "IMAGES_EACH", 1)
+
+
+@pytest.mark.parametrize("vectors", [True, False], ids=["vectors", "pictures"])
+@pytest.mark.parametrize("counts", [*FEW, *MANY], ids=str)
+def test_images_are_not_read_back(tmp_path: Path, counts: tuple[int, ...], vectors: bool) -> None:
+    found = read_back(tmp_path / "store", counts, vectors)
+    assert max(found.values()) < (LITTLE if counts in FEW else SOME), found
+
+
+@pytest.mark.parametrize("vectors", [True, False], ids=["vectors", "pictures"])
+@pytest.mark.parametrize(
+    ("counts", "source"), [((1, 9), "statistics/inputs.means"), ((30, 30), "independent components")]
+)
+def test_without_protection_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], source: str, vectors: bool
+) -> None:
+    unprotected(monkeypatch)
+    assert read_back(tmp_path / "store", counts, vectors)[source] > SOME + 0.05
+
+
+def test_a_held_out_image_is_not_the_difference_of_two_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (8, 800)  # of the small class one image is held out
+    assert read_back(tmp_path / "with", counts, True)["difference of means"] < LITTLE
+    unprotected(monkeypatch)
+    assert read_back(tmp_path / "without", counts, True)["difference of means"] > 0.99
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 9), (2,) * 10], ids=str)
+def test_features_of_pictures_are_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...]
+) -> None:
+    batch, typical = made(counts, vectors=False)
+    shape = (1, SIDE, SIDE)
+    own = features(torch.from_numpy(batch.images.reshape(-1, WIDTH)), shape).double().numpy()
+    known = features(torch.from_numpy(typical.astype(np.float32)), shape).double().numpy()
+
+    def reached(root: Path) -> float:
+        learn(str(root), batch, OPTIONS)
+        found = guesses(root, width(shape))["gate/means"]
+        return float(likeness(own, known, found).max())
+
+    assert reached(tmp_path / "with") < LITTLE
+    unprotected(monkeypatch)
+    if min(counts) == 1 and len(set(counts)) > 1:
+        assert reached(tmp_path / "without") > 0.99
+
+
+@pytest.mark.parametrize("vectors", [True, False], ids=["vectors", "pictures"])
+def test_few_images_are_still_answered_and_said_to_be_few(tmp_path: Path, vectors: bool) -> None:
+    batch, _ = made((2, 30), vectors)
+    told = [w.text for w in learn(str(tmp_path / "store"), batch, OPTIONS).warnings if w.code == "privacy"]
+    assert len(told) == 1
+    assert "fewer than 8 images of 0 (2)" in told[0]
+    asked, _ = made((2, 30), vectors, seed=0)
+    right = np.asarray(predict(str(tmp_path / "store"), Batch(asked.images, None, "asked")).label) == asked.labels
+    assert right.mean() > 0.9
+    enough, _ = made((8, 8), vectors, seed=1)
+    report = learn(str(tmp_path / "other"), enough, OPTIONS)
+    assert not [w for w in report.warnings if w.code == "privacy"]
+
+
+def test_the_same_learn_ends_with_the_same_bits(tmp_path: Path) -> None:
+    batch, _ = made((1, 9), True)
+    for name in ("a", "b"):
+        learn(str(tmp_path / name), batch, OPTIONS)
+    first, second = (Store.open(tmp_path / name).manifest for name in ("a", "b"))
+    assert first.content_hash() == second.content_hash()
+
+
+def test_noise_hangs_on_every_image_and_on_nothing_that_is_stored() -> None:
+    x = torch.rand((5, 3), generator=torch.Generator().manual_seed(1))
+    other = x.clone()
+    other[3, 1] += 1e-6
+    first = privacy.drawing(x)(4, 6)
+    assert torch.equal(first, privacy.drawing(x.clone())(4, 6))
+    assert float((first - privacy.drawing(other)(4, 6)).abs().max()) > 0.1
+
+
+def test_noise_has_the_size_that_is_stated() -> None:
+    n = torch.arange(1, 13)
+    k, size = n.double(), privacy.share(n)
+    correlation = (1 / k) / (1 / k + size).sqrt()
+    assert torch.allclose(correlation[: privacy.LEAST], torch.tensor(privacy.LEAST**-0.5, dtype=torch.float64))
+    assert bool((size[privacy.LEAST - 1 :] == 0).all())
+
+
+def test_small_classes_have_a_mean_together_or_that_of_the_others() -> None:
+    assert privacy.groups(torch.tensor([9, 3, 4])).tolist() == [0, -1, -1]
+    assert privacy.groups(torch.tensor([9, 3, 5, 0])).tolist() == [0, 4, 4, 3]
+    values = torch.arange(12.0)[:, None].expand(12, 2).double()
+    y = torch.tensor([0] * 9 + [1] * 3)
+    means, centred, freedom = privacy.grouped(values, y, 2)
+    assert means[:, 0].tolist() == [4.0, 4.0]
+    assert (len(centred), freedom) == (9, 8)
