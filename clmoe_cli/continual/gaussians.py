@@ -326,7 +326,7 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
 def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Sequence[float]) -> Tensor:
     """Log-densities [A, N], up to what is the same for all classes.
 
-    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖²; ``inside`` [N, K] = (wᵀz)² for the columns w of
+    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖², but for what all classes share; ``inside`` [N, K] = (wᵀz)² for the columns w of
     W turned to be orthogonal, of squared length ``gamma`` [K]; the covariance is (1 − α) I + α W Wᵀ.
     """
     found = []
@@ -373,10 +373,12 @@ class Covariance:
         """
         column, k = divmod(choice, len(KAPPAS))
         diagonal = self.wide.square().sum(dim=1) + self.rest
-        # Classes of one image each, or of the same one again, do not vary: what float32 cannot tell stands for it.
-        least = max(TINY * float(means.double().square().mean()), torch.finfo(torch.float32).tiny)
-        mean = max(float(diagonal.mean()), least)
-        ridge = diagonal + TINY * mean if column else torch.full_like(diagonal, mean)
+        # What does not vary within classes, as where each has one image, is known to a float's precision.
+        least = TINY * means.double().square().mean(dim=0)
+        mean = max(float(diagonal.mean()), float(least.mean()), torch.finfo(torch.float32).tiny)
+        ridge = torch.full_like(diagonal, mean)
+        if column:
+            ridge = (diagonal + least).where(diagonal + least > 0, mean)
         spread = (self.rest + KAPPAS[k] * len(diagonal) / max(1.0, self.images) * ridge).sqrt()
         scaled = self.wide / spread[:, None]
         inner = torch.eye(scaled.shape[1], dtype=torch.float64) + scaled.T @ scaled
@@ -578,7 +580,6 @@ class GaussianGate:
         x = self._centred(values)
         reach = self.solved.reach.double()
         y = x - (x @ reach) @ reach.T
-        squares = (x * y).sum(dim=1)
         found = values.new_empty(chosen.shape, dtype=torch.float64)
         for one in chosen.unique().tolist():
             rows, columns = (chosen == one).nonzero(as_tuple=True)
@@ -586,7 +587,9 @@ class GaussianGate:
             assert isinstance(task, Gaussians)
             weight = self.solved.weights[one].double()
             mean = (self.solved.means[one].double() - self.solved.centre.double()) / self.solved.spread.double()
-            away = squares[rows] - 2 * (x[rows] @ weight) + weight @ mean
+            # Without the image's own length, which all classes share: in a column that has never varied it may be so
+            # long that nothing else would count.
+            away = weight @ mean - 2 * (x[rows] @ weight)
             wide = _one(task, int(self.position[one]), self.solved.spread)
             gamma, turn = torch.linalg.eigh(self.solved.grams[one, : wide.shape[1], : wide.shape[1]].double())
             inside = (((y[rows] - weight) @ wide) @ turn).square()

@@ -1,0 +1,136 @@
+"""The slow, obvious reference of the gate of Gaussians: whole covariance matrices in float64, loops over all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
+KAPPAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+SHARPNESSES = tuple(2.0 ** (-k / 2) for k in range(21))
+
+
+def double(value: Any) -> Array:
+    return np.asarray(value, dtype=np.float64)
+
+
+def own(task: Any, c: int) -> Array:
+    """The covariance of class ``c`` of a task's statistics, as far as its directions tell, [d, d]."""
+    units = np.diag(double(task.units))
+    found = np.zeros_like(units)
+    for k in range(task.directions.shape[2]):
+        direction = units @ double(task.directions[c, :, k])
+        found += float(task.variances[c, k]) * np.outer(direction, direction)
+    return found
+
+
+def within(task: Any) -> Array:
+    """The covariance within a task's classes, [d, d]."""
+    units = np.diag(double(task.units))
+    return units @ shared(task.shared, task.shared_variances, task.shared_rest) @ units
+
+
+def shared(directions: Any, variances: Any, rest: Any) -> Array:
+    found = np.diag(double(rest))
+    for r in range(directions.shape[1]):
+        found += float(variances[r]) * np.outer(double(directions[:, r]), double(directions[:, r]))
+    return found
+
+
+def regular(covariance: Array, choice: int, images: float, means: Array) -> Array:
+    """B: ``covariance`` and its ridge, the even one or that by column; ``choice``: position in the grid.
+
+    What does not vary has the variance that float32 cannot tell of the class means.
+    """
+    d, kappa = len(covariance), KAPPAS[choice % len(KAPPAS)]
+    least = 1e-12 * (means**2).mean(axis=0)
+    mean = max(np.trace(covariance) / d, least.mean())
+    if choice < len(KAPPAS):
+        ridge = np.eye(d) * mean
+    else:
+        ridge = np.diag([v + e if v + e > 0 else mean for v, e in zip(np.diag(covariance), least, strict=True)])
+    return covariance + kappa * d / images * ridge
+
+
+def log_density(x: Array, mean: Array, covariance: Array) -> float:
+    sign, log_determinant = np.linalg.slogdet(covariance)
+    assert sign > 0
+    return float(-0.5 * (x - mean) @ np.linalg.solve(covariance, x - mean) - 0.5 * log_determinant)
+
+
+def apart(means: Array, b: Array) -> float:
+    """Summed squared distances of class means from their middle where B is the identity."""
+    away = means - means.mean(axis=0)
+    return sum(float(one @ np.linalg.solve(b, one)) for one in away)
+
+
+def scores(tasks: list[Any], values: Any, choice: tuple[int, float, float]) -> Array:
+    """Log-posteriors [N, S], up to what the classes of an image share, for a choice of ridge, α and sharpness."""
+    images = sum(float(t.counts.sum()) for t in tasks)
+    means = np.concatenate([double(t.means) for t in tasks])
+    b = regular(sum(within(t) * float(t.counts.sum()) / images for t in tasks), choice[0], images, means)
+    told = [t for t in tasks if float(t.apart[choice[0]]) > 0]
+    here = sum(apart(double(t.means), b) for t in told)
+    ratio = sum(float(t.apart[choice[0]]) for t in told) / here if here > 0 else 1.0
+    found = []
+    for x in double(values):
+        row = []
+        for task in tasks:
+            for c in range(len(task.means)):
+                covariance = (1 - choice[1]) * b + choice[1] * own(task, c)
+                row.append(choice[2] * ratio * log_density(x, double(task.means[c]), covariance))
+        found.append(row)
+    return np.array(found)
+
+
+def tally(part: Any, units: Any, values: Any, labels: Any, known: list[int], choice: tuple[int, float, float]) -> float:
+    """Summed log-probability of the labels of left-out images, four nats at most lost, for one choice.
+
+    ``part``: the fit without them.
+    """
+    scale = np.diag(double(units))
+    b = regular(scale @ shared(*part.shared) @ scale, choice[0], float(part.counts.sum()), double(part.means)[known])
+
+    class Fit:
+        directions, variances = part.directions, part.variances
+
+    Fit.units = units  # type: ignore[attr-defined]
+    total = 0.0
+    for x, label in zip(double(values), labels, strict=True):
+        logs = {}
+        for c in known:
+            covariance = (1 - choice[1]) * b + choice[1] * own(Fit, c)
+            logs[c] = choice[2] * log_density(x, double(part.means[c]), covariance)
+        most = max(logs.values())
+        total += max(logs[int(label)] - most - math.log(sum(math.exp(value - most) for value in logs.values())), -4.0)
+    return total
+
+
+def chosen(tallies: Any) -> tuple[int, int, int]:
+    """Positions of the likeliest choice by tallies and prior: α .1, κ .5, sharpness 1/8 cost nothing."""
+    best, where = -math.inf, (0, 0, 0)
+    for p in range(2 * len(KAPPAS)):
+        for a, alpha in enumerate(ALPHAS):
+            for s, sharpness in enumerate(SHARPNESSES):
+                cost = 2 * math.log2(max(alpha, 0.01) / 0.1) ** 2
+                cost += math.log2(KAPPAS[p % len(KAPPAS)] / 0.5) ** 2 + 0.1 * math.log2(sharpness * 8) ** 2
+                if float(tallies[p, a, s]) - cost > best:
+                    best, where = float(tallies[p, a, s]) - cost, (p, a, s)
+    return where
+
+
+def distance(x: Any, mean: Any, directions: Any, variances: Any, units: Any, variance: float) -> float:
+    """Squared distance of one image: in full outside the class's directions, less inside where the class varies."""
+    left = (double(x) - double(mean)) / double(units)
+    total, inside = float(left @ left), 0.0
+    ridge = 0.03 * variance
+    for k in range(directions.shape[1]):
+        along = float(left @ double(directions[:, k]))
+        total -= along**2
+        inside += along**2 * ridge / (float(variances[k]) + ridge)
+    return max(total, 0.0) + inside
