@@ -125,7 +125,8 @@ def _cautions(model: _Model) -> tuple[Caution, ...]:
         "" if share is None else f" ({100 * share:.2f} % of held-out images right)"
         for share in (found.subnetwork, found.within)
     )
-    text = f"a .safetensors file holds the subnetwork alone{alone}; predict --task and .onnx mix it with the gate{both}"
+    how = "mix it with the gate" if model.opinion else "answer by the gate alone"
+    text = f"a .safetensors file holds the subnetwork alone{alone}; predict --task and .onnx {how}{both}"
     return (Caution("subnetwork-alone", text),)
 
 
