@@ -207,7 +207,7 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
     by_gate = gate.within(values, position, lambda task: own).likely.log_softmax(dim=1)
     return replace(
         model,
-        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).eval(),
+        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).train(False),
         about={**model.about, "answers": "mixture", "opinion": weight},
         expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )
