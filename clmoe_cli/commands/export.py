@@ -125,7 +125,8 @@ def _cautions(model: _Model) -> tuple[Caution, ...]:
         "" if share is None else f" ({100 * share:.2f} % of held-out images right)"
         for share in (found.subnetwork, found.within)
     )
-    text = f"a .safetensors file holds the subnetwork alone{alone}; predict --task and .onnx mix it with the gate{both}"
+    how = "mix it with the gate" if model.opinion else "answer by the gate alone"
+    text = f"a .safetensors file holds the subnetwork alone{alone}; predict --task and .onnx {how}{both}"
     return (Caution("subnetwork-alone", text),)
 
 
@@ -206,7 +207,7 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
     by_gate = gate.within(values, position, lambda task: own).likely.log_softmax(dim=1)
     return replace(
         model,
-        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).eval(),
+        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).train(False),
         about={**model.about, "answers": "mixture", "opinion": weight},
         expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )
