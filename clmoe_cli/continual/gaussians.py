@@ -326,8 +326,9 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
 def _log_densities(squares: Tensor, inside: Tensor, gamma: Tensor, alphas: Sequence[float]) -> Tensor:
     """Log-densities [A, N], up to what is the same for all classes.
 
-    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖², but for what all classes share; ``inside`` [N, K] = (wᵀz)² for the columns w of
-    W turned to be orthogonal, of squared length ``gamma`` [K]; the covariance is (1 − α) I + α W Wᵀ.
+    In coordinates z in which B is the identity: ``squares`` [N] = ‖z‖², but for what all classes share; ``inside``
+    [N, K] = (wᵀz)² for the columns w of W turned to be orthogonal, of squared length ``gamma`` [K]; the covariance is
+    (1 − α) I + α W Wᵀ.
     """
     found = []
     for alpha in alphas:
