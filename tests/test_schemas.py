@@ -25,8 +25,8 @@ GOLDEN = Path(__file__).parent / "golden" / "schemas"
 # What the contract of the command line names, by command; several where a command prints one of several objects.
 CONTRACT = {
     "learn": [
-        "schema task expert status new_expert classes accuracy per_class opinion warnings layers owned_parameters onset "
-        "candidates seconds",
+        "schema task expert status new_expert classes accuracy per_class opinion warnings layers owned_parameters "
+        "onset candidates seconds",
         "schema segments",
     ],
     "detect": ["schema verdict task expert p_value tasks"],

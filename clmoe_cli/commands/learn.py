@@ -105,8 +105,7 @@ class Learning:
 
     def run(self) -> LearnReport:
         """Learns the batch, refines a task with it, or leaves it."""
-        labels = [label for task in self.manifest.tasks for label in task.classes]
-        for caution in (*ranges.cautions(self.manifest, self.batch), *cautions.of_data(self.batch, labels)):
+        for caution in ranges.cautions(self.manifest, self.batch):
             self.warn(caution)
         report = self._run()
         return replace(report, warnings=tuple(self.warnings))
@@ -129,6 +128,9 @@ class Learning:
     def _learn(
         self, name: str, verdict: Verdict, placement: Placement, candidates: list[Candidate], record: ExpertRecord
     ) -> LearnReport:
+        labels = [label for task in self.manifest.tasks for label in task.classes]
+        for caution in cautions.of_data(self.batch, labels):
+            self.warn(caution)
         net = network(record)
         old = [t.name for t in self.manifest.tasks_of(record.id)]
         new_expert = placement.expert is None
