@@ -25,6 +25,7 @@ from clmoe_cli.commands.prune import PruneOptions, prune
 from clmoe_cli.commands.scoring import calibration_error, score
 from clmoe_cli.continual.features import features
 from clmoe_cli.continual.fusion import OPINION
+from clmoe_cli.continual.gaussians import GaussianGate
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
@@ -82,7 +83,7 @@ def test_the_shortlist_alone_is_read(store: str, monkeypatch: pytest.MonkeyPatch
         return original(self, task, *groups)
 
     monkeypatch.setattr(Store, "read_subnetwork", spy)
-    monkeypatch.setattr("clmoe_cli.continual.gate.Gate.shortlist.__defaults__", (2,))
+    monkeypatch.setattr("clmoe_cli.continual.gaussians.GaussianGate.shortlist.__defaults__", (2,))
     predict(store, batch_of(PAIRS["task2"], 1, 3))
     assert read
     assert "task2" in read
@@ -230,7 +231,9 @@ def test_refining_replaces_the_statistics_in_their_place(store: str, mixed: Batc
     assert (report.status, report.task) == ("refined", "task2")
     loader, old = Loader(Store.open(own)), Loader(Store.open(store))
     gate, before = loader.gate((1, 16, 16)), old.gate((1, 16, 16))
-    changed = (gate.means != before.means).any(dim=1)
+    assert isinstance(gate, GaussianGate)
+    assert isinstance(before, GaussianGate)
+    changed = (gate.solved.means != before.solved.means).any(dim=1)
     assert changed.tolist() == [False, False, True, True, False, False, False, False]
     assert loader.answering("task2")[0].counts.tolist() == [450.0, 450.0]
     assert scored(predict(str(own), mixed)).accuracy > 0.97
@@ -255,7 +258,7 @@ def test_vectors_of_any_unit_have_a_gate_too(shape: tuple[int, ...], unit: float
         learn(str(tmp_path / "s"), blob(pair, 300), LearnOptions(**OPTIONS))
         (record,) = Store.open(tmp_path / "s").manifest.gates
         scales.append(record.input_scale)
-    assert record.features == "relu-1"
+    assert record.features == "vector-1"
     assert scales[0] == scales[1]
     assert (scales[0] == 1.0) == (unit == 1.0)
     assert scored(predict(str(tmp_path / "s"), blob((0, 1, 2, 3), 300), router="gate")).accuracy > 0.97
@@ -299,7 +302,7 @@ def test_calibration_error_equals_the_slow_reference(confidence: list[float], ri
 def test_statistics_of_very_many_images_rest_on_some(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clmoe_cli.commands.gating.MOST", 60)
+    monkeypatch.setattr("clmoe_cli.commands.measuring.MOST", 60)
     x, y = bars([2, 5], 400, 1)
     # The second half looks otherwise: it must have its share.
     x[200:] = 255 - x[200:].transpose(0, 2, 1)

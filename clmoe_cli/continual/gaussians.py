@@ -156,16 +156,22 @@ def folds(y: Tensor) -> Tensor:
     return position * FOLDS // counts[y]
 
 
-def fit_part(values: Tensor, y: Tensor, classes: int, units: Tensor, shared: bool = True) -> Fold:
+def fit_part(
+    values: Tensor, y: Tensor, classes: int, units: Tensor, shared: bool = True, whole: Tensor | None = None
+) -> Fold:
     """Fits features [n, d] (any float type) of images with class y [n]; a class without images has a mean of zero.
 
-    ``shared``: whether the covariance within the classes is wanted.
+    ``shared``: whether the covariance within the classes is wanted. ``whole`` [C]: how many images the classes have of
+    which these are a part; the part has as many directions as the whole, so that distances from both are alike.
     """
     d = values.shape[1]
     counts = torch.bincount(y, minlength=classes)
     sums = torch.zeros(classes, d, dtype=values.dtype).index_add_(0, y, values)
     means = (sums / counts.clamp_min(1)[:, None]).float()
-    ranks = [privacy.rank(n, min(OWN, d)) for n in counts.tolist()]
+    of = counts if whole is None else whole
+    ranks = [
+        min(privacy.rank(n, min(OWN, d)), max(0, m - 1)) for n, m in zip(of.tolist(), counts.tolist(), strict=True)
+    ]
     widest = max(1, *ranks)
     directions = torch.zeros(classes, d, widest, dtype=torch.float16)
     variances = torch.zeros(classes, widest)
@@ -227,7 +233,7 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
             continue
         # Of one image a class there is no covariance to try choices on.
         asked = answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
-        part = fit_part(values[rest], y[rest], classes, units, asked).noisy(noise)
+        part = fit_part(values[rest], y[rest], classes, units, asked, torch.bincount(y)).noisy(noise)
         for c in y[out].unique().tolist():
             here = out & (y == c)
             own = part.means[c], part.directions[c], part.variances[c]
