@@ -62,7 +62,7 @@ def test_a_stream_is_cut_learned_and_a_return_recognised(tmp_path: Path, boundar
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert list(answer) == ["schema", "segments"]
-    assert answer["schema"] == "clmoe.learn/1"
+    assert answer["schema"] == "clmoe.learn/2"
     parts = answer["segments"]
     assert [(p["start"], p["stop"]) for p in parts] == [(0, 500), (500, 950), (950, 1250)]
     assert all(set(p) >= FIELDS for p in parts)

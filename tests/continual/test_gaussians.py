@@ -256,7 +256,7 @@ def test_means_covariances_and_quantiles_are_those_of_the_images() -> None:
     for c in range(2):
         own_distances = []
         for n in (y == c).nonzero()[:, 0].tolist():
-            part = fit_part(x[fold != fold[n]], y[fold != fold[n]], 2, torch.ones(12), False)
+            part = fit_part(x[fold != fold[n]], y[fold != fold[n]], 2, torch.ones(12), False, torch.bincount(y))
             parts = part.means[c], part.directions[c], part.variances[c], torch.ones(12), part.variance
             own_distances.append(slow.distance(x[n], *parts))
         steps = torch.linspace(0, 1, found.quantiles.shape[1], dtype=torch.float64)
