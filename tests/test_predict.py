@@ -96,7 +96,7 @@ def test_the_shortlist_alone_is_read(store: str, monkeypatch: pytest.MonkeyPatch
 
 def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     # These bars the gate parts so well that no subnetwork has earned a say: it is given one.
-    monkeypatch.setattr("clmoe_cli.commands.gating._opinion", lambda task: OPINION)
+    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: OPINION)
     fused, gate = predict(store, mixed), predict(store, mixed, router="gate")
     assert not np.array_equal(fused.confidence, gate.confidence)
     asked: list[int] = []

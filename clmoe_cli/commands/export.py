@@ -22,7 +22,7 @@ from clmoe_cli.continual import plain
 from clmoe_cli.continual.experts import logits
 from clmoe_cli.continual.features import features, known
 from clmoe_cli.continual.fusion import mixed
-from clmoe_cli.continual.gaussians import GaussianGate
+from clmoe_cli.continual.gaussians import alone
 from clmoe_cli.continual.learning import probe_inputs
 from clmoe_cli.continual.scaling import BOUND
 from clmoe_cli.continual.standalone import Mixture, Reading, Within
@@ -189,8 +189,7 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
     """The model as ``predict --task`` answers: the gate within the task, mixed with the subnetwork."""
     manifest, record, weight = loader.manifest, model.record, model.opinion
     expert = manifest.expert(record.expert)
-    gate, found = loader.gate(expert.input_shape, expert.input), manifest.gate(expert.input_shape, expert.input)
-    assert isinstance(gate, GaussianGate)
+    found = manifest.gate(expert.input_shape, expert.input)
     assert found is not None
     assert weight is not None
     if not known(found.features, expert.input_shape):
@@ -200,14 +199,14 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
             found=found.features,
             hint="export to .safetensors, which holds the subnetwork alone",
         )
-    position = [t.name for t in manifest.tasks_of_shape(expert.input_shape, expert.input)].index(record.name)
     own = loader.gaussians(record.name)
+    gate = alone(own)
     reading = Reading(expert.input_shape, found.input_scale, found.features)
     values = features(model.images.flatten(1) * found.input_scale, expert.input_shape, found.features)
-    by_gate = gate.within(values, position, lambda task: own).likely.log_softmax(dim=1)
+    by_gate = gate.within(values, 0, lambda task: own).likely.log_softmax(dim=1)
     return replace(
         model,
-        net=Mixture(Within(gate, position, own, reading), model.net if weight else None, weight).train(False),
+        net=Mixture(Within(gate, 0, own, reading), model.net if weight else None, weight).train(False),
         about={**model.about, "answers": "mixture", "opinion": weight},
         expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )

@@ -23,7 +23,7 @@ from clmoe_cli.continual.fusion import (
     task_of_batch,
 )
 from clmoe_cli.continual.gate import COARSE, Subspaces
-from clmoe_cli.continual.gaussians import Gaussians, solve
+from clmoe_cli.continual.gaussians import Gaussians, alone, solve
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, begun, silent
@@ -176,7 +176,10 @@ def decide(
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
     scale, name = _scale(manifest, batch), features_of(manifest, batch)
-    solved = loader.gate(batch.input_shape, batch.input)
+    if route.only is None:
+        solved = loader.gate(batch.input_shape, batch.input)
+    else:
+        solved = alone(loader.gaussians(names[route.only]))
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:

@@ -140,7 +140,8 @@ class _Asked:
         solved = GaussianGate.of(gaussians.solve(every), [len(t.means) for t in every])
         mine = len(self.others)
         statistics: Statistics = lambda task: every[task]  # noqa: E731
-        by_gate = solved.within(values, mine, statistics).likely.log_softmax(dim=1)
+        # With the task given its own statistics answer, so that later tasks change nothing.
+        by_gate = gaussians.alone(own).within(values, 0, lambda task: own).likely.log_softmax(dim=1)
         weight = 0.0 if said is None else opinion_weight(by_gate, said, y)
         within = by_gate if said is None else fusion.mixed(by_gate, said, weight)
         records = [self.loader.manifest.task(name) for name in self.names]

@@ -167,8 +167,6 @@ def _predict(
     kind = loader.manifest.gate(batch.input_shape, batch.input)
     # What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
     gated = router in GATED and (only is None or (kind is not None and kind.rule is not None))
-    if gated and only is not None:
-        names = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
     book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
     homes = [loader.manifest.task(name).expert for name in names]
     check_values([loader.manifest.expert(home) for home in set(homes)], batch, on_step)
@@ -176,7 +174,7 @@ def _predict(
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
             asked = explaining.asked(loader, own, names) if explain else None
-            route = gating.Route(together) if only is None else gating.Route(only=names.index(only))
+            route = gating.Route(together) if only is None else gating.Route(only=0)
             return gating.decide(loader, own, names, book, router, route, on_step, asked)
         return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
 

@@ -475,6 +475,11 @@ def solve(tasks: Sequence[Gaussians]) -> Solved:
     )
 
 
+def alone(task: Gaussians) -> GaussianGate:
+    """The gate of one task, from its own statistics alone: its answers never change, whatever else is learned."""
+    return GaussianGate.of(solve([task]), [len(task.means)])
+
+
 def _gathered(parts: Sequence[Covariance]) -> Covariance:
     """The covariance of all tasks, with no more directions than there are features."""
     found = Covariance.summed(parts)
