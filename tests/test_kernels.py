@@ -123,10 +123,13 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_store(
 
         learn(str(root), batch([2, 7], seed=1), replace(OPTIONS, expert="e1"), on_epoch=stop)
 
-    for _ in range(4):
-        with pytest.raises(Interrupted):
+    # As many times as training has phases and rounds; then there are fewer than three epochs left.
+    for _ in range(40):
+        try:
             again()
-    again()
+        except Interrupted:
+            continue
+        break
     assert set(stopped) == {"train", "prune", "consolidate"}
     assert Store.open(root).manifest.content_hash() == Store.open(two).manifest.content_hash()
 
