@@ -424,7 +424,8 @@ def test_a_terminal_sees_each_phase_and_stdout_is_the_result(data: Path, tmp_pat
     assert code == 0, said
     assert json.loads(out)["status"] == "learned"
     left = [line for line in screen(said) if re.match(r"(train|prune|consolidate) 2/2  loss .* \(\d+ s\)$", line)]
-    assert [line.split()[0] for line in left] == ["train", "prune", "prune", "prune", "prune", "consolidate"]
+    # How many rounds there are the data decide.
+    assert list(dict.fromkeys(line.split()[0] for line in left)) == ["train", "prune", "consolidate"]
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h")
 
 

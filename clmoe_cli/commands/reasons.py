@@ -120,8 +120,8 @@ def _expert(case: Case, found: Sequence[Candidate]) -> str:
     own = found[0]["expert"]
     other = next((c for c in found if c["expert"] != own), None)
     mean = "mean loss over its batch" if case.batch else "loss"
-    beside = f" ({other['expert']} {-other['expert_score']:.3g})" if other else ""
-    return f"{own} has the least {mean}, {-found[0]['expert_score']:.3g} nats{beside}"
+    beside = f" ({other['expert']} {-other['expert_score']:+.2f})" if other else ""
+    return f"{own} has the least {mean}, {-found[0]['expert_score']:+.2f} spreads{beside}"
 
 
 def _task(case: Case, answer: Candidate, other: Candidate | None) -> str:
@@ -136,7 +136,7 @@ def _task(case: Case, answer: Candidate, other: Candidate | None) -> str:
         mean = "mean loss over its batch" if case.batch else "loss"
         return f"{task} has the least {mean}, {-value:.3g} nats ({other['task']} {-rival:.3g})"
     if case.router == "paper" and case.batch:
-        return f"its batch's mask and scores agree best with {task}'s, {value:.3g} ({other['task']} {rival:.3g})"
+        return f"its batch's scores agree best with {task}'s, {value:.3g} ({other['task']} {rival:.3g})"
     what = {
         ("fisher", False): "deviates",
         ("fisher", True): "its batch deviates",

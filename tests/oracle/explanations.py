@@ -64,10 +64,15 @@ def deviation(task: Subnetwork, x: Tensor) -> float:
             apart = min(apart, float((inside**2 / g.variances.double()).sum() + outside) / len(value))
         mean, spread = task.whitening.standard[name].tolist()
         units.append((math.log(max(apart, 1e-12)) - mean) / spread)
-    own = [math.log(max(v, 1e-12)) for v in task.calibration["fisher"].values.tolist()]
+    return standardised(task, "fisher", max(units))
+
+
+def standardised(task: Subnetwork, kind: str, logarithm: float) -> float:
+    """The logarithm of a deviation in spreads of those of the task's own held-out images."""
+    own = [math.log(max(v, 1e-12)) for v in task.calibration[kind].values.tolist()]
     mean = sum(own) / len(own)
     spread = math.sqrt(sum((v - mean) ** 2 for v in own) / len(own))
-    return (max(units) - mean) / max(spread, 1e-3)
+    return (logarithm - mean) / max(spread, 1e-3)
 
 
 def seen(x: Tensor, shape: tuple[int, ...]) -> Tensor:
