@@ -16,6 +16,7 @@ import pytest
 import torch
 from launching import together
 from oracle import explanations as oracle
+from oracle import gaussians as slow
 from pictures import bars
 from torch import Tensor
 
@@ -25,10 +26,10 @@ from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import EVERY, PredictReport, predict
 from clmoe_cli.commands.reasons import Case, sentence
-from clmoe_cli.continual import gate
+from clmoe_cli.continual import gaussians
 from clmoe_cli.continual.candidates import FIGURES, KEPT
-from clmoe_cli.continual.fusion import NEGLIGIBLE, OPINION
-from clmoe_cli.continual.gate import BOUND, SHARPNESS
+from clmoe_cli.continual.fusion import NEGLIGIBLE
+from clmoe_cli.continual.gate import BOUND
 from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
@@ -39,6 +40,8 @@ from store_schema import Store, writer
 TASKS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 0)}
 """Class 0 is of two tasks; ``task4`` has an expert of its own."""
 SHAPE = (1, 16, 16)
+WEIGHT = 0.25
+"""Of a subnetwork beside the gate."""
 ROUTES = [("image", None), ("batch", None), ("batch", 7)]
 ANSWERS = ("label", "task", "expert", "confidence", "known", "p_value")
 
@@ -109,13 +112,21 @@ def test_what_is_said_decided_and_changed_nothing(
         assert len(set(found.runner_up_task.tolist())) > 1
 
 
-def by_hand(loader: Loader, x: Tensor, fused: bool) -> dict[tuple[str, int], dict[str, float]]:
+def likelihoods(loader: Loader, x: Tensor, names: list[str]) -> list[list[list[float]]]:
+    """Log-likelihoods of images [N, D] by the slow reference of the gate of these tasks: image, task, class."""
+    tasks = [loader.gaussians(n) for n in names]
+    chosen = gaussians.choose(torch.stack([t.tallies for t in tasks]).sum(dim=0))
+    values = torch.stack([oracle.seen(one, SHAPE) for one in x])
+    found = slow.scores(tasks, values, (chosen.ridge, chosen.alpha, chosen.sharpness))
+    return found.reshape(len(x), len(names), 2).tolist()
+
+
+def by_hand(loader: Loader, x: Tensor, likely: list[list[float]], fused: bool) -> dict[tuple[str, int], dict[str, Any]]:
     """All that is said of the classes of one image [D] in float64; a class is (task, position)."""
     names = list(TASKS)
-    spaces, tasks = [loader.answering(n)[0] for n in names], [loader.task(n) for n in names]
-    apart, usual, noise = oracle.by_gate(oracle.seen(x, SHAPE), spaces)
+    spaces, tasks = [loader.gaussians(n) for n in names], [loader.task(n) for n in names]
+    apart, usual = oracle.distances(oracle.seen(x, SHAPE), spaces)
     said = [oracle.probabilities(t, x) for t in tasks]
-    likely = [[-SHARPNESS * d / noise for d in own] for own in apart]
     total = float(np.logaddexp.reduce([v for own in likely for v in own]))
     found = {}
     for t, name in enumerate(names):
@@ -123,7 +134,7 @@ def by_hand(loader: Loader, x: Tensor, fused: bool) -> dict[tuple[str, int], dic
         for c in range(2):
             score = likely[t][c]
             if fused and whole - total > math.log(NEGLIGIBLE):
-                score = whole + math.log((1 - OPINION) * math.exp(score - whole) + OPINION * said[t][c])
+                score = whole + math.log((1 - WEIGHT) * math.exp(score - whole) + WEIGHT * said[t][c])
             found[name, c] = {
                 "raw": apart[t][c],
                 "own_distance": apart[t][c] / usual[t][c],
@@ -142,22 +153,26 @@ def by_hand(loader: Loader, x: Tensor, fused: bool) -> dict[tuple[str, int], dic
 def test_figures_of_the_gate_equal_the_slow_reference(
     store: str, mixed: Batch, loader: Loader, router: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Those that are far stay with their coarse distance (tests/continual/test_gate.py), which the reference has not.
-    monkeypatch.setattr(gate, "FAR", math.inf)
+    # The gate parts these bars so well that no subnetwork has earned a say: each is given one.
+    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
     found = explanation(predict(store, mixed, router=router, explain=True))
-    every = list(found.candidates())
-    for i in range(0, 60, 4):
-        wanted = by_hand(loader, torch.from_numpy(mixed.scaled()[i].reshape(-1)), router == "fused")
+    every, rows = list(found.candidates()), [1, 43]
+    x = torch.from_numpy(mixed.scaled().reshape(60, -1))[rows]
+    for i, one_image, likely in zip(rows, x, likelihoods(loader, x, list(TASKS)), strict=True):
+        wanted = by_hand(loader, one_image, likely, router == "fused")
         candidates = every[i]
         assert len(candidates) == KEPT
         answer = candidates[0]
-        unit = wanted[answer["task"], position(loader, answer)]["usual"]
+        best = wanted[answer["task"], position(loader, answer)]
         for c in candidates:
             one = wanted[c["task"], position(loader, c)]
-            assert c["distance"] == pytest.approx(one["raw"] / unit, rel=1e-3)
-            for key in ("own_distance", "log_likelihood", "score"):
-                assert c[key] == pytest.approx(one[key], rel=1e-3, abs=1e-3), key
+            assert c["distance"] == pytest.approx(one["raw"] / best["usual"], rel=1e-3)
+            assert c["own_distance"] == pytest.approx(one["own_distance"], rel=1e-3)
+            for key in ("log_likelihood", "score"):
+                # What all classes of an image share is left out.
+                assert c[key] - answer[key] == pytest.approx(one[key] - best[key], rel=1e-3, abs=1e-3), key
             assert c["p_value"] == pytest.approx(one["p_value"], abs=5e-3)
+            assert c["opinion"] == (WEIGHT if router == "fused" else None)
             told = c["task"] in (answer["task"], found.runner_up_task[i])
             for key in ("probability", "loss", "deviation"):
                 assert (c[key] is not None) == told
@@ -208,18 +223,17 @@ def test_figures_of_other_routers_equal_the_slow_reference(store: str, mixed: Ba
 
 
 def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, loader: Loader) -> None:
-    batch = batch_of(TASKS["task2"], 30, 4)
+    batch = batch_of(TASKS["task2"], 3, 4)
     report = predict(store, batch, route="batch", explain=True)
-    spaces = [loader.answering(n)[0] for n in TASKS]
-    totals, unit = dict.fromkeys(TASKS, 0.0), loader.gate(SHAPE).unit
-    for x in torch.from_numpy(batch.scaled().reshape(30, -1)):
-        apart, _, noise = oracle.by_gate(oracle.seen(x, SHAPE), spaces)
-        for name, own in zip(TASKS, apart, strict=True):
-            totals[name] -= SHARPNESS * min(*own, BOUND * unit) / noise
+    totals = dict.fromkeys(TASKS, 0.0)
+    for likely in likelihoods(loader, torch.from_numpy(batch.scaled().reshape(3, -1)), list(TASKS)):
+        whole = {name: float(np.logaddexp(*own)) for name, own in zip(TASKS, likely, strict=True)}
+        for name, value in whole.items():
+            totals[name] += max(value - max(whole.values()), -BOUND)
     found = explanation(report)
     for candidates in found.candidates():
         for c in candidates:
-            assert c["task_score"] == pytest.approx(totals[c["task"]], rel=1e-3)
+            assert c["task_score"] == pytest.approx(totals[c["task"]], rel=1e-3, abs=1e-6)
             assert (c["score"] is not None) == (c["task"] == "task2")
         assert [c["task"] for c in candidates[:2]] == ["task2", "task2"]
         order = [c["task_score"] for c in candidates[2:]]
@@ -229,19 +243,40 @@ def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, load
     assert "its batch is task2's, " in found.reason[0]
 
 
-def test_a_task_that_was_asked_for(store: str) -> None:
+def test_a_task_that_was_asked_for(store: str, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
     batch = batch_of(TASKS["task3"], 30, 4)
     plain, report = (predict(store, batch, task="task3", explain=e) for e in (False, True))
     found = explanation(report)
     assert np.array_equal(plain.confidence, report.confidence)
     assert set(found.runner_up_task.tolist()) == {"task3"}
-    assert found.decided_by == ("score", "probability")
+    assert found.decided_by == ("score", "log_likelihood", "probability")
+    x = torch.from_numpy(batch.scaled().reshape(30, -1))
+    alone = likelihoods(loader, x[:1], ["task3"])
     for i, (answer, other) in enumerate(found.candidates()):
         assert (answer["label"], other["label"]) == (report.labels[i], found.runner_up_labels[i])
-        assert answer["probability"] == pytest.approx(report.confidence[i])
         assert answer["probability"] + other["probability"] == pytest.approx(1)
-        assert found.margin[i] == pytest.approx(math.log(answer["probability"] / other["probability"]))
+        assert report.confidence[i] == pytest.approx(1 / (1 + math.exp(other["score"] - answer["score"])))
+        assert found.margin[i] == answer["score"] - other["score"]
         assert (answer["task_score"], answer["expert_score"]) == (None, None)
+        if i < len(alone):
+            mine, theirs = (alone[i][0][position(loader, c)] for c in (answer, other))
+            by_gate = 1 / (1 + math.exp(theirs - mine))
+            mixture = (1 - WEIGHT) * by_gate + WEIGHT * answer["probability"]
+            assert report.confidence[i] == pytest.approx(mixture, abs=1e-5)
+    assert "no other task" not in found.reason[0]
+    assert f"with {WEIGHT:g} of the say, gives " in found.reason[0]
+
+
+def test_a_subnetwork_that_was_asked_for(store: str) -> None:
+    """Another router than the gate's leaves the answer to the subnetwork alone."""
+    batch = batch_of(TASKS["task3"], 30, 4)
+    report = predict(store, batch, task="task3", router="fisher", explain=True)
+    found = explanation(report)
+    assert found.decided_by == ("score", "probability")
+    for i, (answer, other) in enumerate(found.candidates()):
+        assert answer["probability"] == pytest.approx(report.confidence[i])
+        assert found.margin[i] == pytest.approx(math.log(answer["probability"] / other["probability"]))
     assert f"its subnetwork gives {report.labels[0]} {report.confidence[0]:.3f}, " in found.reason[0]
 
 
@@ -307,7 +342,7 @@ def test_outputs(call: Call, tmp_path: Path) -> None:
     rows = printed["predictions"]
     added = {"runner_up_task", "runner_up_label", "margin", "reason", "explanation"}
     plain = json.loads(call("--json"))
-    assert printed["decided_by"] == ["score", "log_likelihood", "distance", "probability"]
+    assert printed["decided_by"] == ["score", "log_likelihood", "probability"]
     assert "decided_by" not in plain
     assert [{k: v for k, v in row.items() if k not in added} for row in rows] == plain["predictions"]
     assert all(added <= set(row) for row in rows)
@@ -349,7 +384,7 @@ def one(task: str, label: int | None = 1, **figures: float | None) -> dict[str, 
     return {"task": task, "expert": expert, "label": label, "by": "score", **known, **figures}
 
 
-FIRST = one("task1", 5, distance=1.0, log_likelihood=-2.0, probability=0.75, deviation=-0.5, margin=0.0)
+FIRST = one("task1", 5, distance=1.0, log_likelihood=-2.0, opinion=0.1, probability=0.75, deviation=-0.5, margin=0.0)
 SURE = "subnetwork of task1 0.750 and task2 0.250 sure, deviation -0.5 and +1.0 spreads; p = 0.5"
 NEAR = "for the gate at 1.00 of its usual distance"
 
@@ -396,6 +431,17 @@ NEAR = "for the gate at 1.00 of its usual distance"
          [one("task2", 9, task_score=-0.25, expert_score=-0.1)],
          "e1 has the least mean loss over its batch, +0.10 spreads; its batch's scores agree best with task1's, "
          f"0.5 (task2 -0.25); its subnetwork gives 5 0.750 [context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
+        (Case("fused", False, None, densities=True), FIRST, [one("task2", 9)],
+         "9 of task2 2 nats behind [context: at 1.00 of its usual distance, 9 of task2 at 1.50 of it; " f"{SURE}]"),
+        (Case("fused", False, None, densities=True), FIRST,
+         [one("task1", 6, log_likelihood=-1.5, margin=0.125), one("task2", 9)],
+         "6 of the same task is likelier for the gate, but 0.125 nats behind with the subnetworks' opinion; its "
+         "subnetwork, with 0.1 of the say, gives 0.750 and 0.250; 9 of task2 2 nats behind [context: at 1.00 of its "
+         "usual distance, 9 of task2 at 1.50 of it; subnetwork of task2 0.250 sure, deviation -0.5 and +1.0 spreads; "
+         "p = 0.5]"),
+        (Case("fused", False, None, densities=True, given=True), FIRST | {"opinion": 0.0}, [one("task1", 6)],
+         "6 of the same task 2 nats behind [context: at 1.00 of its usual distance; subnetwork of task1 0.750 sure, "
+         "deviation -0.5 spreads; p = 0.5]"),
         (Case("task", False, None), FIRST | {"distance": None}, [one("task1", 6)],
          "its subnetwork gives 5 0.750, 6 0.250 [context: p = 0.5]"),
     ],

@@ -317,7 +317,17 @@ def test_learn_tells_its_steps_and_learns_the_same(store: Path, tmp_path: Path) 
     assert first == [
         *("loading weights", "scale", "range", "fingerprint"),
         *["scores"] * (rounds + 1),
-        *("statistics", "calibration", "reading the store", "scale", "gate", "scale", "commit"),
+        *(
+            "statistics",
+            "calibration",
+            "reading the store",
+            "scale",
+            "features",
+            "gate",
+            "held-out answers",
+            "scale",
+            "commit",
+        ),
     ]
     learn(str(again), batch([2, 7], seed=1), OPTIONS, on_step=(more := list[Step]()).append)
     assert {"onset", "placement", "gate", "commit"} <= set(names(more))

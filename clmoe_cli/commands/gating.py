@@ -15,9 +15,9 @@ from clmoe_cli.continual.candidates import Asked
 from clmoe_cli.continual.features import features, kind, known
 from clmoe_cli.continual.fusion import (
     OPINION,
-    BatchTask,
     Decision,
     Sources,
+    decide_given,
     decide_images,
     decide_within,
     task_of_batch,
@@ -151,11 +151,11 @@ def without(locked: Writer, record: GateRecord, names: Collection[str]) -> GateR
 
 @dataclass(frozen=True)
 class Route:
-    """Whose images are asked about: each by itself (both None), ``batches`` of so many consecutive ones of one task,
-    or all of the task at position ``only``."""
+    """Whose images are asked about: each by itself (the default), ``batches`` of so many consecutive ones of one task,
+    or all of the ``only`` task that is named."""
 
     batches: int | None = None
-    only: int | None = None
+    only: bool = False
 
 
 def decide(
@@ -176,10 +176,7 @@ def decide(
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
     scale, name = _scale(manifest, batch), features_of(manifest, batch)
-    if route.only is None:
-        solved = loader.gate(batch.input_shape, batch.input)
-    else:
-        solved = alone(loader.gaussians(names[route.only]))
+    solved = alone(loader.gaussians(names[0])) if route.only else loader.gate(batch.input_shape, batch.input)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
@@ -203,13 +200,9 @@ def decide(
     to = begun(on_step, "deciding", len(everything), "images")
     chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if route.batches is None:
-        own_task = None if route.only is None else BatchTask(route.only, 1.0, [route.only], torch.zeros(1))
+        by_itself = decide_given if route.only else decide_images
         for rows in everything.split(chunk):
-            values = seen(rows)
-            if own_task is None:
-                yield decide_images(sources, values, rows)
-            else:
-                yield decide_within(sources, own_task, values, rows)
+            yield by_itself(sources, seen(rows), rows)
             to(int(rows[-1]) + 1)
         return
     for together in everything.split(route.batches):

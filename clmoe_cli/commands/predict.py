@@ -174,11 +174,13 @@ def _predict(
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
             asked = explaining.asked(loader, own, names) if explain else None
-            route = gating.Route(together) if only is None else gating.Route(only=0)
+            route = gating.Route(only=True) if only else gating.Route(together)
             return gating.decide(loader, own, names, book, router, route, on_step, asked)
         return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
 
-    case = Case("task" if only else router, together is not None and not only, reject)
+    densities = kind is not None and kind.rule is not None
+    by = router if gated or only is None else "task"
+    case = Case(by, together is not None and not only, reject, densities, given=only is not None)
 
     def told(found: Decision, first: int = 0) -> PredictReport:
         codes, p_value = found.code.numpy(), found.p_value.numpy()

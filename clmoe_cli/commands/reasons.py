@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clmoe_cli.continual.fusion import OPINION
-
 GATE = ("fused", "gate")
 DECISIVE = {
-    "fused": ("score", "log_likelihood", "distance", "probability"),
-    "gate": ("score", "log_likelihood", "distance"),
+    "fused": ("score", "log_likelihood", "probability"),
+    "gate": ("score", "log_likelihood"),
     "loss": ("task_score", "score", "probability"),
     "gradient": ("task_score", "score", "probability"),
     "fisher": ("task_score", "score", "probability"),
@@ -24,17 +22,27 @@ Candidate = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """How it was decided: the router (``task``: none), whether for whole batches, and below which p-value unknown."""
+    """How it was decided: the router (``task``: a subnetwork alone), whether for whole batches, and below which p-value
+    unknown.
+
+    ``densities``: the gate compares Gaussians, so that distances are no more than context; else it compares distances.
+    ``given``: the task was, and no other was compared.
+    """
 
     router: str
     batch: bool
     reject: float | None
+    densities: bool = False
+    given: bool = False
 
     @property
     def decided_by(self) -> tuple[str, ...]:
         """Names of the figures that decided."""
         whole = ("task_score",) if self.batch and self.router in GATE else ()
-        return (*whole, *DECISIVE[self.router], *(() if self.reject is None else ("p_value",)))
+        own = DECISIVE[self.router]
+        if self.router in GATE and not self.densities:
+            own = (*own[:2], "distance", *own[2:])
+        return (*whole, *own, *(() if self.reject is None else ("p_value",)))
 
 
 def sentence(case: Case, found: Sequence[Candidate]) -> str:
@@ -59,8 +67,10 @@ def sentence(case: Case, found: Sequence[Candidate]) -> str:
     else:
         # A class of the same task is worth a word where it comes next.
         mate = mate if case.batch or found[1] is mate else None
-        opinion = mate if case.router == "fused" else None
+        opinion = mate if case.router == "fused" and answer["opinion"] else None
         why, beside = _gated(case, answer, mate, other, opinion), _said(answer, other, opinion is not None)
+        if case.densities:
+            beside = f"{_near(answer)}{_apart(other)}; {beside}"
     context = "; ".join(part for part in (beside, p) if part)
     return f"{head}: {why}{end}" + (f" [context: {context}]" if context else "")
 
@@ -69,12 +79,14 @@ def _gated(
     case: Case, answer: Candidate, mate: Candidate | None, other: Candidate | None, opinion: Candidate | None
 ) -> str:
     """The gate: against a class of the same task, of which the subnetwork may have an ``opinion``, and another's."""
-    parts = [_near(answer), *([_class(answer, mate)] if mate else [])]
+    parts = [*([] if case.densities else [_near(answer)]), *([_class(case, answer, mate)] if mate else [])]
     if opinion:
         gives = f"{answer['probability']:.3f} and {opinion['probability']:.3f}"
-        parts.append(f"its subnetwork, with {OPINION:g} of the say, gives {gives}")
+        parts.append(f"its subnetwork, with {answer['opinion']:.2g} of the say, gives {gives}")
+    if case.given:
+        return "; ".join(parts) or "the only class of the task"
     if not case.batch:
-        return "; ".join([*parts, _class(answer, other) if other else "no other task is near"])
+        return "; ".join([*parts, _class(case, answer, other) if other else "no other task is near"])
     behind = f"{other['task']} {_figure(other['margin'])} nats behind" if other else "the only task"
     return "; ".join([f"its batch is {answer['task']}'s, {behind}", *parts])
 
@@ -87,10 +99,18 @@ def _near(answer: Candidate) -> str:
     return f"at {answer['distance']:.2f} of its usual distance"
 
 
-def _class(answer: Candidate, other: Candidate) -> str:
-    """How far another class is, in the same unit."""
+def _apart(other: Candidate | None) -> str:
+    return "" if other is None else f", {other['label']} of {other['task']} at {other['distance']:.2f} of it"
+
+
+def _class(case: Case, answer: Candidate, other: Candidate) -> str:
+    """How far another class is behind; of distances, in the same unit."""
     who = f"{other['label']} of {'the same task' if other['task'] == answer['task'] else other['task']}"
     behind = f"{_figure(other['margin'])} nats behind"
+    if case.densities:
+        if other["log_likelihood"] > answer["log_likelihood"]:
+            return f"{who} is likelier for the gate, but {behind} with the subnetworks' opinion"
+        return f"{who} {behind}"
     if other["log_likelihood"] > answer["log_likelihood"]:
         return f"{who} is nearer, at {other['distance']:.2f} of it, but {behind} with the subnetworks' opinion"
     return f"{who} at {other['distance']:.2f} of it, {behind}"
@@ -149,6 +169,4 @@ def _measured(answer: Candidate, other: Candidate | None) -> str:
     """The gate's distances, where another router decided."""
     if answer["distance"] is None:
         return ""
-    return f"for the gate {_near(answer)}" + (
-        f", {other['label']} of {other['task']} at {other['distance']:.2f} of it" if other else ""
-    )
+    return f"for the gate {_near(answer)}{_apart(other)}"

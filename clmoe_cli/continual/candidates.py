@@ -20,10 +20,13 @@ from clmoe_cli.continual.gaussians import GaussianGate
 
 LEVELS = ("expert_score", "task_score", "score")
 """What experts, tasks and classes are compared by, larger is likelier; NaN where nothing was compared."""
-FIGURES = (*LEVELS, "distance", "own_distance", "log_likelihood", "probability", "loss", "deviation", "p_value")
-"""Of a class: the gate's squared distance in units of the answering class's mean distance, and of its own; its
-log-likelihood by the gate alone; what its task's subnetwork gives it. Of that subnetwork: its pseudo-label loss in
-nats, and the whitened deviation in spreads of the task's own images. The p-value."""
+FIGURES = (
+    *LEVELS, "distance", "own_distance", "log_likelihood", "opinion", "probability", "loss", "deviation", "p_value",
+)  # fmt: skip
+"""Of a class: the squared distance by its own statistics, in units of the answering class's mean distance and of its
+own; its log-likelihood by the gate alone; the weight of its task's subnetwork beside the gate, and what that gives it.
+Of that subnetwork: its pseudo-label loss in nats, and the whitened deviation in spreads of the task's own images. The
+p-value."""
 KEPT = 8
 """Candidates of an image."""
 

@@ -100,6 +100,11 @@ def task_of_batch(sources: Sources, values: Tensor) -> BatchTask:
     return BatchTask(near[best], float(evidence.softmax(dim=0)[best]), near, evidence)
 
 
+def decide_given(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
+    """Each image by itself among all classes of the gate's only task; features [N, d] of the images at ``rows`` [N]."""
+    return _decided(sources, sources.gate.within(values, 0, sources.statistics), values, rows)
+
+
 def decide_within(sources: Sources, batch: BatchTask, values: Tensor, rows: Tensor) -> Decision:
     """Each image by itself among the classes of its batch's task, from features [N, d] of the images at ``rows`` [N].
 
@@ -175,6 +180,11 @@ def _decided(
     chosen = chosen.gather(1, columns)
     known = {"log_likelihood": likely.gather(1, columns), "score": scores.gather(1, columns)}
     known["distance"] = _distances(sources, values, chosen)
+    if sources.opinion is not None:
+        weights = torch.full((int(gate.owner.max()) + 1,), OPINION, dtype=torch.float64)
+        if sources.weights is not None:
+            weights = torch.tensor(sources.weights, dtype=torch.float64)
+        known["opinion"] = weights[gate.owner[chosen]]
     if batch is not None:
         chosen, known = _beside(sources, batch, values, chosen, known)
     why = of_gate(gate, sources.codes, sources.statistics, chosen, known)

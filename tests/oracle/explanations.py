@@ -6,28 +6,24 @@ import math
 from collections.abc import Sequence
 
 import torch
+from oracle import gaussians
 from torch import Tensor
 
 from clmoe_cli.continual.features import features
 from clmoe_cli.continual.gate import Subspaces
+from clmoe_cli.continual.gaussians import Gaussians
 from clmoe_cli.continual.routing import Subnetwork
 
 
-def by_gate(value: Tensor, spaces: Sequence[Subspaces]) -> tuple[list[list[float]], list[list[float]], float]:
-    """Of the features [d] of one image: squared distance of each task's classes, their usual one, mean dispersion."""
+def distances(value: Tensor, tasks: Sequence[Gaussians]) -> tuple[list[list[float]], list[list[float]]]:
+    """Of the features [d] of one image: squared distance of each task's classes by their own statistics, and their
+    usual one."""
     apart = []
-    for s in spaces:
-        centred = [value.double() - mean for mean in s.means.double()]
-        # The directions are rounded, and not quite at right angles: the definition, not the projection.
-        apart.append([float(v @ v - (v @ u) @ (v @ u)) for v, u in zip(centred, s.directions.double(), strict=True)])
-    usual = [[float(q.double().mean()) for q in s.quantiles] for s in spaces]
-    noise = []
-    for s in spaces:
-        for own, count in zip(s.quantiles.double(), s.counts.tolist(), strict=True):
-            mean = float(own.mean())
-            spread = float((own - mean).square().mean())
-            noise.append((count * spread / mean + 5 * mean) / (count + 5))
-    return apart, usual, sum(noise) / len(noise)
+    for t in tasks:
+        variance = (float(t.shared_variances.double().sum()) + float(t.shared_rest.double().sum())) / len(t.units)
+        own = zip(t.means, t.directions, t.variances, strict=True)
+        apart.append([gaussians.distance(value, *one, t.units, variance) for one in own])
+    return apart, [[float(q.double().mean()) for q in t.quantiles] for t in tasks]
 
 
 def p_value(distance: float, s: Subspaces, c: int) -> float:
