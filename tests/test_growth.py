@@ -18,7 +18,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.state import Loader
 from store_schema import BadInput, Store
 
-ALL_CONSTRUCTIVE = Thresholds(overlap=-9.0, divergence=9.0, least=-1.0)
+ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)
 
 
 def spots(centres: list[int], first: int, n: int, seed: int) -> Batch:
@@ -59,7 +59,7 @@ def test_a_full_expert_is_followed_by_another_that_learns_as_well(tmp_path: Path
 
 @pytest.mark.parametrize(("thresholds", "cause"), [
     (Thresholds(divergence=9.0, least=1.1), "overlap"),
-    (Thresholds(overlap=-9.0, divergence=-0.1, least=-1.0), "diverges"),
+    (Thresholds(overlap=0.0, divergence=-0.1, least=-1.0), "diverges"),
 ])  # fmt: skip
 def test_too_little_overlap_and_divergence_start_an_expert(tmp_path: Path, thresholds: Thresholds, cause: str) -> None:
     store = str(tmp_path / "store")

@@ -35,6 +35,7 @@ DRAWS = 4
 @dataclass(frozen=True)
 class Thresholds:
     """Constructive: ``overlap`` and ``divergence`` in units of what shuffled inputs give; ``least``: least overlap.
+    With an ``overlap`` of 0 only the least counts.
 
     ``capacity``: least free share of a layer. The defaults were found on MNIST training images: of 73 pairs of
     other digits all but one overlapped at least 1.5 times as much as shuffled ones and diverged at most 0.9 times as
@@ -152,7 +153,9 @@ def compare(
     ]
     chance = _mean(shuffled)
     thresholds = thresholds.of(known.net)
-    least = max(thresholds.overlap * chance.overlap, thresholds.least)
+    least = thresholds.least
+    if thresholds.overlap:
+        least = max(thresholds.overlap * chance.overlap, least)
     good = found.overlap >= least and found.divergence <= thresholds.divergence * chance.divergence
     return Candidate(
         known.name,
