@@ -13,8 +13,20 @@ from safetensors.numpy import save
 from store_samples import Make
 
 from clmoe_cli.commands.prune import PruneOptions, prune
-from store_schema import ClmoeError, SolvedGate, Store, StoreDamaged, coarse_form, encode_gate, rows_of, verify, writer
-from store_schema.gates import decode_gate
+from store_schema import (
+    ClmoeError,
+    SolvedGate,
+    SolvedGaussians,
+    Store,
+    StoreDamaged,
+    coarse_form,
+    encode_gate,
+    encode_gaussians,
+    rows_of,
+    verify,
+    writer,
+)
+from store_schema.gates import decode_gate, decode_gaussians
 
 
 def gate_of(classes: int, d: int, k: int, seed: int = 0) -> SolvedGate:
@@ -146,3 +158,94 @@ def test_pruning_leaves_the_gate_of_a_store_that_never_saw_the_task(make_store: 
     assert not verify(root)
     prune(str(root), PruneOptions(expert="e1"), lambda plan: True)
     assert Store.open(root).manifest.gates == ()
+
+
+def gaussians_of(classes: int, d: int, m: int, k: int, seed: int = 0, exact: bool = False) -> SolvedGaussians:
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "means": (classes, d), "weights": (classes, d), "scales": (classes,), "centre": (d,), "spread": (d,),
+        "reach": (d, m), "grams": (classes, k, k), "choice": (2,),
+    }  # fmt: skip
+    doubles = {"weights", "choice", *(("reach",) if exact else ())}
+    kinds = {key: np.float64 if key in doubles else np.float32 for key in shapes}
+    return SolvedGaussians({key: rng.normal(size=shape).astype(kinds[key]) for key, shape in shapes.items()})
+
+
+def same_arrays(a: SolvedGaussians, b: SolvedGaussians) -> bool:
+    return set(a.arrays) == set(b.arrays) and all(
+        (v.dtype, v.shape, v.tobytes()) == (b.arrays[key].dtype, b.arrays[key].shape, b.arrays[key].tobytes())
+        for key, v in a.arrays.items()
+    )
+
+
+@given(
+    classes=st.integers(1, 5),
+    d=st.integers(1, 9),
+    m=st.integers(1, 6),
+    k=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    exact=st.booleans(),
+)
+def test_gates_of_gaussians_round_trip(classes: int, d: int, m: int, k: int, seed: int, exact: bool) -> None:
+    gate = gaussians_of(classes, d, m, k, seed, exact)
+    data = encode_gaussians(gate, "scattering-1")
+    shuffled = SolvedGaussians({key: gate.arrays[key] for key in reversed(gate.arrays)})
+    assert data == encode_gaussians(shuffled, "scattering-1")
+    assert same_arrays(decode_gaussians(data, "file", "scattering-1", classes), gate)
+
+
+def test_what_is_no_gate_of_gaussians_is_refused() -> None:
+    gate = gaussians_of(3, 4, 2, 2)
+    data = encode_gaussians(gate, "vector-1")
+    with pytest.raises(StoreDamaged, match="another object"):
+        decode_gaussians(data, "file", "unit-1", 3)
+    with pytest.raises(StoreDamaged):
+        decode_gaussians(encode_gate(gate_of(3, 4, 2), "vector-1"), "file", "vector-1", 3)
+    with pytest.raises(StoreDamaged):
+        decode_gate(data, "file", "vector-1", 3)
+    for classes in (2, 4, 0):
+        with pytest.raises(StoreDamaged, match="wrong shape or type"):
+            decode_gaussians(data, "file", "vector-1", classes)
+    metadata = {"clmoe": "schema 2, gate, features vector-1"}
+    whole = dict(gate.arrays)
+    assert save(dict(sorted(whole.items())), metadata=metadata) == data
+    changes: list[dict[str, np.ndarray]] = [{"more": whole["means"]}]
+    for key, value in whole.items():
+        # One too few along each axis, one axis too many, another type, what is no number.
+        changes += [{key: np.delete(value, 0, axis=axis)} for axis in range(value.ndim) if key != "reach" or axis == 0]
+        changes += [{key: value[..., None]}, {key: value.astype(np.float16)}, {key: value.astype(np.int32)}]
+        for bad in (np.nan, np.inf, -np.inf):
+            changes.append({key: np.where(np.arange(value.size).reshape(value.shape) == 1, bad, value)})
+            changes[-1][key] = changes[-1][key].astype(value.dtype)
+        if key != "reach":
+            changes.append({key: value.astype(np.float32 if value.dtype == np.float64 else np.float64)})
+    for change in changes:
+        with pytest.raises(StoreDamaged):
+            decode_gaussians(save({**whole, **change}, metadata=metadata), "file", "vector-1", 3)
+    for key in whole:
+        with pytest.raises(StoreDamaged, match="wrong arrays"):
+            decode_gaussians(
+                save({k: v for k, v in whole.items() if k != key}, metadata=metadata), "file", "vector-1", 3
+            )
+    with pytest.raises(StoreDamaged):
+        decode_gaussians(save(whole), "file", "vector-1", 3)
+    header, body = header_of(data)
+    header["scales"] = {**header["scales"], "dtype": "F64"}  # type: ignore[dict-item]
+    text = json.dumps(header).encode()
+    with pytest.raises(StoreDamaged):
+        decode_gaussians(struct.pack("<Q", len(text)) + text + body, "file", "vector-1", 3)
+    for unfit in ({"means": whole["means"] * np.float32(np.inf)}, {"scales": whole["scales"][:2]}):
+        with pytest.raises(ClmoeError, match="cannot be stored"):
+            encode_gaussians(SolvedGaussians({**whole, **unfit}), "vector-1")
+
+
+@given(cut=st.integers(0, 1200), bit=st.integers(0, 7))
+def test_no_damage_to_a_gate_of_gaussians_reads_otherwise_than_as_damage_or_another_number(cut: int, bit: int) -> None:
+    data = bytearray(encode_gaussians(gaussians_of(2, 3, 2, 1), "vector-1"))
+    data[cut % len(data)] ^= 1 << bit
+    try:
+        found = decode_gaussians(bytes(data), "file", "vector-1", 2)
+    except StoreDamaged:
+        return
+    wanted = gaussians_of(2, 3, 2, 1)
+    assert {k: v.shape for k, v in found.arrays.items()} == {k: v.shape for k, v in wanted.arrays.items()}
