@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clmoe_cli.commands import common, gating
+from clmoe_cli.commands import common, measuring
 from clmoe_cli.commands.learn import learn
 from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.continual import fisher, images
@@ -37,7 +37,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were many images."""
     for module, name, value in (
         (common, "IN_MEMORY", 0), (common, "NUMBERS", 1 << 16), (images, "NUMBERS", 1 << 16),
-        (fisher, "MOST", 1 << 17), (gating, "MOST", 30),
+        (fisher, "MOST", 1 << 17), (measuring, "MOST", 30),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 

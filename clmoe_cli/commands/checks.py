@@ -59,15 +59,18 @@ def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) ->
         done += len(part)
         to(done)
     largest = torch.cat(parts)
-    if bool((largest > LARGEST).any()):
+    beyond = largest > LARGEST
+    if bool(beyond.any()):
         worst = int(largest.argmax())
+        most = 2 * int(beyond.sum()) > len(beyond)
+        unit = "give the values in the unit that the store's tasks were learned in"
         raise BadInput(
-            "an image has values far beyond the others",
+            "most images have values far beyond the store's" if most else "an image has values far beyond the others",
             where=source,
             key=f"image {worst}",
             found=f"{float(largest[worst]) / scale:.3g}",
             expected=f"at most {LARGEST / scale:.3g}",
-            hint="repair it or leave it out",
+            hint=unit if most else "repair it or leave it out",
         )
 
 

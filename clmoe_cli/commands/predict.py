@@ -218,7 +218,7 @@ def _predict(
     report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
     if batch.labels is None:
         return report
-    classes = {name: loader.manifest.task(name).classes for name in ([only] if only else names)}
+    classes = {name: loader.manifest.task(name).classes for name in names}
     return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
 
 

@@ -34,7 +34,7 @@ def detect(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Say whether a batch belongs to a known task: known, new, or undecided for want of images."""
+    """Say whether a batch is of a known task, new, or undecided."""
     from clmoe_cli import choices, early, render
 
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
