@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from clmoe_cli.continual.experts import Network, Params
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_schema")]
 torch.set_num_threads(1)
+# A shell starts what runs in the background deaf to SIGINT, and so would be every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("clmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("clmoe")
 

@@ -21,6 +21,7 @@ from clmoe_cli.continual.learning import Options
 from clmoe_cli.continual.selection import Tolerance
 from clmoe_cli.continual.training import Schedule
 from clmoe_cli.data import Batch
+from clmoe_cli.state import Loader
 from store_schema import Store
 
 
@@ -47,8 +48,21 @@ def test_a_card_refuses_what_real_ones_do() -> None:
                 wrong()
 
 
+def state(root: str) -> dict[str, torch.Tensor]:
+    """Every weight of every expert, every mask, and every array of the gate's statistics."""
+    loader = Loader(Store.open(root))
+    found = {}
+    for name in (task.name for task in loader.manifest.tasks):
+        task = loader.task(name)
+        for of, parts in (("weights", task.params), ("mask", task.mask), ("gate", vars(loader.gaussians(name)))):
+            found |= {f"{name} {of} {key}": value.cpu() for key, value in parts.items()}
+    return found
+
+
 @pytest.mark.parametrize("arch", ["cnn:4,6", "mlp:8,8"])
 def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) -> None:
+    """What is learned is the same to the bit; what is compared with a stored number is rounded otherwise where there is
+    no float64."""
     found = []
     for device in ("cpu", "mps"):
         root = str(tmp_path / device)
@@ -57,24 +71,30 @@ def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) ->
             before = Card.seen
             for number, classes in enumerate(([0, 4], [2, 7])):
                 learn(root, batch(classes, 120, number), replace(options, expert="e1" if number else None))
-            hashes = [Store.open(root).manifest.content_hash()]
+            states = [state(root)]
             # With fewer images than before inside the mask, with more the mask is chosen anew.
             for n in (120, 260):
                 refined = learn(root, batch([0, 4], n, n), replace(options, if_known="refine"))
                 assert refined.status == "refined"
-                hashes.append(Store.open(root).manifest.content_hash())
+                states.append(state(root))
             asked = batch([0, 4, 2, 7], 60, 9)
             answers = [predict(root, asked, router=router, device=device) for router in EVERY]
             answers += [predict(root, asked, router=router, route="batch", device=device) for router in EVERY]
             answers.append(predict(root, asked, task="task2", device=device))
             seen = [detect(root, batch([0, 4], 60, 8), evidence=kind, device=device) for kind in EVIDENCE]
             assert (Card.seen > before) == (device == "mps")
-        found.append((hashes, [a.arrays() for a in answers], seen))
-    assert found[0][0] == found[1][0]
-    assert found[0][2] == found[1][2]
+        found.append((states, [a.arrays() for a in answers], seen))
+    for here, there in zip(found[0][0], found[1][0], strict=True):
+        assert here.keys() == there.keys()
+        assert [name for name in here if not torch.equal(here[name], there[name])] == []
+    assert [seen.verdict for seen in found[0][2]] == [seen.verdict for seen in found[1][2]]
     for here, there in zip(found[0][1], found[1][1], strict=True):
         assert here.keys() == there.keys()
-        assert all(np.array_equal(here[key], there[key], equal_nan=here[key].dtype.kind == "f") for key in here)
+        for key, value in here.items():
+            if value.dtype.kind == "f":
+                np.testing.assert_allclose(value, there[key], rtol=1e-4, atol=0.02 if key == "p_value" else 1e-5)
+            else:
+                assert np.array_equal(value, there[key]), key
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card")

@@ -56,11 +56,11 @@ def learn(
         ("value of --if-known", if_known, choices.IF_KNOWN),
         ("score", score, choices.SCORES),
     )
-    early.check_source(data)
     from clmoe_cli.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
         check_plot(plot)
+    early.check_source(data)
     from clmoe_cli.commands.learn import learn as learn_one
     from clmoe_cli.commands.options import LearnOptions
     from clmoe_cli.commands.planning import plan

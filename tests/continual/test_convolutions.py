@@ -225,7 +225,7 @@ def test_placement_judges_kernels_by_their_scores() -> None:
     for overlap, divergence in ((0.0, 2.0), (0.0, 0.0), (9.0, 2.0)):
         thresholds = Thresholds(kernels=(overlap, divergence, -1.0))
         found = compare(known, [SMALL.initial_shared(rng)], Labelled(x, y % 2), 2, thresholds, rng)
-        assert found.least_overlap == max(overlap * found.chance_overlap, -1.0)
+        assert found.least_overlap == (max(overlap * found.chance_overlap, -1.0) if overlap else -1.0)
         near = found.divergence <= divergence * found.chance_divergence
         assert found.constructive == (near and found.overlap >= found.least_overlap)
         seen.add(found.constructive)

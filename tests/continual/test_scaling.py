@@ -38,7 +38,7 @@ def test_columns_of_any_unit_and_offset_become_alike(seed: int, n: int, units: l
     read = found.apply(x)
     assert read.dtype == torch.float32
     assert bool((read.mean(dim=0).abs() < 0.5).all())
-    assert bool(((read.std(dim=0) > 0.5) & (read.std(dim=0) < 2.0)).all())
+    assert bool(((read.std(dim=0) > 0.4) & (read.std(dim=0) < 2.5)).all())
     # Powers of two and few bits: what is kept has no room for a number of an input.
     assert torch.equal(spread.log2(), spread.log2().round())
     steps = centre.double() / spread * scalings.STEPS

@@ -35,7 +35,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "task.npz"
-    batch = small.batch(3)
+    batch = small.batch(3, 72)  # enough that nothing is warned of
     np.savez(path, x=batch.images, y=batch.labels)
     return str(path)
 
