@@ -21,6 +21,8 @@ KINDS = {
     "table": ((9,), None, 1.0),
     "unit": ((30,), "unit-1", 1.0),
     "long": ((90,), None, 0.5),
+    "amounts": ((30,), "vector-root-1", 1.0),
+    "long amounts": ((90,), "vector-root-1", 0.5),
     "tiny": ((2, 4, 5), None, 2.0),
 }
 
@@ -36,7 +38,9 @@ def inputs(shape: tuple[int, ...], y: Tensor, seed: int) -> Tensor:
 def task(shape: tuple[int, ...], name: str, scale: float, classes: list[int], seed: int) -> Gaussians:
     y = torch.arange(24 * len(classes)) % len(classes)
     values = features((inputs(shape, torch.tensor(classes)[y], seed) * scale).flatten(1), shape, name)
-    return fit(values, y, len(classes), name != "vector-1", torch.zeros(len(classes), values.shape[1]))
+    return fit(
+        values, y, len(classes), name not in ("vector-1", "vector-root-1"), torch.zeros(len(classes), values.shape[1])
+    )
 
 
 @pytest.fixture

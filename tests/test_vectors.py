@@ -141,3 +141,35 @@ def test_no_row_is_near_what_a_store_of_few_rows_keeps_of_them(tmp_path: Path) -
     for guess in (0.0, 1.0, -1.0):  # the centre, and a spread above and below it
         distance = np.sqrt(np.mean((rows - guess) ** 2, axis=1))
         assert distance.min() > 0.5 * usual
+
+
+@pytest.mark.parametrize(
+    ("least", "units", "features"),
+    [(0.0, 1.0, "vector-root-1"), (-0.5, 1.0, "vector-1"), (0.0, 1e4, "vector-1")],
+    ids=["amounts", "below zero", "many units"],
+)
+def test_amounts_of_one_unit_are_read_by_their_roots(least: float, units: float, features: str, tmp_path: Path) -> None:
+    """The first task says which; a later one of any values is read alike, and pruning it changes nothing."""
+    rng = np.random.default_rng(0)
+    scale = np.geomspace(1, units, 12).astype(np.float32)
+    centres = rng.exponential(1.0, (4, 12))
+
+    def made(classes: tuple[int, int], n: int, shift: float) -> Batch:
+        y = np.array(classes)[np.arange(n) % 2]
+        x = (centres[y] * rng.gamma(9.0, 1 / 9, (n, 12)) + shift) * scale
+        return Batch(x.astype(np.float32), y, "made")
+
+    root = str(tmp_path / "s")
+    learn(root, made((0, 1), 200, least), OPTIONS)
+    alone = predict(root, asked := made((0, 1), 100, least)).arrays()
+    learn(root, made((2, 3), 200, least - 0.1), OPTIONS)
+    (record,) = Store.open(root).manifest.gates
+    assert record.features == features
+    assert predict(root, made((0, 1), 100, least)).accuracy > 0.9
+    prune(root, PruneOptions(task="task2"), lambda plan: True)
+    for name, value in predict(root, asked).arrays().items():
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(value, alone[name], atol=1e-6)
+        else:
+            assert np.array_equal(value, alone[name]), name
+    assert verify(root) == []

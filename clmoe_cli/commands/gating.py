@@ -12,7 +12,7 @@ from clmoe_cli.commands import common, ranges
 from clmoe_cli.commands.inputs import kind_text
 from clmoe_cli.commands.measuring import Kind, Measured, measured, subspaces
 from clmoe_cli.continual.candidates import Asked
-from clmoe_cli.continual.features import features, kind, known
+from clmoe_cli.continual.features import features, is_image, kind, known
 from clmoe_cli.continual.fusion import (
     OPINION,
     Decision,
@@ -23,7 +23,7 @@ from clmoe_cli.continual.fusion import (
     task_of_batch,
 )
 from clmoe_cli.continual.gate import COARSE, Subspaces
-from clmoe_cli.continual.gaussians import Gaussians, alone, solve
+from clmoe_cli.continual.gaussians import Gaussians, alone, one_unit, solve
 from clmoe_cli.continual.learning import Learned
 from clmoe_cli.continual.scaling import Scaling
 from clmoe_cli.continual.steps import OnStep, begun, silent
@@ -69,7 +69,20 @@ def features_of(manifest: Manifest | None, batch: Batch) -> str:
     record = None if manifest is None else manifest.gate(batch.input_shape, batch.input)
     if record is not None:
         return record.features
-    return kind(batch.input_shape, batch.input is not None and batch.input.features is not None)
+    if batch.input is not None and batch.input.features is not None:
+        return kind(batch.input_shape, backbone=True)
+    return kind(batch.input_shape, root=not is_image(batch.input_shape) and _amounts(batch))
+
+
+def _amounts(batch: Batch) -> bool:
+    """Whether vectors hold amounts of one unit: nothing below zero, and columns that vary about as much."""
+    total, squares, n = torch.zeros(()), torch.zeros(()), len(batch.images)
+    for rows in torch.arange(n).split(max(1, common.NUMBERS // math.prod(batch.input_shape))):
+        x = torch.from_numpy(common.part(batch, rows).scaled()).flatten(1).double()
+        if float(x.min()) < 0:
+            return False
+        total, squares = total + x.sum(dim=0), squares + x.square().sum(dim=0)
+    return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
 
 
 def kind_of(manifest: Manifest, batch: Batch, without: int, on_step: OnStep = silent) -> Kind:

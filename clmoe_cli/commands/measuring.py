@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clmoe_cli.commands import common
 from clmoe_cli.continual import fusion, gate, gaussians, privacy
-from clmoe_cli.continual.features import VECTOR, features, width
+from clmoe_cli.continual.features import ROOT, VECTOR, features, width
 from clmoe_cli.continual.gate import Statistics, Subspaces
 from clmoe_cli.continual.gaussians import GaussianGate, Gaussians
 from clmoe_cli.continual.images import Rows, taken
@@ -66,7 +66,7 @@ class Kind:
     @property
     def even(self) -> bool:
         """Whether all features have one unit."""
-        return self.features != VECTOR
+        return self.features not in (VECTOR, ROOT)
 
 
 def subspaces(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnStep = silent) -> Measured:

@@ -4,7 +4,8 @@ Images: two layers of moduli of Gabor filters, averaged over a few windows (a sc
 "Invariant Scattering Convolution Networks", 2013). The filters have no mean, edges are continued, and each layer is
 scaled to unit length, so that brightness, contrast and inversion change nothing. Of colour pictures the channels are
 brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
-as well: what differs by its colour alone has the same edges. Plain vectors: their columns. What a backbone has seen:
+as well: what differs by its colour alone has the same edges. Plain vectors: their columns, or the square roots of these
+where nothing is below zero and all have one unit, as embeddings that end in a ReLU. What a backbone has seen:
 its features, scaled to unit length. Stores of formats 1 and 2 have random ReLU features of vectors (Rahimi & Recht
 2007; Cho & Saul 2009).
 """
@@ -41,7 +42,7 @@ SHORTEST = 12
 """Images with a shorter side are taken as vectors."""
 VECTOR_WIDTH = 1024
 UNIT = "unit-1"
-VECTOR, OLD_VECTOR = "vector-1", "relu-1"
+VECTOR, ROOT, OLD_VECTOR = "vector-1", "vector-root-1", "relu-1"
 COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
 """Names of features; the old ones are those of stores of formats 1 and 2."""
 MOST_COLUMNS = 2048
@@ -63,19 +64,20 @@ def is_image(input_shape: Sequence[int]) -> bool:
     return len(input_shape) == 3 and min(input_shape[1:]) >= SHORTEST
 
 
-def kind(input_shape: Sequence[int], backbone: bool = False) -> str:
-    """Name of the features for inputs of this shape, as stores record it; ``backbone``: for features of one."""
+def kind(input_shape: Sequence[int], backbone: bool = False, root: bool = False) -> str:
+    """Name of the features for inputs of this shape, as stores record it; ``backbone``: for features of one; ``root``:
+    for vectors of amounts of one unit."""
     if backbone:
         return UNIT
     if not is_image(input_shape):
-        return VECTOR
+        return ROOT if root else VECTOR
     return COLOURED if input_shape[0] == 3 else "scattering-1"
 
 
 def known(name: str, input_shape: Sequence[int]) -> bool:
     """Whether this version computes features of that name for inputs of this shape."""
     if not is_image(input_shape):
-        return name in (VECTOR, OLD_VECTOR, UNIT)
+        return name in (VECTOR, ROOT, OLD_VECTOR, UNIT)
     return name == UNIT or name in ((COLOURED, OLD_COLOURED) if input_shape[0] == 3 else ("scattering-1",))
 
 
@@ -84,7 +86,7 @@ def width(input_shape: Sequence[int], name: str | None = None) -> int:
     name = name or kind(input_shape)
     if name == UNIT:
         return math.prod(input_shape)
-    if name == VECTOR:
+    if name in (VECTOR, ROOT):
         return min(math.prod(input_shape), MOST_COLUMNS)
     if name == OLD_VECTOR:
         return VECTOR_WIDTH
@@ -212,7 +214,21 @@ def _of_colours(x: Tensor) -> Tensor:
 def _as_they_are(x: Tensor) -> Tensor:
     """The columns of vectors; of more than ``MOST_COLUMNS``, so many random projections of them, which keep distances
     (Johnson & Lindenstrauss 1984)."""
+    return _few(columns(x, VECTOR))
+
+
+def _rooted(x: Tensor) -> Tensor:
+    return _few(columns(x, ROOT))
+
+
+def columns(x: Tensor, name: str) -> Tensor:
+    """The columns [N, D] float64 of vectors [N, …] as features ``VECTOR`` or ``ROOT`` have them, before they are
+    projected; square roots keep the sign."""
     flat = x.flatten(1).double()
+    return flat.sign() * flat.abs().sqrt() if name == ROOT else flat
+
+
+def _few(flat: Tensor) -> Tensor:
     size = flat.shape[1]
     return flat if size <= MOST_COLUMNS else flat @ projection(size)
 
@@ -247,6 +263,7 @@ _BY_NAME: Mapping[str, Callable[[Tensor], Tensor]] = {
     COLOURED: _of_colours,
     OLD_VECTOR: _of_vectors,
     VECTOR: _as_they_are,
+    ROOT: _rooted,
     UNIT: _unit,
 }
 """What computes the features of a name, from inputs [N, …]."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clmoe_cli.continual.features import MOST_COLUMNS, VECTOR, calculated, projection
+from clmoe_cli.continual.features import MOST_COLUMNS, ROOT, VECTOR, calculated, columns, projection
 from clmoe_cli.continual.gaussians import GaussianGate, Gaussians, own_directions
 
 
@@ -72,7 +72,7 @@ class Within(nn.Module):
         self.reading, self.classes = reading, len(own.means)
         matrix, offset = closed_form(gate, task, own)
         size = math.prod(reading.input_shape)
-        self.projected = reading.features == VECTOR and size > MOST_COLUMNS
+        self.projected = reading.features in (VECTOR, ROOT) and size > MOST_COLUMNS
         if self.projected:
             # The product of both matrices is the smaller one; what it applies to is not centred.
             offset = offset - gate.solved.centre.double() @ matrix
@@ -89,7 +89,7 @@ class Within(nn.Module):
         """Of inputs [N, *shape]."""
         x = inputs if self.reading.scale == 1.0 else inputs * self.reading.scale
         if self.projected:
-            values = x.flatten(1).double()
+            values = columns(x, self.reading.features)
         else:
             values = calculated(x, self.reading.features).to(x.dtype).double() - self.centre.double()
         found = values @ self.matrix.double() + self.offset

@@ -113,6 +113,15 @@ def test_large_images_are_shrunk_and_small_ones_are_vectors() -> None:
     assert features(x, (3, 90, 60)).shape == (2, width((3, 90, 60))) == (2, width((3, 16, 16)))
 
 
+def test_amounts_are_read_by_their_roots() -> None:
+    x = torch.tensor([[0.0, 4.0, 9.0, 0.25], [-16.0, 1.0, 0.0, 2.0]], dtype=torch.float64)
+    assert kind((4,), root=True) == "vector-root-1"
+    wanted = torch.tensor([[0.0, 2.0, 3.0, 0.5], [-4.0, 1.0, 0.0, 2.0**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(features(x, (4,), "vector-root-1"), wanted, rtol=0, atol=1e-12)
+    wide = torch.rand((3, 5000), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.equal(features(wide, (5000,), "vector-root-1"), features(wide.sqrt(), (5000,), "vector-1"))
+
+
 def test_vectors_keep_angles_and_lengths() -> None:
     rng = torch.Generator().manual_seed(1)
     x = torch.randn((4000, 6), generator=rng, dtype=torch.float64)

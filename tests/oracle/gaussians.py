@@ -112,12 +112,12 @@ def tally(part: Any, units: Any, values: Any, labels: Any, known: list[int], cho
 
 
 def chosen(tallies: Any) -> tuple[int, int, int]:
-    """Positions of the likeliest choice by tallies and prior: α .1, κ .5, sharpness 1/8 cost nothing."""
+    """Positions of the likeliest choice by tallies and prior: α .2, κ .5, sharpness 1/8 cost nothing."""
     best, where = -math.inf, (0, 0, 0)
     for p in range(2 * len(KAPPAS)):
         for a, alpha in enumerate(ALPHAS):
             for s, sharpness in enumerate(SHARPNESSES):
-                cost = 2 * math.log2(max(alpha, 0.01) / 0.1) ** 2
+                cost = 2 * math.log2(max(alpha, 0.01) / 0.2) ** 2
                 cost += math.log2(KAPPAS[p % len(KAPPAS)] / 0.5) ** 2 + 0.1 * math.log2(sharpness * 8) ** 2
                 if float(tallies[p, a, s]) - cost > best:
                     best, where = float(tallies[p, a, s]) - cost, (p, a, s)
