@@ -3,8 +3,8 @@
     python benchmarks/gate.py --root MNIST_ROOT --out bench-out/gate
 
 Each case is a store of its own, learned task after task with default options; test images are for these figures
-only. Beside it stand the gate alone, the other routers, the task given, and the same MLP trained on all classes
-at once. ``--reuse`` keeps the cases that are there.
+only. Beside it stand the gate alone, the other routers, the task given (by the mixture, and by the subnetwork alone),
+and the same MLP trained on all classes at once. ``--reuse`` keeps the cases that are there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gate_report import OTHERS, draw, summary
 from paper import PAIRS, dense_reference
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
@@ -31,17 +30,17 @@ from clmoe_cli.commands.options import LearnOptions
 from clmoe_cli.commands.predict import PredictReport, predict
 from clmoe_cli.commands.prune import PruneOptions, prune
 from clmoe_cli.commands.tasks import make_tasks
-from clmoe_cli.continual import gate
-from clmoe_cli.continual.features import features
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 
 Pairs = tuple[tuple[int, ...], ...]
 Images = np.ndarray[Any, Any]
 
+OTHERS = ("fisher", "loss", "gradient", "paper")
+"""Routers beside ``fused`` and ``gate``."""
+
 SPLIT: Pairs = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 ALPHA = 0.05
-RANKS = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def mnist(root: str, train: bool, change: str = "") -> tuple[Images, Images]:
@@ -126,7 +125,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
     if Path(place).exists():
         raise SystemExit(f"{place} exists: remove it first, or use --reuse")
     spent = [0.0]
-    statistics, updated = committing.gating.statistics, committing.gating.updated
+    measure, updated = committing.gating.measure, committing.gating.updated
 
     def timed(call: Any) -> Any:
         def inner(*args: Any) -> Any:
@@ -137,7 +136,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
 
         return inner
 
-    committing.gating.statistics, committing.gating.updated = timed(statistics), timed(updated)
+    committing.gating.measure, committing.gating.updated = timed(measure), timed(updated)
     result: dict[str, Any] = {
         "case": case,
         "seed": seed,
@@ -158,7 +157,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
             result["auroc_after_three"] = auroc(everything.p_value[seen], everything.p_value[~seen])
             result["unknown_rejected"] = float((everything.p_value[~seen] < ALPHA).mean())
         print(f"{case} {seed} task {number}: {report.status}, {report.seconds:.0f} s", file=sys.stderr, flush=True)
-    committing.gating.statistics, committing.gating.updated = statistics, updated
+    committing.gating.measure, committing.gating.updated = measure, updated
     mixed = Batch(*test, "")
     for router in ("fused", "gate", *(OTHERS if seed == 0 else ())):
         started = time.perf_counter()
@@ -169,8 +168,9 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
         result[f"{router}_ece"] = found.scores.calibration_error
         if router == "fused":
             result["confusion"] = found.scores.confusion
-    given = [predict(place, cut(*test, pair, 0), task=f"task{i}").accuracy for i, pair in enumerate(pairs, 1)]
-    result["given"] = float(np.mean(given))
+    for name, router in (("given", "fused"), ("subnetwork", "fisher")):
+        each = [predict(place, cut(*test, pair, 0), router=router, task=f"task{i}") for i, pair in enumerate(pairs, 1)]
+        result[name] = float(np.mean([answers.accuracy for answers in each]))
     result["batch32"] = wrong_batches(place, test, pairs, 32)
     opened = Store.open(place)
     result["gate_bytes_per_task"] = [
@@ -205,32 +205,35 @@ def joint(seed: int, root: str, out: Path) -> dict[str, Any]:
     return {"case": "joint", "seed": seed, "accuracy": found}
 
 
-def frontier(root: str) -> list[dict[str, Any]]:
-    """The gate alone, all classes compared in full, for several numbers of directions: accuracy, size, seconds."""
-    rows = []
-    parts = []
-    for train in (True, False):
-        images, labels = mnist(root, train)
-        started = time.perf_counter()
-        values = features(torch.from_numpy(images).float().flatten(1) / 255, (1, 28, 28))
-        parts.append((values, torch.from_numpy(labels), time.perf_counter() - started))
-    (train_values, y, _), (values, truth, took) = parts
-    for rank in RANKS:
-        started = time.perf_counter()
-        fitted = gate.Subspaces.joined([gate.fit(train_values[y == c], rank) for c in range(10)])
-        fit_seconds, started = time.perf_counter() - started, time.perf_counter()
-        distances = torch.stack([fitted.distances(values, c) for c in range(10)], dim=1)
-        right = float((distances.argmin(dim=1) == truth).double().mean())
-        rows.append(
-            {
-                "directions": rank,
-                "megabytes_per_pair": 2 * sum(v[:1].numel() * v.element_size() for v in vars(fitted).values()) / 1e6,
-                "accuracy": right,
-                "fit_seconds": fit_seconds,
-                "seconds_for_10000": took + time.perf_counter() - started,
-            }
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and spreads over the seeds of each case."""
+    rows: dict[str, Any] = {}
+    for case in dict.fromkeys(r["case"] for r in results):
+        own = [r for r in results if r["case"] == case]
+        if case == "joint":
+            found = 100 * np.array([r["accuracy"] for r in own])
+            rows[case] = {"converged": [found[:, 0].mean(), found[:, 0].std()], "annealed": found[:, 1].mean()}
+            continue
+        rows[case] = {"seeds": len(own)}
+        for key in ("fused", "gate", "given", "subnetwork", *OTHERS):
+            values = [100 * r[key] for r in own if key in r]
+            if values:
+                rows[case][key] = [float(np.mean(values)), float(np.std(values)), min(values), max(values)]
+        rows[case]["ece"] = float(np.mean([r["fused_ece"] for r in own]))
+        rows[case]["batch32_wrong"] = np.sum([r["batch32"] for r in own], axis=0).tolist()
+        rows[case]["auroc_after_three"] = [r["auroc_after_three"] for r in own]
+        rates = [rate for r in own for row in r["rejected"] for rate in row]
+        rows[case]["rejected"] = [min(rates), float(np.mean(rates)), max(rates)]
+        drift = [max(abs(row[i] - r["rejected"][i][i]) for row in r["rejected"][i:])
+                 for r in own for i in range(len(r["pairs"]))]  # fmt: skip
+        rows[case]["rejected_drift"] = max(drift)
+        rows[case]["gate_share_of_learning"] = float(
+            np.sum([r["gate_spent"] for r in own]) / np.sum([r["seconds"] for r in own])
         )
-        print(rows[-1], file=sys.stderr, flush=True)
+        rows[case]["gate_bytes_per_task"] = max(size for r in own for size in r["gate_bytes_per_task"])
+        rows[case]["solved_bytes"] = max(r["solved_bytes"] for r in own)
+        if "pruned_equals_never_saw" in own[0]:
+            rows[case]["pruned_equals_never_saw"] = [r["pruned_equals_never_saw"] for r in own]
     return rows
 
 
@@ -260,10 +263,8 @@ def main() -> None:
                 together.append(seed)
         joints = processes.map(partial(joint, root=options.root, out=options.out), together)
         results += [*learned, *joints]
-    torch.set_num_threads(1)
-    found = {"cases": summary(results), "frontier": frontier(options.root)}
+    found = {"cases": summary(results)}
     (options.out / "gate.json").write_text(json.dumps(found, indent=1))
-    draw(found, options.out / "frontier.png")
     print(json.dumps(found, indent=1))
 
 
