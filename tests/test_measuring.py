@@ -142,7 +142,8 @@ def test_few_images_give_less_weight_than_many(n: int, right: float, gate: float
     # The posterior by hand, on a grid of its own.
     grid = np.arange(40) / 40
     posterior = n * np.log((1 - grid) * gate + grid * right) + np.log1p(-grid)
-    assert posterior[round(40 * few)] == pytest.approx(posterior.max(), abs=1e-9)
+    earned = posterior.max() - posterior[0] > measuring.EARNED
+    assert posterior[round(40 * few)] == pytest.approx(posterior.max() if earned else posterior[0], abs=1e-9)
 
 
 def test_without_held_out_images_the_gate_answers_alone_and_folds_are_counted(tmp_path: Path) -> None:

@@ -218,7 +218,8 @@ def test_a_reader_that_leaves_ends_a_command_quietly(command: str, root: Path) -
     store = "" if command.startswith(("-", "schema")) else "--store store"
     reading, writing = os.pipe()
     os.close(reading)  # the reader is gone before the first byte
-    args = [sys.executable, "-m", "clmoe_cli", *command.split(), *store.split()]
+    # A shell stays in between: --show-completion asks which one it is.
+    args = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-m", "clmoe_cli", *command.split(), *store.split()]
     done = subprocess.run(
         args, cwd=root, env=shells.clean(), stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
     )

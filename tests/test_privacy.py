@@ -39,8 +39,9 @@ def made(counts: tuple[int, ...], vectors: bool, seed: int = 0) -> tuple[Batch, 
     for row in own:
         row[rng.choice(WIDTH, WIDTH // 8, replace=False)] = rng.choice([-0.2, 0.2], WIDTH // 8)
     x = (typical[y] + own).astype(np.float32)
-    shape = (WIDTH,) if vectors else (1, SIDE, SIDE)
-    return Batch(x.reshape(-1, *shape), y, "made"), typical[y]
+    if vectors:  # not all above zero: the gate reads the columns as they are
+        return Batch(x - np.float32(0.5), y, "made"), typical[y] - 0.5
+    return Batch(x.reshape(-1, 1, SIDE, SIDE), y, "made"), typical[y]
 
 
 def read_back(root: Path, counts: tuple[int, ...], vectors: bool) -> dict[str, float]:

@@ -144,19 +144,26 @@ def test_no_row_is_near_what_a_store_of_few_rows_keeps_of_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("least", "units", "features"),
-    [(0.0, 1.0, "vector-root-1"), (-0.5, 1.0, "vector-1"), (0.0, 1e4, "vector-1")],
-    ids=["amounts", "below zero", "many units"],
+    ("least", "units", "width", "features"),
+    [
+        (0.0, 1.0, 128, "vector-root-1"),
+        (-0.5, 1.0, 128, "vector-1"),
+        (0.0, 1e4, 128, "vector-1"),
+        (0.0, 1.0, 12, "vector-1"),
+    ],
+    ids=["amounts", "below zero", "many units", "a table"],
 )
-def test_amounts_of_one_unit_are_read_by_their_roots(least: float, units: float, features: str, tmp_path: Path) -> None:
+def test_embeddings_of_amounts_are_read_by_their_roots(
+    least: float, units: float, width: int, features: str, tmp_path: Path
+) -> None:
     """The first task says which; a later one of any values is read alike, and pruning it changes nothing."""
     rng = np.random.default_rng(0)
-    scale = np.geomspace(1, units, 12).astype(np.float32)
-    centres = rng.exponential(1.0, (4, 12))
+    scale = np.geomspace(1, units, width).astype(np.float32)
+    centres = rng.exponential(1.0, (4, width))
 
     def made(classes: tuple[int, int], n: int, shift: float) -> Batch:
         y = np.array(classes)[np.arange(n) % 2]
-        x = (centres[y] * rng.gamma(9.0, 1 / 9, (n, 12)) + shift) * scale
+        x = (centres[y] * rng.gamma(9.0, 1 / 9, (n, width)) + shift) * scale
         return Batch(x.astype(np.float32), y, "made")
 
     root = str(tmp_path / "s")

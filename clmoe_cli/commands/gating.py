@@ -45,6 +45,8 @@ from store_schema import (
 
 CHUNK = 2000
 """Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
+EMBEDDING = 128
+"""Columns from which vectors may be an embedding; of tables, square roots are not better (docs/method.md)."""
 PIXELS = 1 << 25
 """Numbers of the images decided at a time."""
 
@@ -71,7 +73,8 @@ def features_of(manifest: Manifest | None, batch: Batch) -> str:
         return record.features
     if batch.input is not None and batch.input.features is not None:
         return kind(batch.input_shape, backbone=True)
-    return kind(batch.input_shape, root=not is_image(batch.input_shape) and _amounts(batch))
+    wide = not is_image(batch.input_shape) and math.prod(batch.input_shape) >= EMBEDDING
+    return kind(batch.input_shape, root=wide and _amounts(batch))
 
 
 def _amounts(batch: Batch) -> bool:

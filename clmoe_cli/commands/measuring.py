@@ -34,6 +34,8 @@ FEW = 64
 """Images of a class, on average, that tell how large noise is to be."""
 WEIGHTS = 41
 """Weights of a subnetwork that are tried, evenly from 0 to 1."""
+EARNED = 2.0
+"""Nats by which held-out images have to prefer a weight to none, about what 5 % of chance differences reach."""
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,15 @@ class _Asked:
 def opinion_weight(by_gate: Tensor, said: Tensor, y: Tensor) -> float:
     """The likeliest weight of a subnetwork, from log-probabilities [n, C] by the gate and by it, and the labels [n].
 
-    The prior falls evenly with the weight (a Beta distribution): of few images, or where both are as good, the gate
-    answers, which does not depend on how training went.
+    The prior falls evenly with the weight (a Beta distribution). Unless the images prefer it to the gate alone by
+    ``EARNED`` nats the weight is 0: where both are as good the gate answers, which no draw of training moves.
     """
     weights = torch.linspace(0, 1, WEIGHTS, dtype=torch.float64)[:-1]
     own, other = (logs.gather(1, y[:, None]) for logs in (by_gate, said))
     both = torch.logaddexp(own + (-weights).log1p(), other + weights.log())
-    return float(weights[(both.sum(dim=0) + (-weights).log1p()).argmax()])
+    likely = both.sum(dim=0) + (-weights).log1p()
+    best = int(likely.argmax())
+    return float(weights[best]) if float(likely[best] - likely[0]) > EARNED else 0.0
 
 
 def _labels(batch: Batch, classes: tuple[Label, ...]) -> Tensor:

@@ -34,6 +34,8 @@ EXACT = 2048
 """Up to so many dimensions the covariance is decomposed exactly."""
 
 TINY = 1e-12
+FARTHEST = 80.0
+"""Largest logarithm of a deviation: of units that never vary any difference is beyond what float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Whitening:
             (_logs(gaussian, values[name]) - self.standard[name][0]) / self.standard[name][1]
             for name, gaussian in self.blocks.items()
         ]
-        return torch.stack(units).max(dim=0).values.exp()
+        return torch.stack(units).max(dim=0).values.clamp_max(FARTHEST).exp()
 
 
 def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out: Labelled, classes: int) -> Whitening:

@@ -256,6 +256,20 @@ def test_many_dimensions_are_decomposed_as_exactly_as_few(n: int, d: int, rng: t
     assert bool(found.deviation(asked).isfinite().all())
 
 
+def test_hidden_units_that_never_fire_leave_deviations_finite(rng: torch.Generator) -> None:
+    params = random_params(NET, 2, rng, torch.float32)
+    for name in params:
+        if name.startswith("hidden"):
+            params[name] = -params[name].abs()
+    data = blobs([5, 25], 300, 3)
+    whitening = fit(NET, params, data, data, 2)
+    awake = {name: value.abs() for name, value in params.items()}
+    for asked in (params, awake):
+        values = blocks(NET, asked, data)
+        found = whitening.deviation(values["inputs"], values["hidden"])
+        assert bool(found.float().isfinite().all())
+
+
 def test_strange_inputs_deviate_even_where_no_hidden_unit_looks(rng: torch.Generator) -> None:
     # Only the first half of the inputs reaches the hidden units: what is strange about the rest, the inputs tell.
     params = random_params(NET, 2, rng, torch.float32)
