@@ -50,7 +50,7 @@ def gate_of(tasks: list[Gaussians]) -> GaussianGate:
 
 def choice_of(tasks: list[Gaussians]) -> tuple[int, float, float]:
     p, a, s = slow.chosen(sum(t.tallies for t in tasks))
-    return p, ALPHAS[a] / 2, gaussians.SHARPNESSES[s]
+    return p, slow.trusted(ALPHAS[a]), gaussians.SHARPNESSES[s]
 
 
 def against(tasks: list[Gaussians], values: Tensor) -> None:
@@ -228,7 +228,7 @@ def test_a_ridge_that_is_not_offered_is_not_chosen() -> None:
 def test_the_choice_is_the_likeliest_by_tallies_and_prior(seed: int, size: float) -> None:
     tallies = size * torch.randn(GRID, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     p, a, s = slow.chosen(tallies)
-    assert gaussians.choose(tallies) == gaussians.Choice(p, ALPHAS[a] / 2, gaussians.SHARPNESSES[s])
+    assert gaussians.choose(tallies) == gaussians.Choice(p, slow.trusted(ALPHAS[a]), gaussians.SHARPNESSES[s])
     if size == 0.0:
         assert (KAPPAS[p], ALPHAS[a], gaussians.SHARPNESSES[s]) == (0.3, 0.2, 0.125)
 
