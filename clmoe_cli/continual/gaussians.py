@@ -422,8 +422,8 @@ def choose(tallies: Tensor) -> Choice:
     prior = PRIOR[1] * kappa[:, None, None] + PRIOR[0] * alpha[:, None] + PRIOR[2] * sharpness
     best = int((tallies - prior.double()).argmax())
     p, a, s = torch.unravel_index(torch.tensor(best), tallies.shape)
-    alpha = ALPHAS[int(a)]
-    return Choice(int(p), alpha if alpha <= TRUSTED else alpha / 2, SHARPNESSES[int(s)])
+    likeliest = ALPHAS[int(a)]
+    return Choice(int(p), likeliest if likeliest <= TRUSTED else likeliest / 2, SHARPNESSES[int(s)])
 
 
 @dataclass(frozen=True)
