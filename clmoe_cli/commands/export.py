@@ -26,6 +26,7 @@ from clmoe_cli.continual.gaussians import alone
 from clmoe_cli.continual.learning import probe_inputs
 from clmoe_cli.continual.scaling import BOUND
 from clmoe_cli.continual.standalone import Mixture, Reading, Within
+from clmoe_cli.continual.steady import one_thread
 from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
 from clmoe_cli.state import Loader, parameters
@@ -200,13 +201,15 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
             hint="export to .safetensors, which holds the subnetwork alone",
         )
     own = loader.gaussians(record.name)
-    gate = alone(own)
     reading = Reading(expert.input_shape, found.input_scale, found.features)
+    with one_thread():
+        gate = alone(own)
+        within = Within(gate, 0, own, reading)
     values = features(model.images.flatten(1) * found.input_scale, expert.input_shape, found.features)
     by_gate = gate.within(values, 0, lambda task: own).likely.log_softmax(dim=1)
     return replace(
         model,
-        net=Mixture(Within(gate, 0, own, reading), model.net if weight else None, weight).train(False),
+        net=Mixture(within, model.net if weight else None, weight).train(False),
         about={**model.about, "answers": "mixture", "opinion": weight},
         expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )

@@ -12,7 +12,8 @@ decides is therefore computed here, at learning and at answering alike, by one r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,17 @@ from clmoe_cli.continual.experts import Network, Params, device_of
 from clmoe_cli.continual.images import Rows
 
 T = TypeVar("T")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums within the block are taken by one thread, so that their last bits are the same however many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def settled(values: Tensor) -> Tensor:
