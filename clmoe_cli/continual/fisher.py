@@ -134,7 +134,8 @@ def leading(centred: Tensor, k: int, exact: int = EXACT, passes: int = 4) -> tup
     """
     n, d = centred.shape
     if d <= exact:
-        return of_scatter(centred.T @ centred, k, exact)
+        # In float32 the decomposition of a scatter of few images may end with NaN, and does not say so.
+        return of_scatter((centred.T @ centred).double(), k, exact)
     singular, vectors = _low_rank(centred, min(n, d, k + 16), passes)
     missing = max(0, k - len(singular))
     return F.pad(singular[:k].square(), (0, missing)), F.pad(vectors[:, :k], (0, missing))

@@ -8,7 +8,7 @@ from conftest import random_params
 
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import MLP, logits, parse_arch
-from clmoe_cli.continual.fisher import blocks, fit, fit_gaussian
+from clmoe_cli.continual.fisher import blocks, fit, fit_gaussian, leading
 from clmoe_cli.continual.image_scores import DRAWS
 from clmoe_cli.continual.importance import gradient_scores
 from clmoe_cli.continual.learning import FEW, Options, learn_task, refine_task, split
@@ -254,6 +254,19 @@ def test_many_dimensions_are_decomposed_as_exactly_as_few(n: int, d: int, rng: t
     assert float(found.rest) > 0
     asked = torch.randn((50, d), generator=rng) * scale
     assert bool(found.deviation(asked).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_images_of_many_dimensions_have_directions(dtype: torch.dtype) -> None:
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        x = 0.2 * torch.randint(-1, 2, (5, 196), generator=draw).to(dtype) * (torch.rand(5, 196, generator=draw) < 0.12)
+        x = x - x.mean(dim=0)
+        values, vectors = leading(x, 4)
+        wanted = torch.linalg.svdvals(x.double())[:4].square()
+        torch.testing.assert_close(values.double(), wanted, rtol=1e-4, atol=1e-6)
+        gram = vectors.double().T @ vectors.double()
+        torch.testing.assert_close(gram, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
 def test_hidden_units_that_never_fire_leave_deviations_finite(rng: torch.Generator) -> None:
