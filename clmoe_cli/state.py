@@ -40,6 +40,8 @@ from store_schema import (
 GATE = tuple(field.name for field in fields(Subspaces))
 GAUSSIANS = tuple(field.name for field in fields(Gaussians))
 """What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
+NEAR = "near"
+"""Stored for plain vectors only, and not in stores of before."""
 DRAWN = "batch"
 """Under this name the calibration holds what batches of the task's own images diverge."""
 
@@ -214,7 +216,7 @@ def _drawn(record: SubnetworkRecord) -> Tensor:
 def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
     """The gate's statistics of a task as they were read, checked against each other."""
     found = {key: tuple(value.shape) for key, value in arrays.items()}
-    if set(found) == set(GAUSSIANS):
+    if set(found) in (set(GAUSSIANS), set(GAUSSIANS) - {NEAR}):
         return _gaussians(name, arrays, classes)
     if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
         d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
@@ -231,6 +233,7 @@ def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspac
 
 
 def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussians:
+    arrays = {NEAR: torch.zeros(classes, 0), **arrays}
     found = {key: tuple(value.shape) for key, value in arrays.items()}
     d, k, q, r = (([0] * 3 + [*found[key]])[-1] for key in ("means", "directions", "quantiles", "shared"))
     wanted = {
@@ -245,6 +248,7 @@ def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussia
         "shared_rest": (d,),
         "tallies": GRID,
         "apart": GRID[:1],
+        NEAR: (classes, q if found[NEAR][-1:] != (0,) else 0),
     }
     if found != wanted:
         raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))
@@ -260,7 +264,8 @@ def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
 
 def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
     """The gate's statistics of a task as they go to disk."""
-    return {field.name: getattr(found, field.name).numpy() for field in fields(found)}
+    arrays = {field.name: getattr(found, field.name).numpy() for field in fields(found)}
+    return {name: value for name, value in arrays.items() if name != NEAR or value.size}
 
 
 def solved_arrays(found: Solved) -> SolvedGaussians:

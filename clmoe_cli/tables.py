@@ -103,6 +103,8 @@ def _(report: LearnReport) -> list[Any]:
 def _held_out(report: LearnReport) -> str:
     """How right held-out images are, as ``predict`` answers, and what stands beside it."""
     found = report.accuracy
+    if found["answer"] is None and not found["held_out"]:
+        return "not measured: no image could be left out"
     if found["answer"] is None:
         shares = f"{percent(found['subnetwork'])} of {found['held_out']} images right by the subnetwork alone"
         return f"{shares}, {percent(found['dense'])} before pruning"
@@ -181,11 +183,13 @@ def _(report: DetectReport) -> list[Any]:
 def _(report: RemovalReport) -> list[Any]:
     verb = "removed" if report.applied else "would remove"
     names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    keeps = report.applied and not report.gc and bool(report.removed)
     return [
         headline(
             f"{verb} {names}",
             f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
-            + (f", {report.freed_bytes} bytes freed" if report.applied else ""),
+            + (f", {report.freed_bytes} bytes freed" if report.applied else "")
+            + ("; clmoe prune --gc --yes frees files that only older generations need" if keeps else ""),
         )
     ]
 

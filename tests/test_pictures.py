@@ -117,7 +117,9 @@ def test_broken_pictures_are_named_and_counted(channels: int | None, tmp_path: P
     with pytest.raises(BadInput) as caught:
         read_batch(str(tmp_path), labels="required", input=record)
     said = str(caught.value)
-    assert said.startswith(f"broken picture: {tmp_path}/a/1.png; found OSError; 5 of 10 pictures are broken: ")
+    assert said.startswith(
+        f"broken picture: {tmp_path}/a/1.png; found image file is truncated; 5 of 10 pictures are broken: "
+    )
     assert all(name in said for name in broken)
     assert "--skip-broken" in said
     batch = read_batch(str(tmp_path), labels="required", input=record, skip_broken=True)

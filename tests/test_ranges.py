@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,10 +93,11 @@ def test_learn_says_it_before_it_trains_and_in_its_report(stores: dict[str, str]
     learn(root, asked("shares"), small.OPTIONS)
     planned = plan(root, other, small.OPTIONS, on_warning=told.append)
     report = learn(root, other, small.OPTIONS, on_epoch=told.append, on_warning=told.append)
-    assert [caution.code for caution in report.warnings] == ["range"]
-    assert report.warnings == planned.warnings == (told[0],) == (told[1],)
-    assert len(told) > 2
-    assert not any(isinstance(each, Caution) for each in told[2:])
+    # The same pictures by other labels; that is known once they are learned.
+    assert [caution.code for caution in report.warnings] == ["range", "conflict"]
+    assert report.warnings[:1] == planned.warnings == (told[0],) == (told[1],)
+    assert len(told) > 3
+    assert not any(isinstance(each, Caution) for each in told[2:-1])
     # Both are the store's now.
     assert predict(root, asked("shares")).warnings == predict(root, asked("floats")).warnings == ()
     assert len(predict(root, asked("twice")).warnings) == 1
@@ -121,6 +123,54 @@ def test_a_line_on_stderr_however_quiet(
     assert run(app, args) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["warnings"], err) == ([], "")
+
+
+@pytest.fixture(scope="module")
+def of_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of rows that have no number below 0, as embeddings behind a ReLU."""
+    root = str(tmp_path_factory.mktemp("rows") / "store")
+    assert learn(root, rows(400, 1), small.OPTIONS).warnings == ()
+    return root
+
+
+def rows(n: int, seed: int) -> Batch:
+    centres = np.abs(np.random.default_rng(7).normal(size=(4, 128))) * 2
+    y, rng = np.arange(n) % 4, np.random.default_rng(seed)
+    return Batch(np.maximum(centres[y] + rng.normal(size=(n, 128)), 0).astype(np.float32), y, "rows.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "known", "said"),
+    [
+        (lambda x: x, True, None),
+        (lambda x: x * 0, False, "found values up to 0; .*every number is 0"),
+        (lambda x: x / 10, False, r"found values up to 0\.[3-6]"),
+        (lambda x: x * 10, False, "found values up to [3-6]"),
+        (lambda x: x / np.linalg.norm(x, axis=1, keepdims=True), False, r"found values up to 0\.[1-3]"),
+        (lambda x: x - x.mean(axis=0), False, "found values below 0, to -[23]"),
+    ],
+)
+def test_rows_of_another_unit_are_said_and_rejected(
+    change: Callable[[np.ndarray], np.ndarray], known: bool, said: str | None, of_rows: str
+) -> None:
+    asked = rows(200, 2)
+    batch = Batch(change(asked.images).astype(np.float32), None, "rows.npz")
+    found, judged = detect(of_rows, batch), predict(of_rows, batch, reject=0.05)
+    assert found.verdict == ("known" if known else "new")
+    assert (float(judged.known.mean()) > 0.85) == known == (float(judged.known.mean()) > 0.1)
+    assert [c.code for c in found.warnings] == ["range"] * (said is not None)
+    assert found.warnings == judged.warnings
+    if said is not None:
+        assert re.search(said, found.warnings[0].text)
+
+
+def test_a_file_of_few_rows_many_times_is_known_to_all(tmp_path: Path) -> None:
+    two = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
+    batch, root = Batch(two.repeat(80, axis=0), np.arange(160) // 80, "twice"), str(tmp_path / "store")
+    learn(root, batch, small.OPTIONS)
+    assert detect(root, batch).verdict == "known"
+    assert predict(root, batch, reject=0.05).known.all()
+    assert learn(root, batch, small.OPTIONS).status == "known"
 
 
 REF = ObjectRef(sha256="0" * 64, size=1, suffix="safetensors")

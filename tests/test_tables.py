@@ -32,6 +32,39 @@ def read(path: Path, text: str | bytes, column: str | None = None, use: str = "o
     return read_batch(table(path / "t.csv", text), labels=use, label_column=column)  # type: ignore[arg-type]
 
 
+TIMES = 1.7e9 + 3.0 * np.arange(200)
+
+
+@pytest.mark.parametrize(
+    ("column", "held"),
+    [
+        (TIMES, False),
+        (np.where(np.arange(200) % 10 == 0, 0.0, TIMES), False),  # a missing value here and there
+        (TIMES - 1.7e9, True),
+        (1.7e9 + 86400.0 * np.arange(200), True),
+        (np.full(200, 1.7e9), True),
+        (0.1 + 1e-16 * np.arange(200), True),  # constant but for float64's rounding
+        (np.random.default_rng(0).random(200), True),
+        (1e20 * np.random.default_rng(0).random(200), True),
+        (np.arange(200) % 2 * 1.0, True),
+    ],
+)
+def test_a_column_whose_differences_float32_loses_is_not_learned(
+    column: np.ndarray, held: bool, tmp_path: Path
+) -> None:
+    x = np.stack([np.arange(200.0), column], axis=1)
+    y = np.arange(200) % 2
+    text = "a,ts,label\n" + "".join(f"{a!r},{t!r},{k}\n" for (a, t), k in zip(x.tolist(), y.tolist(), strict=True))
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    for source, name in ((table(tmp_path / "t.csv", text), "column 'ts'"), (str(tmp_path / "t.npz"), "column 1")):
+        assert len(read_batch(source, labels="optional").images) == 200
+        if held:
+            assert len(read_batch(source, labels="required").images) == 200
+            continue
+        with pytest.raises(BadInput, match=f"{name} loses its differences: .*subtract its least value"):
+            read_batch(source, labels="required")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tables")

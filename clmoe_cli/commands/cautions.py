@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from clmoe_cli.commands.measuring import Confusion
 from clmoe_cli.commands.reports import Caution
 from clmoe_cli.continual import privacy
 from clmoe_cli.continual.calibration import MINIMUM
@@ -19,6 +20,13 @@ from store_schema import TaskRecord
 IMBALANCE = 10
 """A class with so many times the images of another is named."""
 NAMED = 5
+ALIKE, ALIKE_AT_LEAST = 0.4, 0.25
+"""Share of a class's held-out images that another class takes where both may be the same, as found and less its error.
+
+Half of them are expected, and of a few images more or less are found.
+"""
+TELLING = 8
+"""Fewer held-out images of a class count only with those of the task's other classes."""
 
 
 def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
@@ -37,7 +45,7 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
             f"only {len(batch.labels)} images: all are trained on, and accuracy comes from fits that leave a fifth out"
         )
         found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
-    elif scarce:
+    if scarce:
         text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"
         found.append(Caution("few-images", text))
     hidden = [f"{c!r} ({n})" for c, n in by_count.items() if n < privacy.LEAST]
@@ -66,7 +74,11 @@ def of_task(task: TaskRecord) -> list[Caution]:
     if accuracy.within is None or accuracy.guessing is None or not accuracy.held_out or len(task.classes) < 2:
         return []
     n, chance = accuracy.held_out, accuracy.guessing
-    guessed = accuracy.within <= chance + 2 * math.sqrt(chance * (1 - chance) / n)
+    error = math.sqrt(chance * (1 - chance) / n)
+    # So few images, or so rare a second class, that even being right throughout might be chance: nothing can be said.
+    if chance + 2 * error >= 1:
+        return []
+    guessed = accuracy.within <= chance + error
     # Where one class is most of the images, being right in each class tells more than being right.
     shares = [(c.images, c.accuracy) for c in accuracy.per_class or () if c.accuracy is not None]
     even = 1 / len(task.classes)
@@ -74,14 +86,40 @@ def of_task(task: TaskRecord) -> list[Caution]:
     balanced = sum(share for _, share in shares) / max(1, len(shares))
     if not guessed or balanced > even + 2 * spread:
         return []
-    text = f"held-out images of {task.name} are answered no better than by guessing ({100 * chance:.1f} %)"
+    text = f"images of {task.name} that were left out are answered no better than by guessing ({100 * chance:.1f} %)"
     return [Caution("guessing", f"{text}: look at the data")]
 
 
-def of_conflict(task: str, new: str) -> Caution:
-    """For data whose labels conflict with a known task; ``new``: what it was learned as."""
-    text = f"labels conflict with those of {task}, whose images look the same: both are now in the store"
-    return Caution("conflict", f"{text}; if that is a mistake, clmoe prune --task {new} --yes takes it back")
+def of_conflict(new: str, task: str | None, confused: Iterable[Confusion]) -> list[Caution]:
+    """For data whose labels conflict with known tasks; ``new``: what it was learned as.
+
+    ``task``: whose images look the same while the labels disagree. ``confused``: for which known classes the new ones
+    are taken. The same images under two names are taken for either in about half of the cases.
+    """
+    back = f"clmoe prune --task {new} --yes takes it back"
+    if task is not None:
+        text = f"labels conflict with those of {task}, whose images look the same: both are now in the store"
+        return [Caution("conflict", f"{text}; if that is a mistake, {back}")]
+    confused = tuple(confused)
+    throughout = _same(sum(one.taken for one in confused), sum(one.images for one in confused))
+    pairs = [
+        f"{one.label!r} as {one.other!r} of {one.task} ({100 * one.taken / one.images:.0f} %)"
+        for one in confused
+        if (one.images >= TELLING or throughout) and _same(one.taken, one.images)
+    ]
+    if not pairs:
+        return []
+    text = f"held-out images of {new} are answered as classes of other tasks: {_listed(pairs)}"
+    return [Caution("conflict", f"{text}; images of those suffer as much; if two names are one class, {back}")]
+
+
+def _same(taken: int, images: int) -> bool:
+    """Whether so many of a class's images are taken for another class as when both are one."""
+    if taken < 2:
+        return False
+    share = taken / images
+    surely = share - math.sqrt(share * (1 - share) / images)
+    return share >= ALIKE and surely >= ALIKE_AT_LEAST
 
 
 def _listed(texts: list[str]) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from clmoe_cli.commands import common, gating
-from clmoe_cli.commands.measuring import Measured
+from clmoe_cli.commands.measuring import Confusion, Measured
 from clmoe_cli.commands.reports import LayerUse, LearnReport, Onset, accuracy_of, per_class_of
 from clmoe_cli.continual import masks
 from clmoe_cli.continual.experts import Network
@@ -65,10 +65,10 @@ def commit_learned(
     origin: Origin,
     batch: Batch,
     on_step: OnStep = silent,
-) -> Manifest:
+) -> tuple[Manifest, tuple[Confusion, ...]]:
     """Commits a task, learned from ``batch``, to its expert ``record`` (without weights: a new one).
 
-    ``others``: the expert's other tasks.
+    ``others``: the expert's other tasks. Returns what was committed, and for whose classes the task's are taken.
     """
     task, manifest = learned.subnetwork, locked.manifest
     before = loader.weights(record.id) if record.weights is not None else None
@@ -105,7 +105,7 @@ def commit_learned(
         "history": (*manifest.history, history),
     }
     with whole(on_step, "commit"):
-        return locked.commit(manifest.model_copy(update=update))
+        return locked.commit(manifest.model_copy(update=update)), found.confused
 
 
 def _task_record(

@@ -71,7 +71,9 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
             where=batch.source,
             found=kind_text(batch.input_shape, batch.input),
             expected=" or ".join(known) or "none: the store has no task",
-            hint="reshape the images, or learn a task of this shape first",
+            hint="give the columns that were learned, in their order, or learn a task of these first"
+            if len(batch.input_shape) == 1 and batch.input is None
+            else "reshape the images, or learn a task of this shape first",
         )
     return found
 

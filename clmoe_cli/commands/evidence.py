@@ -90,7 +90,7 @@ def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tenso
     """``at`` [N]: the task's class that the gate answers for each image."""
     own = loader.answering(name)[0]
     each = [own.distances(values, c) for c in range(len(codes))]
-    p = torch.stack([own.p_values(distances, c) for c, distances in enumerate(each)], dim=1)
+    p = torch.stack([own.usual(values, distances, c) for c, distances in enumerate(each)], dim=1)
     nearest = torch.stack(each, dim=1).min(dim=1).values
     # A class of few images has no p-values, and an image that is taken for it cannot be judged.
     judged = ~p.gather(1, at[:, None])[:, 0].isnan()

@@ -14,6 +14,7 @@ from clmoe_cli.commands import cautions, checks, common, gating, ranges, ranks
 from clmoe_cli.commands.checks import check_expert, check_range, check_refining, check_seed
 from clmoe_cli.commands.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.commands.evidence import onset_evidence, shortlisted
+from clmoe_cli.commands.measuring import Confusion
 from clmoe_cli.commands.names import new_task, one_of
 from clmoe_cli.commands.options import LearnOptions, check
 from clmoe_cli.commands.reports import Caution, LearnReport, OnWarning
@@ -101,6 +102,7 @@ class Learning:
         self.experts = [e for e in self.manifest.experts if common.reads(e, batch) and self.manifest.tasks_of(e.id)]
         self.names = [t.name for t in self.manifest.tasks if t.expert in {e.id for e in self.experts}]
         self.near: list[str] = []
+        self.confused: tuple[Confusion, ...] = ()
         self.new_scaling = Scaling()
 
     def run(self) -> LearnReport:
@@ -158,8 +160,8 @@ class Learning:
         committed = self._commit(record, net, learned, old, "learn", measured(candidates, record.id))
         for caution in cautions.of_task(committed.task(name)):
             self.warn(caution)
-        if verdict.conflict is not None:
-            self.warn(cautions.of_conflict(verdict.conflict, name))
+        for caution in cautions.of_conflict(name, verdict.conflict, self.confused):
+            self.warn(caution)
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
 
     def _onset(self) -> Verdict:
@@ -306,12 +308,14 @@ class Learning:
             if old
             else Origin(self.number, self.seed, self.classes, seen, config, self._scaling(record), agreed)
         )
-        return ranks.committed(
-            self.locked,
-            lambda: commit_learned(
+
+        def commit() -> Manifest:
+            committed, self.confused = commit_learned(
                 self.locked, self.loader, record, net, learned, others, action, origin, self.batch, self.on_step
-            ),
-        )
+            )
+            return committed
+
+        return ranks.committed(self.locked, commit)
 
     def _labelled(self, batch: Batch, record: ExpertRecord, classes: tuple[Label, ...] | None = None) -> Labelled:
         """Images [N, D] as the expert reads them, class indices [N]; the classes are the new task's unless given."""

@@ -6,7 +6,8 @@ reported is what will happen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,13 +40,26 @@ EARNED = 2.0
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Held-out ``images`` of the class ``label`` of a new task, of which ``taken`` are answered as ``other`` of the
+    known task ``task``."""
+
+    label: Label
+    images: int
+    other: Label
+    task: str
+    taken: int
+
+
+@dataclass(frozen=True)
 class Measured:
     """The gate's statistics of a task, and what held-out images tell of its answers.
 
     ``opinion``: weight of the subnetwork beside the gate within the task. ``answer``: share of held-out images that are
     answered right among all known tasks; ``within``: with the task given. ``per_class``: of ``answer``, images and
     share for each class. ``held_out``: how many images that is. ``guessing``: the share of the largest class among all
-    images of the task. None where there are no held-out images.
+    images of the task. None where there are no held-out images. ``confused``: of each class the class of another task
+    for which most of its held-out images are taken, if any are.
     """
 
     statistics: Subspaces
@@ -55,6 +69,7 @@ class Measured:
     within: float | None = None
     per_class: tuple[tuple[int, float | None], ...] | None = None
     held_out: int = 0
+    confused: tuple[Confusion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,12 @@ class _Asked:
         counts = torch.bincount(y, minlength=len(self.classes))
         hits = torch.bincount(y[right], minlength=len(self.classes))
         each = tuple((int(n), int(k) / int(n) if n else None) for n, k in zip(counts, hits, strict=True))
+        lost = (~right & (found.task < mine)).nonzero()[:, 0]
+        taken_for = torch.stack([y[lost], found.task[lost], found.code[lost]], dim=1)
+        confused = _most(
+            Confusion(self.classes[c], int(counts[c]), book.labels[code], self.names[task], n)
+            for (c, task, code), n in Counter(map(tuple, taken_for.tolist())).items()
+        )
         return Measured(
             own,
             0.0,
@@ -166,6 +187,7 @@ class _Asked:
             float((within.argmax(dim=1) == y).double().mean()),
             each,
             len(y),
+            confused,
         )
 
     def by_folds(self, own: Gaussians, values: Tensor, y: Tensor) -> Measured:
@@ -196,13 +218,27 @@ class _Asked:
             images = sum(n for n, _ in own_parts)
             hits = sum(n * share for n, share in own_parts if share is not None)
             each.append((images, hits / images if images else None))
-        return Measured(own, _largest(y), 0.0, mean("answer"), mean("within"), tuple(each), sum(sizes))
+        held = dict(zip(self.classes, (images for images, _ in each), strict=True))
+        together = Counter[tuple[Label, Label, str]]()
+        for one in (one for part in parts for one in part.confused):
+            together[one.label, one.other, one.task] += one.taken
+        confused = _most(Confusion(label, held[label], other, task, n) for (label, other, task), n in together.items())
+        return Measured(own, _largest(y), 0.0, mean("answer"), mean("within"), tuple(each), sum(sizes), confused)
 
     @staticmethod
     def _said(task: int, rows: Tensor, said: Tensor, every: Sequence[Gaussians]) -> Tensor:
         if task < len(every) - 1:
             return torch.zeros(len(rows), len(every[task].means), dtype=torch.float64).log_softmax(dim=1)
         return said[rows]
+
+
+def _most(found: Iterable[Confusion]) -> tuple[Confusion, ...]:
+    """Of each class the one that takes most of its images."""
+    most: dict[Label, Confusion] = {}
+    for one in found:
+        if one.label not in most or one.taken > most[one.label].taken:
+            most[one.label] = one
+    return tuple(most.values())
 
 
 def opinion_weight(by_gate: Tensor, said: Tensor, y: Tensor) -> float:

@@ -24,8 +24,10 @@ ASIDE = 0.01
 """Share of images at either end that do not make the range: a few odd ones are no measure."""
 FACTOR = 16.0
 """Beyond so many times the range it is another unit: half of the way, in logarithms, to the 255 of bytes."""
+FACTOR_OF_ROWS = 3.0
+"""The same for rows of numbers, which are not darker or brighter than others."""
 BELOW = 0.1
-"""Pictures whose least value is below minus this part of their largest one are centred, not shares of one."""
+"""What has a least value below minus this part of its largest one is centred, not shares of one."""
 
 
 def widened(old: GateRecord | None, batch: Batch) -> dict[str, tuple[float, float] | None]:
@@ -50,20 +52,21 @@ def cautions(manifest: Manifest, batch: Batch) -> tuple[Caution, ...]:
     if record is None or record.input_range is None or record.input_lowest is None:
         return ()
     largest, lowest = _of_images(batch)
-    lit = largest > 0
-    if not lit.any():  # black pictures are as dark as can be, and in any unit
+    rows = len(batch.input_shape) < 3
+    # Black pictures are as dark as can be, and in any unit.
+    counted = np.ones(len(largest), bool) if rows else largest > 0
+    if not counted.any():
         return ()
-    typical, below = float(np.median(largest[lit])), float(np.median(lowest[lit]))
-    least, most = record.input_range
-    if most > 0 and not least / FACTOR <= typical <= most * FACTOR:
+    typical, below = float(np.median(largest[counted])), float(np.median(lowest[counted]))
+    (least, most), factor = record.input_range, FACTOR_OF_ROWS if rows else FACTOR
+    if most > 0 and not least / factor <= typical <= most * factor:
         return (_caution(batch, f"values up to {typical:.3g}", f"up to {_between(least, most)}", _hint(typical, most)),)
-    if len(batch.input_shape) < 3:
-        return ()
+    what = "rows" if rows else "pictures"
     if below < -BELOW * typical and record.input_lowest[0] >= 0:
-        hint = "the store's pictures are not centred: undo it, or use another --store"
+        hint = f"the store's {what} are not centred: undo it, or use another --store"
         return (_caution(batch, f"values below 0, to {below:.3g}", "none below 0", hint),)
     if below >= 0 and record.input_lowest[1] < -BELOW * most:
-        hint = "the store's pictures are centred: centre these as they were, or use another --store"
+        hint = f"the store's {what} are centred: centre these as they were, or use another --store"
         return (_caution(batch, "no values below 0", f"values down to {record.input_lowest[0]:.3g}", hint),)
     return ()
 
@@ -94,6 +97,8 @@ def _between(least: float, most: float) -> str:
 
 def _hint(typical: float, most: float) -> str:
     ratio = typical / most
+    if ratio == 0:
+        return "every number is 0: look at what wrote the file"
     if 255 / FACTOR < ratio < 255 * FACTOR:
         return "divide by 255, or give bytes (uint8), which are divided as they are read"
     if 255 / FACTOR < 1 / ratio < 255 * FACTOR:

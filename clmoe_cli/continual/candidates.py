@@ -97,24 +97,28 @@ def of_gate(
     gate: Gate | GaussianGate,
     codes: Tensor,
     statistics: Callable[[int], Subspaces],
+    values: Tensor,
     chosen: Tensor,
     known: Mapping[str, Tensor],
 ) -> Candidates:
     """From what the gate compared: its classes ``chosen`` [N, k], the answer first, of which it has ``codes`` [S].
 
+    ``values`` [N, d]: features of the images.
+
     ``known``: the raw ``distance`` [N, k], and others of the :data:`FIGURES`.
     """
     found, k = blank(gate.owner[chosen], codes[chosen]), chosen.shape[1]
-    for name, values in known.items():
-        found.figure(name)[:, :k] = values
+    for name, figure in known.items():
+        found.figure(name)[:, :k] = figure
     raw = known["distance"].double()
     usual = gate.scales.double()[chosen].clamp_min(torch.finfo(torch.float32).tiny)
     found.figure("distance")[:, :k] = raw / usual[:, :1]
     found.figure("own_distance")[:, :k] = raw / usual
     for one in chosen.unique().tolist():
         here = chosen == one
-        own = statistics(int(gate.owner[one]))
-        found.figure("p_value")[:, :k][here] = own.p_values(known["distance"][here], int(gate.position[one]))
+        own, rows = statistics(int(gate.owner[one])), here.nonzero()[:, 0]
+        p = own.usual(values[rows], known["distance"][here], int(gate.position[one]))
+        found.figure("p_value")[:, :k][here] = p
     return found
 
 

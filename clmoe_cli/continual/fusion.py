@@ -172,7 +172,7 @@ def _decided(
     for one in winner.unique().tolist():
         here = winner == one
         own, of = sources.statistics(int(gate.owner[one])), int(gate.position[one])
-        p_value[here] = own.p_values(own.distances(values[here], of), of)
+        p_value[here] = own.usual(values[here], own.distances(values[here], of), of)
     found = Decision(gate.owner[winner], sources.codes[winner], confidence, p_value)
     if sources.asked is None:
         return found
@@ -187,7 +187,7 @@ def _decided(
         known["opinion"] = weights[gate.owner[chosen]]
     if batch is not None:
         chosen, known = _beside(sources, batch, values, chosen, known)
-    why = of_gate(gate, sources.codes, sources.statistics, chosen, known)
+    why = of_gate(gate, sources.codes, sources.statistics, values, chosen, known)
     return replace(found, why=with_opinions(why, gate.position[chosen], rows, sources.asked))
 
 

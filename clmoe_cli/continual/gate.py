@@ -104,6 +104,10 @@ class Subspaces:
         farther = at_least(self.quantiles[of], distances) / self.quantiles.shape[1]
         return (farther * count + 1) / (count + 1)
 
+    def usual(self, values: Tensor, distances: Tensor, of: int) -> Tensor:
+        """p-values [N] of features [N, d], which have these distances [N] from class ``of``."""
+        return self.p_values(distances, of)
+
 
 def fit(values: Tensor, rank: int = RANK) -> Subspaces:
     """The subspace of one class (C = 1) from the features [n, d] of its images, n ≥ 1.

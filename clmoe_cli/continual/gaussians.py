@@ -35,9 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clmoe_cli.continual import privacy
+from clmoe_cli.continual.calibration import LOWER
 from clmoe_cli.continual.fisher import leading
 from clmoe_cli.continual.gate import BOUND, FOLDS, QUANTILES, SHORTLIST, Compared, Statistics, Subspaces
-from clmoe_cli.continual.steady import settled
+from clmoe_cli.continual.steady import at_least, settled
 
 OWN = 64
 """Directions of a class's own covariance, at most; a class has one for every four of its images."""
@@ -80,6 +81,8 @@ OUTSIDE = 0.03
 UNEVEN = 30.0
 """Columns are brought to one unit where the largest deviations are so many times the smallest."""
 TINY = 1e-12
+SAME = 1e-10
+"""Squared distance, in squared lengths of what is compared, below which the difference is float32's rounding."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Gaussians(Subspaces):
     divided by before directions are taken; ``shared`` [d, R] half precision, ``shared_variances`` [R] and
     ``shared_rest`` [d]: the covariance within the task's classes, in those units; ``tallies`` [P, A, S] float64:
     summed log-probabilities of left-out images for every ridge and κ, α, and sharpness; ``apart`` [P] float64: summed
-    squared distances of the class means from their middle under the task's own B of each ridge and κ.
+    squared distances of the class means from their middle under the task's own B of each ridge and κ. ``near`` [C, Q]
+    float32: quantiles of the squared distances of a class's own left-out images from its mean; no columns where
+    features have one length, so that nothing is nearer than others without being more like them.
     """
 
     variances: Tensor
@@ -100,12 +105,29 @@ class Gaussians(Subspaces):
     shared_rest: Tensor
     tallies: Tensor
     apart: Tensor
+    near: Tensor
 
     def distances(self, values: Tensor, of: int) -> Tensor:
         """Squared distances [N] of features [N, d] from class ``of`` by the class's own covariance alone; settled."""
         variance = _mean_variance(self.shared_variances, self.shared_rest)
         own = self.means[of], self.directions[of], self.variances[of]
         return settled(_own_distances(values.double(), own, self.units, variance))
+
+    def usual(self, values: Tensor, distances: Tensor, of: int) -> Tensor:
+        """p-values [N] of features [N, d], which have these distances [N] from class ``of``.
+
+        Of plain vectors both tails count. Zeros, or rows in a smaller unit, lie nearer to the mean of a class than any
+        of its own images.
+        """
+        found = super().usual(values, distances, of)
+        if not self.near.shape[1]:
+            return found
+        away = settled(_from_mean(values.double(), self.means[of], self.units))
+        count = float(self.counts[of])
+        # At most as far is at least as far of the negatives, so that equal up to rounding counts on both sides.
+        nearer = at_least(-self.near[of].flip(0), -away) / self.near.shape[1]
+        lower = (nearer * count + 1) / (count + 1)
+        return torch.minimum(found / (1 - LOWER), lower / LOWER).clamp(max=1.0)
 
     def covariance(self) -> Covariance:
         """The covariance within the task's classes."""
@@ -120,11 +142,24 @@ def _own_distances(values: Tensor, own: tuple[Tensor, Tensor, Tensor], units: Te
     varies along it. ``variance``: the mean variance of a feature within the task's classes.
     """
     mean, directions, variances = (value.to(values.dtype) for value in own)
-    centred = (values - mean) / units.to(values.dtype)
+    scale = units.to(values.dtype)
+    centred = (values - mean) / scale
     inside = (centred @ directions).square()
     ridge = OUTSIDE * variance
     outside = (centred.square().sum(dim=1) - inside.sum(dim=1)).clamp_min(0)
-    return outside + inside @ (ridge / (variances + ridge).clamp_min(TINY))
+    return _of_rounding(outside + inside @ (ridge / (variances + ridge).clamp_min(TINY)), values, mean, scale)
+
+
+def _from_mean(values: Tensor, mean: Tensor, units: Tensor) -> Tensor:
+    """Squared distances [N] of values [N, d] from a class's mean [d], in ``units`` [d]."""
+    mean, scale = mean.to(values.dtype), units.to(values.dtype)
+    return _of_rounding(((values - mean) / scale).square().sum(dim=1), values, mean, scale)
+
+
+def _of_rounding(distances: Tensor, values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Squared distances [N] with 0 for those that rounding alone explains: a class of equal images has no others."""
+    length = (values / scale).square().sum(dim=1) + (mean / scale).square().sum()
+    return distances.where(distances > SAME * length, 0.0)
 
 
 def _mean_variance(variances: Tensor, rest: Tensor) -> float:
@@ -188,9 +223,12 @@ def fit_part(
             directions[c, :, :rank], variances[c, :rank] = found, part
     squares = scaled.square().mean(dim=0)
     variance = float(squares.double().mean())
+    freedom = len(values) - int((counts > 0).sum())
+    if freedom == 0:
+        # One image a class tells nothing of how a class varies: by as much as classes differ, so that nothing is sure.
+        variance = float(((values - values.mean(dim=0)) / units.to(values.dtype)).double().square().mean())
     if not shared:
         return Fold(means, directions, variances, (), variance, counts)
-    freedom = len(values) - int((counts > 0).sum())
     rank = privacy.rank(freedom, min(max(SHARED, d // 10), d))
     if freedom < privacy.LEAST:
         # The variances of so few differences, column by column, would be these differences but for their signs.
@@ -223,12 +261,13 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     order, not by what training has held out: that is drawn by the task's number, and the statistics of a task are the
     same whatever it was learned after.
     """
-    units = torch.ones(values.shape[1]) if even else _units(values, y, classes)
+    both_tails, units = not even, torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units).noisy(noise)
     fold = folds(y)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y),), math.nan, dtype=torch.float64)
+    away = distances.clone()
     answered = 0
     for i in range(FOLDS):
         out = fold == i
@@ -244,6 +283,7 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
             here = out & (y == c)
             own = part.means[c], part.directions[c], part.variances[c]
             distances[here] = settled(_own_distances(values[here].double(), own, units, part.variance))
+            away[here] = settled(_from_mean(values[here].double(), part.means[c], units))
         if asked:
             some = out.nonzero()[:, 0]
             some = some[torch.linspace(0, len(some) - 1, min(len(some), ANSWERED)).round().long()]
@@ -253,17 +293,12 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     # One vote a task, also of one that left no image out; infinity has no place in a store.
     grid[len(KAPPAS) :] += NEVER * even
     grid[: len(KAPPAS)] += NEVER * (not even)
-    quantiles = []
-    steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-    for c in range(classes):
-        known = distances[(y == c) & ~distances.isnan()]
-        # A class of one image has no other to be left out of; it has no p-values either.
-        quantiles.append((known if len(known) else torch.zeros(1, dtype=torch.float64)).quantile(steps).float())
+    quantiles = _quantiles(distances, y, classes)
     shared, shared_variances, shared_rest = whole.shared
     return Gaussians(
         means=whole.means,
         directions=whole.directions,
-        quantiles=torch.stack(quantiles),
+        quantiles=quantiles,
         counts=whole.counts.double(),
         variances=whole.variances,
         units=units,
@@ -272,7 +307,18 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
         shared_rest=shared_rest,
         tallies=grid,
         apart=apart / max(1, answered),
+        near=_quantiles(away, y, classes) if both_tails else torch.zeros(classes, 0),
     )
+
+
+def _quantiles(distances: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Evenly spaced quantiles [C, Q] float32 of the distances [n] of each class's images, NaN left out."""
+    steps, found = torch.linspace(0, 1, QUANTILES, dtype=torch.float64), []
+    for c in range(classes):
+        known = distances[(y == c) & ~distances.isnan()]
+        # A class of one image has no other to be left out of; it has no p-values either.
+        found.append((known if len(known) else torch.zeros(1, dtype=torch.float64)).quantile(steps).float())
+    return torch.stack(found)
 
 
 def without(whole: Gaussians, part: Fold) -> Gaussians:

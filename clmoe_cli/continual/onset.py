@@ -85,9 +85,12 @@ def decide(
     best = max(batch.values(), default=None)
     seen = None if labels is None else frozenset(labels.unique().tolist())
     known = frozenset[int]().union(*(e.classes for e in tasks.values()))
-    if seen is not None and not seen <= known:
-        return Verdict("new", (), best, unseen([called(code) for code in sorted(seen - known)]))
     fitting = sorted((name for name in batch if batch[name] >= alpha), key=lambda name: -batch[name])
+    if seen is not None and not seen <= known:
+        looks = _without_labels(tasks, batch, fitting, best, alpha)
+        # The same images under other names: said here, and by ``learn`` once it has seen what they are taken for.
+        though = f"; yet {looks.reason}" if looks.known else ""
+        return Verdict("new", (), best, unseen([called(code) for code in sorted(seen - known)]) + though)
     if labels is None or seen is None:
         return _without_labels(tasks, batch, fitting, best, alpha)
     # A task without p-values cannot say whether images fit: its predictions must.

@@ -17,6 +17,7 @@ from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
+from clmoe_cli.data.precision import LOSSY, lost_column
 from clmoe_cli.data.sources import check_source, kind_of, open_source
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
@@ -87,7 +88,16 @@ def read_batch(
         if record is not None and len(shape) == 3:
             record = resolved(record, shape[0])
         found_labels = None if labels == "ignored" else read_labels(reader, header.shape[0], labels)
-        return Batch(_pixels(reader, key, header, shape, record, on_step), found_labels, source, record)
+        images = _pixels(reader, key, header, shape, record, labels == "required", on_step)
+        return Batch(images, found_labels, source, record, notes=_either_way(header, where))
+
+
+def _either_way(header: Header, where: str) -> tuple[str, ...]:
+    """A note where two axes may be the channels."""
+    shape = header.shape
+    if len(shape) != 4 or shape[1] not in CHANNELS or shape[3] not in CHANNELS:
+        return ()
+    return (f"{where}: {list(shape)} is read as [N, C, H, W]; for [N, H, W, C] give x.transpose(0, 3, 1, 2)",)
 
 
 def _refuse_column(label_column: str | None, source: str) -> None:
@@ -128,11 +138,13 @@ def _pixels(
     header: Header,
     shape: tuple[int, ...],
     record: InputRecord | None,
+    learned: bool,
     on_step: OnStep,
 ) -> Array:
     """Images in canonical layout, C-contiguous, native byte order, float32 unless uint8, after their transform.
 
-    BadInput for NaN, Inf and integers that float32 does not hold, once the file is known to be whole.
+    BadInput for NaN, Inf and integers that float32 does not hold, and if ``learned`` for columns whose differences it
+    loses, once the file is known to be whole.
     """
     fail = partial(BadInput, where=reader.where, key=key)
     dtype = np.dtype(np.uint8 if header.dtype == np.uint8 else np.float32)
@@ -144,38 +156,49 @@ def _pixels(
     if math.prod(out) * dtype.itemsize > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
         raise fail("the images are too big", found=str(list(out)), expected=wanted, hint="split the file")
-    seen, bad, to = 0, ("", "", ""), begun(on_step, "reading", header.shape[0], "images")
+    bad: tuple[str, str, str] | None = None
+    seen, to = 0, begun(on_step, "reading", header.shape[0], "images")
     with Spool(out, dtype, reader.where) as spool:
         for raw in reader.blocks(key):
             images = _canonical(raw)
-            bad = bad if bad[0] else _unusable(images, raw, seen)
-            if not bad[0]:
+            bad = bad or _unusable(images, raw, seen) or _lossy(raw, learned)
+            if not bad:
                 for part in transformed(images, record):
                     spool.append(part)
             seen += len(images)
             to(seen)
-        if bad[0]:
+        if bad:
             raise fail(bad[0], found=bad[1], hint=bad[2])
         return spool.finish()
 
 
-def _unusable(images: Array, raw: Array, first: int) -> tuple[str, str, str]:
+def _lossy(raw: Array, learned: bool) -> tuple[str, str, str] | None:
+    """What :func:`clmoe_cli.data.precision.lost_column` says of float64 rows [n, …]."""
+    double = raw.dtype.kind == "f" and raw.dtype.itemsize == 8
+    lost = lost_column(raw.reshape(len(raw), -1)) if learned and double else None
+    if lost is None:
+        return None
+    at, found, wanted = lost
+    return f"column {at} loses its differences", f"{found}; {wanted} are needed", LOSSY
+
+
+def _unusable(images: Array, raw: Array, first: int) -> tuple[str, str, str] | None:
     """What is wrong with the first image of which float32 does not hold every value, found where, and what to do.
 
     ``images``: as float32; ``raw``: as stored; both [n, …], and ``first`` is the position of the first of them.
     """
     if images.dtype == np.uint8:
-        return "", "", ""
+        return None
     if raw.dtype.kind in "iub":
         lost = _lost(raw)
         if lost is None:
-            return "", "", ""
+            return None
         index, value = lost
         found = f"{value} in image {first + index}"
         return "an integer that float32 does not hold exactly", found, "divide, or round it: x.astype('float32')"
     finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if finite.all():
-        return "", "", ""
+        return None
     index = int(finite.argmin())
     what = "a value beyond float32" if np.isfinite(raw[index]).all() else "NaN or Inf"
     return "not every pixel is a number", f"{what} in image {first + index}", "drop or repair the image"

@@ -22,6 +22,7 @@ import numpy as np
 from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npz import name_list, one_line
+from clmoe_cli.data.precision import LOSSY, lost_column
 from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import LABEL_KEYS, check_names
@@ -72,7 +73,7 @@ def read_table(
         for block in rows.blocks(max(1, _CELLS // layout.columns)):
             if layout.label is not None and use != "ignored":
                 labels.append(block, layout.label, rows)
-            spool.append(_numbers(block, layout, rows))
+            spool.append(_numbers(block, layout, rows, use == "required"))
             to(file.tell() >> 20)
         if spool.rows == 0:
             rows.fail("no rows in the table", found="a header alone" if layout.names else "nothing", hint=HINT)
@@ -108,6 +109,8 @@ class _Layout:
         """How the table is read, for people."""
         labels = "no labels" if self.label is None else f"labels from {self.name(self.label)}"
         header = "no header" if self.names is None else "a header"
+        if self.names == tuple(str(i) for i in range(self.columns)):
+            header = "a first row that counts the columns, which is taken for a header"
         return f"{self.width} columns of numbers, {labels}, {header}"
 
     @staticmethod
@@ -160,8 +163,11 @@ def _is_number(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell)) or cell.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 
-def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows) -> Array:
-    """The features of some rows as float32 [n, D]; BadInput for the first cell that is no finite number."""
+def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows, learned: bool) -> Array:
+    """The features of some rows as float32 [n, D]; BadInput for the first cell that is no finite number.
+
+    ``learned``: BadInput as well for a column whose differences float32 loses.
+    """
     count = len(block) * layout.width
     cells = [cells if layout.label is None else layout.features(cells) for _, cells in block]
     every = itertools.chain.from_iterable(cells)
@@ -177,6 +183,11 @@ def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows) -> Array:
     # ``float`` takes more than a table's numbers: 1_000, and digits of other scripts.
     if rows.odd and any("_" in text or not text.isascii() for text in map(",".join, cells)):
         _name_the_first(block, layout, rows, lambda cell: not _NUMBER.fullmatch(cell))
+    lost = lost_column(values.reshape(len(block), layout.width)) if learned else None
+    if lost is not None:
+        at, what, wanted = lost
+        column = at + (layout.label is not None and at >= layout.label)
+        rows.fail(f"{layout.name(column)} loses its differences", found=what, expected=wanted, hint=LOSSY)
     return found.reshape(len(block), layout.width)
 
 

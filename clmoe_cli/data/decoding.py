@@ -80,8 +80,11 @@ def _opened(path: str) -> Iterator[Any]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise read_problem(error, one_line(path)) from error
-        kind, hint = type(error).__name__, "repair or remove the picture"
-        raise BadInput("broken picture", where=one_line(path), found=kind, hint=hint) from error
+        # Pillow says what is wrong by a bare OSError, and by the name of its own errors.
+        kind = one_line(error)[:80] if type(error) is OSError and str(error) else type(error).__name__
+        raise BadInput(
+            "broken picture", where=one_line(path), found=kind, hint="repair or remove the picture"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -157,6 +157,12 @@ class _Sorting:
             self.others = [os.path.join(self.folder, name) for name in rest if name not in loose]  # noqa: PTH118
             text = f"{self.where} is a split: learned is {name_list([counts[name] for name in learned])}"
             self.warnings.append(f"{text}, and not {name_list([counts[name] for name in rest])}" if rest else text)
+            taught = {f.folders[1] for f in self.pictures}
+            for name in rest:
+                unknown = sorted({f.folders[1] for f in inside if f.folders[0] == name and f.folders[1:]} - taught)
+                if unknown:
+                    text = f"{self.where}/{name} has classes that are not learned from: {name_list(unknown)}"
+                    self.warnings.append(text)
             return [f.folders[1] for f in self.pictures]
         every = name_list(list(counts.values()))
         one = f"name one of them to ask about it alone, as {self.where}/{sorted(counts)[0]}"

@@ -34,6 +34,10 @@ class Rows:
         if not head:
             self.fail("an empty file", expected="a table", hint=HINT)
         self.separator = _separator(head)
+        if head[0].lstrip().startswith(("#", "%")) and len(head) > 1:
+            below = _separator(head[1:])
+            if head[0].count(below) < head[1].count(below):
+                self.fail("the first line is a comment", 1, found=one_line(head[0].strip())[:60], hint="take it away")
         self._reader = csv.reader(itertools.chain(head, text), delimiter=self.separator, strict=True)
         self._all = self._checked()
         self.first = list(itertools.islice(self._all, 2))

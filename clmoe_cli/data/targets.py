@@ -68,10 +68,16 @@ def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     return np.asarray(texts) if composed == names.tolist() else np.array(composed, np.str_)[which.reshape(-1)]
 
 
+def _steers(char: str) -> bool:
+    """Whether a character moves what a terminal writes: a control, the end of a line, a change of direction."""
+    turns = unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return turns or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
 def check_names(names: Sequence[str], where: str, key: str | None) -> None:
     """BadInput for a name of a class that is empty, too long for the store, or has control characters."""
     for name in names:
-        if not name.strip() or any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
+        if not name.strip() or any(map(_steers, name)):
             what = "a label is empty" if not name.strip() else "a label has control characters"
             wanted = "a name without control characters"
             shown, hint = ascii(name[:60]), "rename the class"

@@ -127,9 +127,12 @@ RARER = Evidence(BAD.where(torch.arange(20) > 10, math.nan), ZERO_ONE, frozenset
         ({"a": A, "far": FAR}, 1 - ZERO_ONE, "new", (),
          "it looks like a (p = {a}, not below alpha = 0.01), but its labels conflict with a: 0 % agree, 50 % are "
          "needed"),
-        ({"a": A, "far": FAR}, ZERO_ONE + 8, "new", (), "it has classes that no known task near it has: #8, #9"),
+        ({"a": A, "far": FAR}, ZERO_ONE + 8, "new", (),
+         "it has classes that no known task near it has: #8, #9; yet it looks like a (p = {a}, not below alpha = "
+         "0.01)"),
         ({"a": A, "far": FAR}, torch.arange(20), "new", (),
-         "it has classes that no known task near it has: #4, #5, #6, #7, #8, #9, #10, #11 and 8 more"),
+         "it has classes that no known task near it has: #4, #5, #6, #7, #8, #9, #10, #11 and 8 more; yet it looks "
+         "like a (p = {a}, not below alpha = 0.01)"),
         ({"a": A, "far": FAR}, ZERO_ONE + 2, "new", (),
          "its images and labels together fit no known task (p = {far} with the tasks that know the labels, below "
          "alpha = 0.01)"),

@@ -283,6 +283,49 @@ def test_p_values_of_a_classes_own_new_images_are_uniform(width: int) -> None:
         assert float(found.p_values(found.distances(new[truth != c], c), c).mean()) < 0.1
 
 
+def test_of_vectors_both_tails_count() -> None:
+    x, y = clouds(2, 400, 5, 40)
+    found, even = fit(x, y, 2, False), fit(x, y, 2, True)
+    assert even.near.shape == (2, 0)
+    for c in range(2):
+        # The oracle: how far each image lies from the mean of those of other folds.
+        fold, away = gaussians.folds(y), []
+        for n in (y == c).nonzero()[:, 0].tolist():
+            mean = x[(y == c) & (fold != fold[n])].double().mean(dim=0)
+            away.append(float(((x[n].double() - mean) / found.units.double()).square().sum()))
+        steps = torch.linspace(0, 1, found.near.shape[1], dtype=torch.float64)
+        wanted = torch.tensor(away, dtype=torch.float64).quantile(steps)
+        torch.testing.assert_close(found.near[c].double(), wanted, rtol=1e-4, atol=1e-6)
+        inner = found.means[c] + 0.2 * (x[y == c] - found.means[c])
+        for task, usual in ((found, False), (even, True)):
+            p = task.usual(inner, task.distances(inner, c), c)
+            assert (float((p < 0.1).double().mean()) > 0.9) != usual
+        # The images themselves and new ones are usual.
+        new, truth = clouds(2, 1000, 6, 40)
+        for values in (x[y == c], new[truth == c]):
+            p = found.usual(values, found.distances(values, c), c)
+            assert float((p < 0.05).double().mean()) < 0.05 + 3 * math.sqrt(0.05 * 0.95 * (1 / 500 + 1 / 200))
+
+
+def test_equal_images_are_usual_and_others_are_not() -> None:
+    values = torch.randn((2, 30), generator=torch.Generator().manual_seed(0)).repeat_interleave(80, dim=0) * 1000
+    y = torch.arange(160) // 80
+    for even in (True, False):
+        found = fit(values, y, 2, even)
+        for c in range(2):
+            own = values[y == c]
+            assert found.usual(own, found.distances(own, c), c).tolist() == [1.0] * 80
+            other = own * 1.001
+            assert float(found.usual(other, found.distances(other, c), c).max()) < 0.05
+
+
+def test_of_one_image_a_class_nothing_is_sure() -> None:
+    x, _ = clouds(3, 3, 1, 20)
+    found = fit(x, torch.arange(3), 3, True)
+    posterior = gate_of([found]).compare(x, lambda task: found).likely.softmax(dim=1)
+    assert float(posterior.max()) < 0.99
+
+
 def test_distances_and_answers_do_not_depend_on_the_units_of_uneven_columns() -> None:
     rng = torch.Generator().manual_seed(2)
     y = torch.arange(120) % 2
