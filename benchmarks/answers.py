@@ -37,12 +37,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.features import features, is_image
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing.features import features, is_image
+from clmoe_cli.method.subnetwork.training import Schedule
 
 Array = np.ndarray[Any, Any]
 Figures = dict[str, Any]

@@ -24,12 +24,12 @@ from paper import PAIRS, dense_reference
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands import committing, common
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import PredictReport, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.tasks import make_tasks
+from clmoe_cli.api import committing, common
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 

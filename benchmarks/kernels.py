@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import by_turns, ratio, seconds
 
-from clmoe_cli.continual.experts import MLP
-from clmoe_cli.continual.freezing import freeze_guard
-from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.importance import gradient_scores
-from clmoe_cli.continual.training import adam, dropout, run_epoch
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork.freezing import freeze_guard
+from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
+from clmoe_cli.method.subnetwork.training import adam, dropout, run_epoch
 
 SIZES = (784, 500, 500)
 CLASSES = 10

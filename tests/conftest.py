@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from clmoe_cli.continual.experts import Network, Params
+from clmoe_cli.method.networks.base import Network, Params
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_schema")]
 torch.set_num_threads(1)

@@ -44,9 +44,11 @@ def test_imports_point_one_way(path: Path) -> None:
         assert touches(path, "clmoe_cli") == allowed
         assert not touches(path, "store_schema", "typer", "rich", "h5py", "safetensors", "pathlib", "os")
     if room[-1] == "state.py":
-        assert not touches(path, "clmoe_cli.commands", "clmoe_cli.data", "clmoe_cli.render", "typer", "rich")
+        assert not touches(path, "clmoe_cli.commands", "clmoe_cli.data", "clmoe_cli.report.render", "typer", "rich")
     if "commands" in room:
-        assert not touches(path, "typer", "rich", "clmoe_cli.app", "clmoe_cli.render", "clmoe_cli.process")
+        assert not touches(
+            path, "typer", "rich", "clmoe_cli.cli.app", "clmoe_cli.report.render", "clmoe_cli.cli.process"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

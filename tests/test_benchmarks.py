@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from clmoe_cli.app import app
+from clmoe_cli.cli.app import app
 from clmoe_cli.data import read_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -12,17 +12,17 @@ import small_store as small
 import torch
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import evidence
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.segment import learn_stream
-from clmoe_cli.continual.shortlist import voted
+from clmoe_cli.api import evidence
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.segment import learn_stream
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.process import run
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method.tasks.shortlist import voted
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 UNLEARNED = [3, 11]

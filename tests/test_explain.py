@@ -20,21 +20,21 @@ from oracle import gaussians as slow
 from pictures import bars
 from torch import Tensor
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.explaining import Explanation
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.commands.reasons import Case, sentence
-from clmoe_cli.continual import gaussians
-from clmoe_cli.continual.candidates import FIGURES, KEPT
-from clmoe_cli.continual.fusion import NEGLIGIBLE
-from clmoe_cli.continual.gate import BOUND
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.explaining import Explanation
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.api.reasons import Case, sentence
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
-from clmoe_cli.state import Loader
+from clmoe_cli.method.explain import FIGURES, KEPT
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing import gaussians
+from clmoe_cli.method.routing.decide import NEGLIGIBLE
+from clmoe_cli.method.routing.subspaces import BOUND
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store, writer
 
 TASKS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 0)}
@@ -154,7 +154,7 @@ def test_figures_of_the_gate_equal_the_slow_reference(
     store: str, mixed: Batch, loader: Loader, router: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The gate parts these bars so well that no subnetwork has earned a say: each is given one.
-    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
+    monkeypatch.setattr("clmoe_cli.api.gating.opinion_of", lambda task: WEIGHT)
     found = explanation(predict(store, mixed, router=router, explain=True))
     every, rows = list(found.candidates()), [1, 43]
     x = torch.from_numpy(mixed.scaled().reshape(60, -1))[rows]
@@ -244,7 +244,7 @@ def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, load
 
 
 def test_a_task_that_was_asked_for(store: str, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
+    monkeypatch.setattr("clmoe_cli.api.gating.opinion_of", lambda task: WEIGHT)
     batch = batch_of(TASKS["task3"], 30, 4)
     plain, report = (predict(store, batch, task="task3", explain=e) for e in (False, True))
     found = explanation(report)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.placement import Thresholds
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.method.tasks.placement import Thresholds
+from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Store
 
 ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Epoch, Schedule
+from clmoe_cli.api import resuming
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Epoch, Schedule
 from store_schema import Interrupted, Store
 
 OPTIONS = LearnOptions(arch="cnn:4,8", method=Options(Schedule(epochs=3), Tolerance(floor=0.05)))

@@ -16,21 +16,21 @@ from pictures import bars
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from clmoe_cli.commands import cautions, measuring
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.measuring import opinion_weight
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.reports import LearnReport
-from clmoe_cli.continual import gaussians
-from clmoe_cli.continual.learning import Learned, Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import cautions, measuring
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.measuring import opinion_weight
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.planning import plan
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reports import LearnReport
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Label
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Label
+from clmoe_cli.method.learn_task import Learned, Options
+from clmoe_cli.method.routing import gaussians
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Accuracy, ClassAccuracy, Store, TaskRecord, layout
 
 OPTIONS: dict[str, Any] = {"arch": "mlp:24,24", "method": Options(Schedule(epochs=3))}
@@ -88,7 +88,7 @@ def test_held_out_images_are_answered_as_predict_answers(
         held.append(learned.held)
         return original(loader, batch, kind, classes, learned, *more)
 
-    monkeypatch.setattr("clmoe_cli.commands.gating.measured", spy)
+    monkeypatch.setattr("clmoe_cli.api.gating.measured", spy)
     monkeypatch.setattr(gaussians, "without", lambda own, part: own)
     monkeypatch.setattr(measuring, "opinion_weight", lambda *told: 0.3)
     for classes in tasks:

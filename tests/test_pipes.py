@@ -16,14 +16,14 @@ import pytest
 import shells
 import small_store as small
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import gating
-from clmoe_cli.commands.predict import PredictReport, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual import routing
-from clmoe_cli.continual.gate import Gate
+from clmoe_cli.api import gating
+from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.routing import paper
+from clmoe_cli.method.routing.subspaces import Gate
 from store_schema import Store
 
 ROWS = 180
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "CHUNK", AT_ONCE)
-    monkeypatch.setattr(routing, "CHUNK", AT_ONCE)
+    monkeypatch.setattr(paper, "CHUNK", AT_ONCE)
 
 
 WAYS = [
@@ -121,9 +121,9 @@ def test_all_rows_are_of_one_state_of_the_store(router: str, tmp_path: Path, mon
 
 SLOW = """
 import os, sys
-from clmoe_cli.commands import gating
-from clmoe_cli.process import run
-from clmoe_cli.app import main
+from clmoe_cli.api import gating
+from clmoe_cli.cli.process import run
+from clmoe_cli.cli.app import main
 gating.CHUNK = 16
 real = gating.decide_images
 def waiting(*args):
@@ -243,8 +243,8 @@ def test_a_learn_goes_on_when_nobody_reads_its_progress(root: Path, tmp_path: Pa
 
 BUG = """
 import sys
-import clmoe_cli.commands.inspect as module
-from clmoe_cli.app import main
+import clmoe_cli.api.inspect as module
+from clmoe_cli.cli.app import main
 def broken(*args, **kwargs):
     raise RuntimeError("oh")
 module.inspect = broken

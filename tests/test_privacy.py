@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from reading_back import guesses, likeness
 from small_store import OPTIONS
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual import privacy
-from clmoe_cli.continual.features import features, width
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
+from clmoe_cli.method import privacy
+from clmoe_cli.method.routing.features import features, width
 from store_schema import Store
 
 SIDE = 14

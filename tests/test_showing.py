@@ -22,10 +22,10 @@ from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
 
-from clmoe_cli import panels, plots, render
-from clmoe_cli.commands.inspect import InspectReport, inspect
-from clmoe_cli.overview import cells, overview
-from clmoe_cli.pages import report_page
+from clmoe_cli.api.inspect import InspectReport, inspect
+from clmoe_cli.report import panels, plots, render
+from clmoe_cli.report.html import report_page
+from clmoe_cli.report.overview import cells, overview
 from store_schema import Store, UsageProblem
 
 FOUR = {f"features.{i}.weight": (12, 12) for i in range(4)}
@@ -95,7 +95,7 @@ def screen(report: InspectReport, width: int = 80, encoding: str = "utf-8", **op
 def test_a_screen_of_80_columns_is_enough(name: str, reports: dict[str, InspectReport]) -> None:
     report = reports[name]
     text = screen(report)
-    lines = text.splitlines()
+    lines = render.splitlines()
     assert max(map(cell_len, lines)) <= 80
     assert "…" not in text
     assert "\x1b" not in text
@@ -163,7 +163,7 @@ def test_curves_are_the_history(reports: dict[str, InspectReport]) -> None:
         for i, line in enumerate(axis.lines):
             wanted = [e["experts"][expert["id"]]["layers"][i]["frozen_percent"] for e in entries]
             assert list(line.get_ydata()) == wanted
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(SMALL)
+    assert {render.get_text() for text in figure.legends[0].get_texts()} == set(SMALL)
 
 
 def test_a_curve_has_the_commits_of_its_expert(reports: dict[str, InspectReport]) -> None:
@@ -188,7 +188,7 @@ def test_many_experts_layers_and_tasks_are_thinned_out(reports: dict[str, Inspec
     assert figure.get_supxlabel() == "not drawn: 14 more experts with 70 tasks"
     figure = drawn(panels.frozen, reports["deep"])
     assert len(figure.axes[0].lines) == 20
-    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    named = [render.get_text() for text in figure.legends[0].get_texts()]
     assert len(named) == panels.NAMED
     assert [named[0], named[-1]] == [next(iter(TWENTY)), list(TWENTY)[-1]]
     ticks = drawn(panels.accuracy, reports["hundred"]).axes[0].get_xticks()
@@ -211,7 +211,7 @@ def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectR
     image = drawn(panels.overlap, report).axes[0].images[0].get_array()
     wanted = np.array(report.overlap, dtype=float)
     assert np.array_equal(np.ma.filled(image, np.nan), wanted, equal_nan=True)
-    texts = {text.get_text() for text in drawn(panels.overlap, reports["six"]).axes[0].texts}
+    texts = {render.get_text() for text in drawn(panels.overlap, reports["six"]).axes[0].texts}
     assert {f"{value:.2f}" for row in reports["six"].overlap for value in row if value is not None} == texts
     axis = drawn(panels.shares, report).axes[0]
     layers = [layer for expert in report.experts for layer in expert["layers"]]
@@ -305,7 +305,7 @@ def test_the_page_holds_the_report(name: str, reports: dict[str, InspectReport])
         assert f"{100 * selected / whole:.2f} %" in shown
     assert page.seen.count("svg") == 4
     if name == "several":
-        row = text[text.index("<td>task8</td>") :].split("</tr>")[0]
+        row = text[render.index("<td>task8</td>") :].split("</tr>")[0]
         state = report.history[7]["experts"]["e2"]["layers"]
         after = 100 * sum(x["frozen"] for x in state) / sum(x["parameters"] for x in state)
         assert f">{after:.2f} %<" in row
@@ -343,8 +343,8 @@ def test_without_matplotlib_it_says_so_before_any_work(tmp_path: Path, monkeypat
 
 REPORT = """
 import sys
-from clmoe_cli.process import run
-from clmoe_cli.app import app
+from clmoe_cli.cli.process import run
+from clmoe_cli.cli.app import app
 code = run(app, sys.argv[1:])
 assert "torch" not in sys.modules
 sys.exit(code)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.commands.tasks import TasksReport, make_tasks, parse_classes
+from clmoe_cli.api.tasks import TasksReport, make_tasks, parse_classes
 from clmoe_cli.data import read_batch
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -231,7 +231,7 @@ def test_missing_and_damaged_roots(tmp_path: Path) -> None:
 
 
 def test_the_module_imports_no_torch() -> None:
-    code = "import sys, clmoe_cli.commands.tasks; assert not {'torch', 'torchvision', 'mlxtend'} & set(sys.modules)"
+    code = "import sys, clmoe_cli.api.tasks; assert not {'torch', 'torchvision', 'mlxtend'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -12,7 +12,7 @@ import pytest
 import small_store as small
 from tracing import CALLS, Strace
 
-from clmoe_cli.commands import resuming
+from clmoe_cli.api import resuming
 from store_schema import ClmoeError, verify
 
 

@@ -17,9 +17,9 @@ import small_store as small
 from store_samples import contents
 from tracing import CALLS, Strace
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.process import run
+from clmoe_cli.api import resuming
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from store_schema import Store, files, verify
 
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES, errno.EDQUOT)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import small_store as small
 
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual.training import Epoch
+from clmoe_cli.api import resuming
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.method.subnetwork.training import Epoch
 from store_schema import Interrupted, Store
 
 NAMES = ("../../evil", "/etc/passwd", "a/b", "..", "C:\\x", "task 1", "ключ", "'; rm -rf /", "e1", "%s{0}", "-rf")

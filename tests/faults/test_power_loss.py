@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import small_store as small
 
-from clmoe_cli.commands import resuming
+from clmoe_cli.api import resuming
 from store_schema import ClmoeError, files, verify
 
 
