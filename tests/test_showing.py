@@ -23,7 +23,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clmoe_cli.api.inspect import InspectReport, inspect
-from clmoe_cli.report import panels, plots, render
+from clmoe_cli.report import html, panels, render
 from clmoe_cli.report.html import report_page
 from clmoe_cli.report.overview import cells, overview
 from store_schema import Store, UsageProblem
@@ -222,7 +222,7 @@ def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectR
 
 @pytest.mark.parametrize("name", STORES)
 def test_pictures_name_the_tasks(name: str, reports: dict[str, InspectReport], tmp_path: Path) -> None:
-    plots.draw(reports[name], tmp_path / "plot.svg")
+    html.draw(reports[name], tmp_path / "plot.svg")
     texts = {e.text for e in ElementTree.parse(tmp_path / "plot.svg").iter() if e.tag.endswith("}text")}
     tasks = [panels._plain(task["name"], 16) for task in reports[name].tasks]
     assert set(tasks) <= texts if len(tasks) <= 20 else tasks[0] in texts
@@ -232,7 +232,7 @@ def test_pictures_name_the_tasks(name: str, reports: dict[str, InspectReport], t
 def test_pictures_open_and_are_the_same_each_time(reports: dict[str, InspectReport], tmp_path: Path) -> None:
     for suffix in (".png", ".svg", ".pdf", ".html"):
         for copy in ("a", "b"):
-            plots.draw(reports["hostile"], tmp_path / f"{copy}{suffix}")
+            html.draw(reports["hostile"], tmp_path / f"{copy}{suffix}")
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     pixels = imread(tmp_path / "a.png")
     assert pixels.shape[1] == 1800
@@ -320,7 +320,7 @@ def test_names_are_harmless_in_a_page(reports: dict[str, InspectReport], tmp_pat
     assert "<script" not in text
     assert "<img" not in text
     assert "\u202e" not in text
-    plots.draw(reports["hostile"], tmp_path / "plot.html")
+    html.draw(reports["hostile"], tmp_path / "plot.html")
     page = harmless((tmp_path / "plot.html").read_text())
     assert "<script>alert(1…" in page.texts
 
@@ -329,7 +329,7 @@ def test_an_empty_store_can_be_shown(tmp_path: Path) -> None:
     assert screen(empty()) == "0 tasks, 0.00 % of shared weights frozen, 0 bytes, generation 0\n"
     harmless(report_page(empty()).decode())
     for suffix in (".png", ".html"):
-        plots.draw(empty(), tmp_path / f"plot{suffix}")
+        html.draw(empty(), tmp_path / f"plot{suffix}")
     no_states = replace(inspect(str(made_up(tmp_path / "s", [2]))), history=())
     harmless(report_page(no_states).decode())
 

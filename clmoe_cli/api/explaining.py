@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from clmoe_cli.api import common, gating
 from clmoe_cli.api.reasons import Candidate, Case, sentence
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook, Label
-from clmoe_cli.method.explain import FIGURES, LEVELS, Asked, Candidates, Said, of_subnetworks
+from clmoe_cli.method.explain import FIGURES, LEVELS, Asked, Candidates, Said, of_decision, of_subnetworks
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.reproducible import logits
 from clmoe_cli.method.routing import paper
-from clmoe_cli.method.routing.decide import Decision
+from clmoe_cli.method.routing.decide import Decision, Explain
 from clmoe_cli.method.routing.features import features, known
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.store_tensors import Loader
@@ -94,7 +95,7 @@ def explained(found: Decision, case: Case, names: list[str], homes: list[str], b
     ``names`` and ``homes``: of the tasks, and of their experts, by position.
     """
     why = found.why
-    if why is None:
+    if not isinstance(why, Candidates):
         return None
     rival = why.rival()[:, None]
     codes = why.code.gather(1, rival)[:, 0].numpy()
@@ -146,6 +147,11 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
         return Said(logs, said.deviation, said.p_value, torch.cat(distances).double(), usual)
 
     return ask
+
+
+def of_gate(loader: Loader, batch: Batch, names: Sequence[str]) -> Explain:
+    """What explains the gate's decisions about images of a batch."""
+    return partial(of_decision, asked=asked(loader, batch, names))
 
 
 def of_evidence(

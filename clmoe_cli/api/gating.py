@@ -13,11 +13,11 @@ from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.measuring import Kind, Measured, measured, measured_subspaces
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook, Label
-from clmoe_cli.method.explain import Asked
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.routing.decide import (
     OPINION,
     Decision,
+    Explain,
     Sources,
     decide_given,
     decide_images,
@@ -182,11 +182,11 @@ def decide(
     router: str,
     route: Route,
     on_step: OnStep = silent,
-    asked: Asked | None = None,
+    explain: Explain | None = None,
 ) -> Iterator[Decision]:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
-    ``names``: the tasks with images of this kind, in the order of learning. ``asked``: with it the decision says what
+    ``names``: the tasks with images of this kind, in the order of learning. ``explain``: with it the decision says what
     it was made from. Raises StoreIncompatible for a store without a gate, or one of other features.
     """
     manifest = loader.manifest
@@ -205,7 +205,7 @@ def decide(
         codes,
         lambda task: loader.answering(names[task])[0],
         opinion if router == "fused" else None,
-        asked,
+        explain,
         weights,
     )
 

@@ -174,9 +174,9 @@ def _predict(
 
     def decide(own: Batch) -> Iterator[Decision]:
         if gated:
-            asked = explaining.asked(loader, own, names) if explain else None
+            why = explaining.of_gate(loader, own, names) if explain else None
             route = gating.Route(only=True) if only else gating.Route(together)
-            return gating.decide(loader, own, names, book, router, route, on_step, asked)
+            return gating.decide(loader, own, names, book, router, route, on_step, why)
         return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
 
     densities = kind is not None and kind.rule is not None

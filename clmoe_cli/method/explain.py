@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clmoe_cli.method.routing.decide import OPINION, Answered, BatchTask, Sources, Why
 from clmoe_cli.method.routing.gaussians import GaussianGate
 from clmoe_cli.method.routing.subspaces import Gate, Subspaces
 
@@ -52,7 +53,7 @@ Asked = Callable[[int, Tensor], Said]
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Why):
     """For each of N images at most ``KEPT`` classes: the answer, the others of its task, then those of other tasks.
 
     Where the gate compared all at once the others come in order of likelihood. ``task`` [N, K] positions of tasks, −1
@@ -202,4 +203,51 @@ def of_subnetworks(
     for name, values in levels.items():
         compared = values.gather(1, found.task.clamp_min(0)).where(found.task >= 0, math.nan)
         found.figure(name)[:] = compared.where(compared.isfinite(), math.nan)
+    return found
+
+
+def of_decision(sources: Sources, answered: Answered, asked: Asked) -> Candidates:
+    """The candidates of images that the gate has decided for, with what their subnetworks say."""
+    gate, batch, values = sources.gate, answered.batch, answered.values
+    chosen, likely, scores = answered.compared.chosen, answered.compared.likely, answered.scores
+    columns = ranked(scores, answered.best, KEPT if batch is None else KEPT - len(batch.near) + 1)
+    chosen = chosen.gather(1, columns)
+    known = {"log_likelihood": likely.gather(1, columns), "score": scores.gather(1, columns)}
+    known["distance"] = _distances(sources, values, chosen)
+    if sources.opinion is not None:
+        weights = torch.full((int(gate.owner.max()) + 1,), OPINION, dtype=torch.float64)
+        if sources.weights is not None:
+            weights = torch.tensor(sources.weights, dtype=torch.float64)
+        known["opinion"] = weights[gate.owner[chosen]]
+    if batch is not None:
+        chosen, known = _beside(sources, batch, values, chosen, known)
+    why = of_gate(gate, sources.codes, sources.statistics, values, chosen, known)
+    return with_opinions(why, gate.position[chosen], answered.rows, asked)
+
+
+def _beside(
+    sources: Sources, batch: BatchTask, values: Tensor, chosen: Tensor, known: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What was compared within a batch's task, [N, k], and beside it the nearest class of each other task."""
+    score = dict(zip(batch.near, batch.evidence.tolist(), strict=True))
+    known = known | {"task_score": torch.full_like(known["score"], score[batch.task])}
+    for task in sorted(set(score) - {batch.task}, key=lambda task: -score[task]):
+        compared = sources.gate.within(values, task, sources.statistics)
+        at = compared.likely.argmax(dim=1, keepdim=True)
+        classes = compared.chosen
+        distance = _distances(sources, values, classes.gather(1, at))
+        nothing = torch.full(distance.shape, math.nan, dtype=torch.float64)
+        here = {"distance": distance, "task_score": torch.full_like(nothing, score[task])}
+        chosen = torch.cat([chosen, classes.gather(1, at)], dim=1)
+        known = {name: torch.cat([value, here.get(name, nothing)], dim=1) for name, value in known.items()}
+    return chosen, known
+
+
+def _distances(sources: Sources, values: Tensor, chosen: Tensor) -> Tensor:
+    """Distances [N, k] of features [N, d] from classes ``chosen`` [N, k] by each class's own statistics."""
+    found = torch.empty(chosen.shape, dtype=torch.float64)
+    for one in chosen.unique().tolist():
+        here, columns = (chosen == one).nonzero(as_tuple=True)
+        own, of = sources.statistics(int(sources.gate.owner[one])), int(sources.gate.position[one])
+        found[here, columns] = own.distances(values[here], of)
     return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from clmoe_cli.data.npz import replacing
+from clmoe_cli.report.cells import percent
 from clmoe_cli.report.overview import BY_CONSTRUCTION, measured, some
-from clmoe_cli.report.plots import drawings
-from clmoe_cli.report.tables import percent
+from clmoe_cli.report.plots import drawings, picture
 
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport
@@ -60,6 +62,13 @@ frozen, and what was frozen in all after the task. Accuracies are those of image
 pruning (dense), and with the task's subnetwork, whose outputs stay bit-identical after that."""
 MATRIX = 60
 """Overlaps are also given in numbers for at most so many tasks."""
+
+
+def draw(report: InspectReport, path: Path) -> None:
+    """All panels in one picture (.png, .svg, .pdf, or a page .html). Raises DiskProblem when writing fails."""
+    whole = picture_page(picture(report, "svg")) if path.suffix == ".html" else picture(report, path.suffix[1:])
+    with replacing(path) as file:
+        file.write(whole)
 
 
 def picture_page(svg: bytes) -> bytes:

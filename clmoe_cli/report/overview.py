@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
 
-from clmoe_cli.report.tables import columns, headline, percent
+from clmoe_cli.report.cells import columns, headline, percent
 
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport

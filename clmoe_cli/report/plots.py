@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clmoe_cli.data.npz import replacing
 from clmoe_cli.report.panels import accuracy, bars, frozen, grid, overlap, shares, shown
 from store_schema.errors import UsageProblem
 
@@ -64,16 +62,9 @@ def panels(report: InspectReport) -> list[Panel]:
     ]
 
 
-def draw(report: InspectReport, path: Path) -> None:
-    """All panels in one picture (.png, .svg, .pdf, or a page .html). Raises DiskProblem when writing fails."""
-    if path.suffix == ".html":
-        from clmoe_cli.report.html import picture_page
-
-        data = picture_page(_drawn(_whole(report), "svg"))
-    else:
-        data = _drawn(_whole(report), path.suffix[1:])
-    with replacing(path) as file:
-        file.write(data)
+def picture(report: InspectReport, kind: str) -> bytes:
+    """All panels in one picture: the bytes of a ``png``, ``svg`` or ``pdf``."""
+    return _drawn(_whole(report), kind)
 
 
 def drawings(report: InspectReport) -> list[tuple[str, bytes]]:

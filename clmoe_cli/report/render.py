@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clmoe_cli.api import names
 from clmoe_cli.api.reports import Caution, LearnReport, RemovalReport
+from clmoe_cli.report.cells import columns, console
 from clmoe_cli.report.progress import note
-from clmoe_cli.report.tables import columns, console, reasons_table, score_tables, tables
+from clmoe_cli.report.tables import reasons_table, score_tables, tables
 from clmoe_cli.runtime.events import OnStep, silent, whole
 from store_schema.errors import DiskProblem, UsageProblem
 
@@ -187,7 +188,7 @@ def check_pictures(plot: Path | None, page: Path | None) -> None:
 def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -> Iterator[Path]:
     """Writes the picture and the page that were asked for; tells each when it is written."""
     if plot is not None:
-        from clmoe_cli.report.plots import draw
+        from clmoe_cli.report.html import draw
 
         draw(report, plot)
         yield plot

@@ -5,29 +5,18 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
+from clmoe_cli.api.tasks import TasksReport
+from clmoe_cli.report.cells import columns, headline, percent
+from clmoe_cli.report.overview import overview
 
 if TYPE_CHECKING:
     from clmoe_cli.api.scoring import Scores
 
 OVERLAP_SHOWN = 12
-
-
-def console() -> Console:
-    """Prints names and labels as they are: brackets and colons in them are no markup."""
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def columns(*names: str) -> Table:
-    """An empty table with these columns, the first to the left."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    return table
 
 
 def reasons_table(first: str, rows: list[dict[str, Any]]) -> Table:
@@ -62,14 +51,16 @@ def _number(name: str) -> tuple[str, int]:
 @singledispatch
 def tables(report: Any) -> list[Any]:
     """What people see of a report."""
-    if hasattr(report, "experts"):
-        from clmoe_cli.report.overview import overview
-
-        return overview(report)
-    return _files_table(report)
+    raise TypeError(type(report).__name__)
 
 
-def _files_table(report: Any) -> list[Any]:
+@tables.register
+def _(report: InspectReport) -> list[Any]:
+    return overview(report)
+
+
+@tables.register
+def _(report: TasksReport) -> list[Any]:
     table = columns("file", "task", "classes", "images")
     for file in report.files:
         table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
@@ -221,13 +212,3 @@ def _sentences(said: dict[str, str]) -> Table:
     for about, sentence in said.items():
         table.add_row(f"{about}:", sentence)
     return table
-
-
-def headline(head: str, rest: str) -> Text:
-    """A line that begins in bold."""
-    return Text.assemble((head, "bold"), rest)
-
-
-def percent(value: float | int | None) -> str:
-    """A share of one in percent."""
-    return "not measured" if value is None else f"{100 * value:.2f} %"

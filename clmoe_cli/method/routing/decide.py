@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clmoe_cli.method.explain import KEPT, Asked, Candidates, of_gate, ranked, with_opinions
 from clmoe_cli.method.routing.gaussians import GaussianGate
 from clmoe_cli.method.routing.subspaces import Compared, Gate, Statistics
 
@@ -35,30 +34,35 @@ class Sources:
 
     ``codes`` [S]: label code of each of the gate's subspaces. ``statistics(task)`` and ``opinion(task, rows)``, the
     log-probabilities [n, C] of the task's classes for the images at ``rows`` [n], are called for tasks on the
-    shortlist alone; without ``opinion`` the gate decides by itself. ``asked``: what subnetworks say beside that; with
-    it decisions say what they were made from. ``weights`` [T]: of each task's opinion beside the gate's.
+    shortlist alone; without ``opinion`` the gate decides by itself. ``explain``: makes of what was answered why.
+    ``weights`` [T]: of each task's opinion beside the gate's.
     """
 
     gate: Gate | GaussianGate
     codes: Tensor
     statistics: Statistics
     opinion: Callable[[int, Tensor], Tensor] | None
-    asked: Asked | None = None
+    explain: Explain | None = None
     weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Why:
+    """Base of what explains N answers: a dataclass of tensors [N, …] (:mod:`clmoe_cli.method.explain`)."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """For each of N images: position of the task and code of the label [N], confidence and p-value [N] float64.
 
-    ``why``: the candidates, where they were asked for.
+    ``why``: where it was asked for.
     """
 
     task: Tensor
     code: Tensor
     confidence: Tensor
     p_value: Tensor
-    why: Candidates | None = None
+    why: Why | None = None
 
     @staticmethod
     def joined(parts: list[Decision]) -> Decision:
@@ -73,7 +77,7 @@ class Decision:
 
         parts = (self, *others)
         whys = [part.why for part in parts if part.why is not None]
-        why = Candidates(*(of(whys, f.name) for f in fields(Candidates))) if whys else None
+        why = type(whys[0])(*(of(whys, f.name) for f in fields(whys[0]))) if whys else None
         return Decision(of(parts, "task"), of(parts, "code"), of(parts, "confidence"), of(parts, "p_value"), why)
 
 
@@ -85,6 +89,25 @@ class BatchTask:
     sure: float
     near: list[int]
     evidence: Tensor
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a decision was made from, for whoever explains it.
+
+    Features ``values`` [N, d] of the images at ``rows`` [N]; what the gate ``compared``; the ``scores`` [N, L] with the
+    subnetworks' opinions, and the column of the ``best`` [N]; the ``batch`` whose task was found before.
+    """
+
+    values: Tensor
+    rows: Tensor
+    compared: Compared
+    scores: Tensor
+    best: Tensor
+    batch: BatchTask | None
+
+
+Explain = Callable[[Sources, Answered], Why]
 
 
 def decide_images(sources: Sources, values: Tensor, rows: Tensor) -> Decision:
@@ -157,7 +180,7 @@ def _decided(
     ``batch``: where the images of a batch are answered.
     """
     gate, chosen = sources.gate, compared.chosen
-    likely = scores = compared.likely
+    scores = compared.likely
     if sources.opinion is not None:
         owner, position = gate.owner[chosen], gate.position[chosen]
         scores = _pooled(scores, owner, position, rows, sources.opinion, sources.weights)
@@ -174,46 +197,6 @@ def _decided(
         own, of = sources.statistics(int(gate.owner[one])), int(gate.position[one])
         p_value[here] = own.usual(values[here], own.distances(values[here], of), of)
     found = Decision(gate.owner[winner], sources.codes[winner], confidence, p_value)
-    if sources.asked is None:
+    if sources.explain is None:
         return found
-    columns = ranked(scores, best, KEPT if batch is None else KEPT - len(batch.near) + 1)
-    chosen = chosen.gather(1, columns)
-    known = {"log_likelihood": likely.gather(1, columns), "score": scores.gather(1, columns)}
-    known["distance"] = _distances(sources, values, chosen)
-    if sources.opinion is not None:
-        weights = torch.full((int(gate.owner.max()) + 1,), OPINION, dtype=torch.float64)
-        if sources.weights is not None:
-            weights = torch.tensor(sources.weights, dtype=torch.float64)
-        known["opinion"] = weights[gate.owner[chosen]]
-    if batch is not None:
-        chosen, known = _beside(sources, batch, values, chosen, known)
-    why = of_gate(gate, sources.codes, sources.statistics, values, chosen, known)
-    return replace(found, why=with_opinions(why, gate.position[chosen], rows, sources.asked))
-
-
-def _beside(
-    sources: Sources, batch: BatchTask, values: Tensor, chosen: Tensor, known: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """What was compared within a batch's task, [N, k], and beside it the nearest class of each other task."""
-    score = dict(zip(batch.near, batch.evidence.tolist(), strict=True))
-    known = known | {"task_score": torch.full_like(known["score"], score[batch.task])}
-    for task in sorted(set(score) - {batch.task}, key=lambda task: -score[task]):
-        compared = sources.gate.within(values, task, sources.statistics)
-        at = compared.likely.argmax(dim=1, keepdim=True)
-        classes = compared.chosen
-        distance = _distances(sources, values, classes.gather(1, at))
-        nothing = torch.full(distance.shape, math.nan, dtype=torch.float64)
-        here = {"distance": distance, "task_score": torch.full_like(nothing, score[task])}
-        chosen = torch.cat([chosen, classes.gather(1, at)], dim=1)
-        known = {name: torch.cat([value, here.get(name, nothing)], dim=1) for name, value in known.items()}
-    return chosen, known
-
-
-def _distances(sources: Sources, values: Tensor, chosen: Tensor) -> Tensor:
-    """Distances [N, k] of features [N, d] from classes ``chosen`` [N, k] by each class's own statistics."""
-    found = torch.empty(chosen.shape, dtype=torch.float64)
-    for one in chosen.unique().tolist():
-        here, columns = (chosen == one).nonzero(as_tuple=True)
-        own, of = sources.statistics(int(sources.gate.owner[one])), int(sources.gate.position[one])
-        found[here, columns] = own.distances(values[here], of)
-    return found
+    return replace(found, why=sources.explain(sources, Answered(values, rows, compared, scores, best, batch)))
