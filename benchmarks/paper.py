@@ -38,7 +38,7 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import deviation, factors
 from clmoe_cli.method.subnetwork.image_scores import ImageReference
 from clmoe_cli.method.subnetwork.pruning import Tolerance
-from clmoe_cli.method.subnetwork.training import Epoch, Labelled, Schedule, anneal, quality, train
+from clmoe_cli.method.subnetwork.training import Annealing, Epoch, Labelled, Run, Schedule, anneal, quality, train
 from clmoe_cli.method.tasks.placement import Thresholds
 from clmoe_cli.store_tensors import Loader, derived_seed, generator
 from store_schema import BadInput, Store
@@ -72,21 +72,11 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
     start = net.ordered(fresh)
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
     asked, tolerance = labelled(test_set), Tolerance()
-    found, _ = train(net, start, every, parts.training, parts.tuning, Schedule(), rng)
+    run = Run(net, parts.training, parts.tuning, Schedule(), rng)
+    found, _ = train(run, start, every)
     converged = quality(net, found, asked).accuracy
     for epochs in (*[tolerance.epochs] * 4, tolerance.final_epochs):
-        found, _ = anneal(
-            net,
-            found,
-            every,
-            parts.training,
-            parts.tuning,
-            Schedule(),
-            rng,
-            epochs=epochs,
-            lr=tolerance.lr,
-            phase="dense",
-        )
+        found, _ = anneal(run, found, every, Annealing("dense", epochs, tolerance.lr))
     return converged, quality(net, found, asked).accuracy
 
 

@@ -20,8 +20,8 @@ from clmoe_cli.api.starting import Start
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.method import learn_task
 from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.learn_task import Identity, Options, Setting, Shared, learn_task
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork import masks
@@ -32,7 +32,7 @@ from store_schema import BadInput, StoreIncompatible, UsageProblem, verify
 from store_schema import Store as Opened
 
 ARCH, SHAPE = "cnn:4,8", (1, 16, 16)
-STILL = learn_task.Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
+STILL = Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
 
 
 def weights(path: Path, seed: int) -> str:
@@ -52,7 +52,7 @@ def batch(classes: list[int], seed: int, n: int = 80) -> Batch:
 
 
 def told(file: str | None, **more: object) -> LearnOptions:
-    options = LearnOptions(arch=ARCH, weights=file, method=learn_task.Options(Schedule(epochs=1)))
+    options = LearnOptions(arch=ARCH, weights=file, method=Options(Schedule(epochs=1)))
     return replace(options, **more)
 
 
@@ -73,9 +73,8 @@ def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
 
     def learned(begin: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         rng = torch.Generator().manual_seed(0)
-        task = learn_task.learn_task(
-            "a", "e1", net, zeros, none, none, Labelled(x, y), 2, STILL, rng, start=begin
-        ).subnetwork
+        setting = Setting(STILL, rng, start=begin)
+        task = learn_task(Identity("a", "e1", 2), net, Shared(zeros, none, none), Labelled(x, y), setting).subnetwork
         own = {name: task.mask.get(name, torch.tensor(True)) for name in task.params}
         return {name: torch.where(own[name], value, torch.nan) for name, value in task.params.items()}
 
@@ -98,9 +97,9 @@ def test_weights_that_a_later_task_must_not_touch_stay(files: tuple[str, str]) -
     frozen = {name: torch.rand(value.shape, generator=rng) < 0.5 for name, value in base.items()}
     readable = {name: mask & (torch.rand(mask.shape, generator=rng) < 0.5) for name, mask in frozen.items()}
     x, y = torch.from_numpy(given.scaled().reshape(80, -1)), torch.from_numpy(given.labels) // 4
-    data = Labelled(x, y)
-    args = ("a", "e1", net, base, frozen, readable, data, 2, STILL, torch.Generator().manual_seed(0))
-    task = learn_task.learn_task(*args, start=start.params).subnetwork
+    setting = Setting(STILL, torch.Generator().manual_seed(0), start=start.params)
+    shared = Shared(base, frozen, readable)
+    task = learn_task(Identity("a", "e1", 2), net, shared, Labelled(x, y), setting).subnetwork
     assert start.params is not None
     for name, mask in task.mask.items():
         assert not bool((mask & frozen[name] & ~readable[name]).any())

@@ -139,26 +139,13 @@ class Learning:
         net = network(record)
         old = [t.name for t in self.manifest.tasks_of(record.id)]
         new_expert = placement.expert is None
-        zeros = {key: torch.zeros(shape) for key, shape in net.shared_shapes().items()}
-        base = zeros if new_expert else self.loader.shared(record.id)
-        frozen = masks.none_of(zeros) if new_expert else self.loader.frozen(record.id, on_step=self.on_step)
-        readable = masks.none_of(zeros) if new_expert else self.loader.frozen(record.id, placement.reads)
         learned = learn_task.learn_task(
-            name,
-            record.id,
+            learn_task.Identity(name, record.id, len(self.classes)),
             net,
-            base,
-            frozen,
-            readable,
+            self._shared(net, record, placement),
             self._labelled(self.batch, record),
-            len(self.classes),
-            self.options.method,
-            # Of its own, so that training does not depend on how many tasks were compared.
-            generator(derived_seed(self.manifest.seed, self.number, "train")),
-            self.on_epoch,
-            self.resuming.begin(name),
-            self.start.params,
-            self.on_step,
+            # A generator of its own, so that training does not depend on how many tasks were compared.
+            self._setting(name, derived_seed(self.manifest.seed, self.number, "train")),
         )
         committed = self._commit(record, net, learned, old, "learn", measured(candidates, record.id))
         for caution in cautions.of_task(committed.task(name)):
@@ -166,6 +153,22 @@ class Learning:
         for caution in cautions.of_conflict(name, verdict.conflict, self.confused):
             self.warn(caution)
         return learn_report(committed, name, "learned", new_expert, verdict, placement, candidates)
+
+    def _shared(self, net: Network, record: ExpertRecord, placement: Placement) -> learn_task.Shared:
+        """The shared weights of the task's expert, and which of them it may read."""
+        if placement.expert is None:
+            zeros = {key: torch.zeros(shape) for key, shape in net.shared_shapes().items()}
+            return learn_task.Shared(zeros, masks.none_of(zeros), masks.none_of(zeros))
+        frozen = self.loader.frozen(record.id, on_step=self.on_step)
+        readable = self.loader.frozen(record.id, placement.reads)
+        return learn_task.Shared(self.loader.shared(record.id), frozen, readable)
+
+    def _setting(self, name: str, seed: int) -> learn_task.Setting:
+        """How a task of that name is trained."""
+        journal = self.resuming.begin(name)
+        return learn_task.Setting(
+            self.options.method, generator(seed), self.on_epoch, journal, self.start.params, self.on_step
+        )
 
     def _onset(self) -> Verdict:
         labels = self.batch.labels
@@ -279,12 +282,7 @@ class Learning:
             self._labelled(self.batch, record, old.classes),
             # Fewer images than it was learned from must not decide anew which weights it needs.
             len(self.batch.images) > old.images,
-            self.options.method,
-            generator(derived_seed(self.seed, old.images, "refine")),
-            self.on_epoch,
-            self.resuming.begin(old.name),
-            self.start.params,
-            self.on_step,
+            self._setting(old.name, derived_seed(self.seed, old.images, "refine")),
         )
         committed = self._commit(record, network(record), learned, others, "refine", old.measured, old)
         placement = Placement(record.id, (), f"refined in place, in expert {record.id}")

@@ -18,11 +18,11 @@ from clmoe_cli.method.routing import mahalanobis
 from clmoe_cli.method.routing.calibration import Calibration
 from clmoe_cli.method.routing.paper import Subnetwork, deviations
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.finetuning import consolidate
+from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import Halved, gradient_scores, halved, restored
 from clmoe_cli.method.subnetwork.image_scores import ImageReference, batch_calibration, image_scores
-from clmoe_cli.method.subnetwork.pruning import Selection, Tolerance, select
-from clmoe_cli.method.subnetwork.training import OnEpoch, Quality, Schedule, quality, train
+from clmoe_cli.method.subnetwork.pruning import Tolerance, select
+from clmoe_cli.method.subnetwork.training import Annealing, OnEpoch, Quality, Run, Schedule, quality, train
 from clmoe_cli.method.subnetwork.training_state import Journal
 from clmoe_cli.method.tasks.shortlist import sketch
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
@@ -42,6 +42,68 @@ class Options:
     tolerance: Tolerance = field(default_factory=Tolerance)
     score: str = "gradient-weight"
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one ``learn`` trains: what people have chosen, chance, progress, and where free weights start.
+
+    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
+    ``start``: pretrained parameters, shared or the task's own, that are taken in place of fresh ones of their names.
+    """
+
+    options: Options
+    generator: torch.Generator
+    on_epoch: OnEpoch = lambda epoch: None
+    journal: Journal = field(default_factory=Journal)
+    start: Mapping[str, Tensor] | None = None
+    on_step: OnStep = silent
+
+    def run(self, net: Network, parts: Split) -> Run:
+        """The training of a network on these images."""
+        schedule = self.options.schedule
+        return Run(
+            net, parts.training, parts.tuning, schedule, self.generator, self.journal, self.on_epoch, self.on_step
+        )
+
+    def begun(self, fresh: Params) -> Params:
+        """Fresh parameters, with those of ``start`` in place of the ones that it names."""
+        return fresh if self.start is None else {name: self.start.get(name, value) for name, value in fresh.items()}
+
+    def moved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same on the device that trains."""
+        return _on(self.options.device, values)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An expert's shared weights as a new task meets them.
+
+    ``weights``: their values; ``frozen``: entries that any task owns; ``readable`` ⊆ ``frozen``: those of constructive
+    tasks, which the new task may read.
+    """
+
+    weights: Mapping[str, Tensor]
+    frozen: masks.Masks
+    readable: masks.Masks
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A task's name, its expert's, and its number of classes."""
+
+    name: str
+    expert: str
+    classes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any."""
+
+    params: Params
+    mask: masks.Masks
+    dense: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -99,156 +161,71 @@ def split(data: Labelled, generator: torch.Generator) -> Split:
     return Split(data.take(rest), data.take(held[0::2]), data.take(held[1::2]), held[1::2])
 
 
-def learn_task(
-    name: str,
-    expert: str,
-    net: Network,
-    base: Mapping[str, Tensor],
-    frozen: masks.Masks,
-    readable: masks.Masks,
-    data: Labelled,
-    classes: int,
-    options: Options,
-    generator: torch.Generator,
-    on_epoch: OnEpoch = lambda epoch: None,
-    journal: Journal | None = None,
-    start: Mapping[str, Tensor] | None = None,
-    on_step: OnStep = silent,
-) -> Learned:
+def learn_task(task: Identity, net: Network, shared: Shared, data: Labelled, setting: Setting) -> Learned:
     """Learns one task.
 
-    ``base``: the expert's shared weights; ``frozen``: entries that any task owns; ``readable`` ⊆ ``frozen``:
-    those of constructive tasks, which this task may read. Entries that are frozen and not readable count as
-    zero for this task. Free entries are drawn afresh, so nothing of what earlier tasks left there is used.
-    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
-    ``start``: pretrained parameters, shared or the task's own, that are taken in place of fresh ones of their names.
+    Free entries of the shared weights are drawn afresh, so nothing of what earlier tasks left there is used. Entries
+    that are frozen and not readable count as zero for this task.
     """
-    parts = split(data, generator)
-    free = masks.inverse(frozen)
-    fresh = _begun(net.initial_shared(generator), start)
-    zero = torch.zeros(())
-    shared = {key: torch.where(free[key], fresh[key], torch.where(readable[key], base[key], zero)) for key in fresh}
-    first = shared | _begun(net.initial_owned(classes, generator), start)
-    dense, chosen = _search(net, first, free, readable, parts, options, generator, on_epoch, journal, on_step)
-    held = parts.calibration if len(parts.calibration) else None
-    reference = quality(net, dense, held) if held else None
-    return finish(name, expert, net, chosen.params, chosen.mask, parts, classes, reference, on_step)
+    parts = split(data, setting.generator)
+    start = _start(task, net, shared, setting)
+    trained = _search(start, masks.inverse(shared.frozen), shared.readable, setting.run(net, parts), setting, parts)
+    return finish(task, net, trained, parts, setting.on_step)
+
+
+def _start(task: Identity, net: Network, shared: Shared, setting: Setting) -> Params:
+    """The parameters from which a new task trains: fresh where free, the expert's where readable, zero elsewhere."""
+    fresh, zero = setting.begun(net.initial_shared(setting.generator)), torch.zeros(())
+    weights = {
+        name: torch.where(~shared.frozen[name], value, torch.where(shared.readable[name], shared.weights[name], zero))
+        for name, value in fresh.items()
+    }
+    return weights | setting.begun(net.initial_owned(task.classes, setting.generator))
 
 
 def refine_task(
-    task: Subnetwork,
-    net: Network,
-    taken: masks.Masks,
-    data: Labelled,
-    grow: bool,
-    options: Options,
-    generator: torch.Generator,
-    on_epoch: OnEpoch = lambda epoch: None,
-    journal: Journal | None = None,
-    start: Mapping[str, Tensor] | None = None,
-    on_step: OnStep = silent,
+    task: Subnetwork, net: Network, taken: masks.Masks, data: Labelled, grow: bool, setting: Setting
 ) -> Learned:
     """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
 
     ``grow``: free weights are tried as well and the mask is chosen anew, from where the task stands; otherwise
     the task trains inside its mask. The statistics are taken anew from the new data. What makes the
-    held-out loss worse is undone. ``start``: as in :func:`learn_task`, for the free weights.
+    held-out loss worse is undone. ``setting.start`` is for the free weights.
     """
-    parts = split(data, generator)
-    dense = None
-    params, mask = _on(options.device, task.params), _on(options.device, task.mask)
-    before = params, mask
+    parts = split(data, setting.generator)
+    run, options = setting.run(net, parts), setting.options
+    before = trained = Trained(setting.moved(task.params), setting.moved(task.mask))
     if grow:
-        free, fresh = masks.inverse(taken), _begun(net.initial_shared(generator), start)
+        free, fresh = masks.inverse(taken), setting.begun(net.initial_shared(setting.generator))
         known = _on("cpu", task.params)
         first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
-        dense, chosen = _search(
-            net, first, free, masks.both(task.mask, taken), parts, options, generator, on_epoch, journal, on_step
-        )
-        params, mask = chosen.params, chosen.mask
+        trained = _search(first, free, masks.both(task.mask, taken), run, setting, parts)
     else:
-        params, _ = consolidate(
-            net,
-            params,
-            masks.both(mask, _on(options.device, masks.inverse(taken))),
-            parts.training,
-            parts.tuning,
-            options.schedule,
-            generator,
-            epochs=min(options.tolerance.final_epochs, options.schedule.epochs),
-            lr=options.schedule.lr,
-            phase="refine",
-            on_epoch=on_epoch,
-            journal=journal,
-            on_step=on_step,
-        )
-    if quality(net, params, parts.tuning).loss >= quality(net, before[0], parts.tuning).loss:
-        params, mask = before
-    held = parts.calibration if len(parts.calibration) else None
-    reference = quality(net, dense, held) if held and dense else None
-    return finish(task.name, task.expert, net, params, mask, parts, task.classes, reference, on_step)
-
-
-def _begun(fresh: Params, start: Mapping[str, Tensor] | None) -> Params:
-    """Fresh parameters, those of ``start`` in place of the ones that it names."""
-    return fresh if start is None else {name: start.get(name, value) for name, value in fresh.items()}
+        movable = masks.both(before.mask, setting.moved(masks.inverse(taken)))
+        how = Annealing("refine", min(options.tolerance.final_epochs, options.schedule.epochs), options.schedule.lr)
+        trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
+    if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
+        trained = replace(before, dense=trained.dense)
+    return finish(Identity(task.name, task.expert, task.classes), net, trained, parts, setting.on_step)
 
 
 def _search(
-    net: Network,
-    start: Mapping[str, Tensor],
-    free: masks.Masks,
-    readable: masks.Masks,
-    parts: Split,
-    options: Options,
-    generator: torch.Generator,
-    on_epoch: OnEpoch,
-    journal: Journal | None,
-    on_step: OnStep,
-) -> tuple[Params, Selection]:
-    """Trains the free weights from ``start``, then finds the mask; the dense parameters and the selection."""
-    begin, free, readable = (
-        net.ordered(_on(options.device, start)),
-        _on(options.device, free),
-        _on(options.device, readable),
-    )
-    schedule, training, tuning = options.schedule, parts.training, parts.tuning
-    dense, _ = train(
-        net, begin, free, training, tuning, schedule, generator, on_epoch=on_epoch, journal=journal, on_step=on_step
-    )
-    chosen = select(
-        net,
-        dense,
-        free,
-        training,
-        tuning,
-        schedule,
-        # Training images cannot tell what a sparser mask would cost: the first round stands.
-        options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0),
-        options.score,
-        generator,
-        on_epoch,
-        journal,
-        on_step,
-    )
+    start: Mapping[str, Tensor], free: masks.Masks, readable: masks.Masks, run: Run, setting: Setting, parts: Split
+) -> Trained:
+    """Trains the free weights from ``start``, then finds the mask."""
+    options, free, readable = setting.options, setting.moved(free), setting.moved(readable)
+    dense, _ = train(run, run.net.ordered(setting.moved(start)), free)
+    # Training images cannot tell what a sparser mask would cost: the first round stands.
+    tolerance = options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0)
+    chosen = select(run, dense, free, tolerance, options.score)
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
-    return dense, replace(chosen, mask=masks.both(chosen.mask, usable))
+    return Trained(chosen.params, masks.both(chosen.mask, usable), dense)
 
 
-def finish(
-    name: str,
-    expert: str,
-    net: Network,
-    params: Params,
-    mask: masks.Masks,
-    parts: Split,
-    classes: int,
-    dense: Quality | None,
-    on_step: OnStep = silent,
-) -> Learned:
+def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_step: OnStep = silent) -> Learned:
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
-    mask = _on("cpu", mask)
+    params, mask, classes = trained.params, _on("cpu", trained.mask), identity.classes
     to = begun(on_step, "scores", len(parts.training), "images")
     raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
     by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
@@ -263,12 +240,15 @@ def finish(
     with whole(on_step, "statistics"):
         whitening = mahalanobis.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.
-    task = Subnetwork(name, expert, net, params, mask, restored(*half), whitening, {}, restored(*half_by_image))
+    task = Subnetwork(
+        identity.name, identity.expert, net, params, mask, restored(*half), whitening, {}, restored(*half_by_image)
+    )
     with whole(on_step, "calibration"):
         reference = ImageReference.of(mask, task.image_scores)
         drawn = batch_calibration(net, params, held.x, reference, torch.Generator().manual_seed(0))
         calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
         accuracy = quality(net, params, held) if len(held) else None
+        dense = quality(net, trained.dense, held) if len(held) and trained.dense is not None else None
     params = _on("cpu", params)
     task = replace(task, params=params, calibration=calibration, drawn=drawn)
     sketched, outputs = sketch(parts.training, classes), probe(net, params)

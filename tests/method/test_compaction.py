@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from clmoe_cli.method import reproducible
 from clmoe_cli.method.images import Images, Labelled
 from clmoe_cli.method.networks.architectures import parse_arch
-from clmoe_cli.method.networks.base import logits
+from clmoe_cli.method.networks.base import Network, logits
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.compact import compacted, inside
-from clmoe_cli.method.subnetwork.finetuning import consolidate
-from clmoe_cli.method.subnetwork.training import Schedule, anneal, quality
+from clmoe_cli.method.subnetwork.finetuning import finetune
+from clmoe_cli.method.subnetwork.training import Annealing, Run, Schedule, anneal, quality
 
 
 @given(
@@ -87,6 +87,11 @@ def started(
     return params | masks.applied(params, read), trainable
 
 
+def begun(net: Network, data: Labelled, schedule: Schedule) -> Run:
+    """A run that is tuned on what it trains on, always from the same seed."""
+    return Run(net, data, data, schedule, torch.Generator().manual_seed(1))
+
+
 def some_images(rng: torch.Generator, dtype: torch.dtype) -> Labelled:
     return Labelled(torch.randn((40, 7), generator=rng, dtype=dtype), torch.arange(40) % 2)
 
@@ -104,9 +109,9 @@ def test_training_inside_a_mask_is_training_the_whole(hidden: list[int], density
     for name in trainable:  # no unit is a constant, so that the whole trains nothing else
         params[name][:, 0] = 0.5
     data = some_images(rng, torch.float64)
-    how = {"epochs": 3, "lr": 0.01, "phase": "test"}
-    oracle, reached = anneal(net, params, trainable, data, data, PLAIN, torch.Generator().manual_seed(1), **how)
-    found, now = consolidate(net, params, trainable, data, data, PLAIN, torch.Generator().manual_seed(1), **how)
+    how = Annealing("test", epochs=3, lr=0.01)
+    oracle, reached = anneal(begun(net, data, PLAIN), params, trainable, how)
+    found, now = finetune(begun(net, data, PLAIN), params, trainable, how)
     for name, value in oracle.items():
         torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-9)
     assert abs(now.loss - reached.loss) < 1e-9
@@ -126,9 +131,9 @@ def test_what_a_mask_holds_keeps_its_bits(hidden: list[int], density: float, see
     # Images that are read when they are looked at, as from a file larger than memory.
     late = Labelled(Images(lambda rows: data.x[rows], torch.arange(40), 7), data.y)
     before = {name: value.clone() for name, value in params.items()}
-    schedule, how = Schedule(batch_size=16), {"epochs": 2, "lr": 0.01, "phase": "test"}
-    found, reached = consolidate(net, params, trainable, late, late, schedule, torch.Generator().manual_seed(1), **how)
-    again, _ = consolidate(net, params, trainable, data, data, schedule, torch.Generator().manual_seed(1), **how)
+    schedule, how = Schedule(batch_size=16), Annealing("test", epochs=2, lr=0.01)
+    found, reached = finetune(begun(net, late, schedule), params, trainable, how)
+    again, _ = finetune(begun(net, data, schedule), params, trainable, how)
     now = quality(net, found, data)  # of the whole, constants included
     assert abs(now.loss - reached.loss) < 1e-5
     for name, value in params.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from conftest import random_params
@@ -13,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from clmoe_cli.method.images import Images, Labelled
-from clmoe_cli.method.learn_task import Options, learn_task
+from clmoe_cli.method.learn_task import Identity, Options, Setting, Shared, learn_task
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import STATISTICS, Convolution, Normalisation, logits
 from clmoe_cli.method.networks.convnet import ConvNet
@@ -22,7 +24,7 @@ from clmoe_cli.method.routing.mahalanobis import blocks
 from clmoe_cli.method.subnetwork import gradient_scores as scoring
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import Reference, deviation, factors, gradient_scores
-from clmoe_cli.method.subnetwork.training import Schedule, anneal, train
+from clmoe_cli.method.subnetwork.training import Annealing, Run, Schedule, anneal, train
 from clmoe_cli.method.tasks.placement import KnownTask, Thresholds, compare
 
 SMALL = ConvNet("cnn:3,4", (2, 8, 8))
@@ -43,14 +45,11 @@ def setup(net: ConvNet, n: int, seed: int = 0, dtype: torch.dtype = torch.float6
 def test_scores_and_deviation_equal_the_loop_over_single_images(seed: int, n: int, budget: int) -> None:
     params, x, y, mask = setup(SMALL, n, seed)
     reference = {name: torch.rand(value.shape).double() for name, value in params.items() if "running" not in name}
-    before = scoring.BUDGET
-    try:
-        scoring.BUDGET = budget  # one image at a time, a few, all at once
-        fast = gradient_scores(SMALL, params, x, y, chunk=4)
+    # One image at a time, a few, all at once.
+    with mock.patch.multiple(scoring, BUDGET=budget, CHUNK=4):
+        fast = gradient_scores(SMALL, params, x, y)
         found = factors(SMALL, params, x, y)
         apart = deviation(SMALL, params, found, Reference.of(SMALL, mask, reference))
-    finally:
-        scoring.BUDGET = before
     slow = single_images.scores(SMALL, params, x, y)
     assert list(fast) == list(slow) == [name for name in params if not name.endswith(STATISTICS)]
     for name, value in fast.items():
@@ -101,20 +100,21 @@ def test_a_prediction_depends_on_no_other_image_and_changes_no_statistic(rng: to
         assert all(torch.equal(value, before[name]) for name, value in params.items())
 
 
-@pytest.mark.parametrize("run", [train, anneal], ids=["train", "anneal"])
+@pytest.mark.parametrize("act", [train, anneal], ids=["train", "anneal"])
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_frozen_kernels_keep_their_bits_and_statistics_move(run, kind: str, rng: torch.Generator) -> None:
+def test_frozen_kernels_keep_their_bits_and_statistics_move(act, kind: str, rng: torch.Generator) -> None:
     params, x, _, trainable = setup(SMALL, 40, dtype=torch.float32)
     make = {
         "sgd": lambda v: torch.optim.SGD(v, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
         "adamw": lambda v: torch.optim.AdamW(v, lr=0.01, weight_decay=0.5),
     }[kind]
-    extra = {"epochs": 2, "lr": 0.01, "phase": "test"} if run is anneal else {}
+    extra = (Annealing("test", epochs=2, lr=0.01),) if act is anneal else ()
     # Held-out images that any step makes better, so that the trained parameters are what is returned.
     held = Labelled(x, logits(SMALL, params, x).argmin(dim=1))
     data = Labelled(x, held.y)
     before = {name: value.clone() for name, value in params.items()}
-    found, _ = run(SMALL, params, trainable, data, held, QUICK.schedule, rng, optimizer=lambda lr: make, **extra)
+    run = Run(SMALL, data, held, QUICK.schedule, rng)
+    found, _ = act(run, params, trainable, *extra, optimizer=lambda lr: make)
     for name, mask in trainable.items():
         assert torch.equal(found[name][~mask].view(torch.int32), params[name][~mask].view(torch.int32))
         assert not torch.equal(found[name][mask], params[name][mask])
@@ -139,15 +139,14 @@ def test_a_second_task_in_the_same_expert_changes_no_output_of_the_first() -> No
     options = Options(Schedule(epochs=6, batch_size=32))
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
     none = masks.none_of(zeros)
-    first = learn_task(
-        "a", "e1", net, zeros, none, none, stripes(300, 0, 0), 2, options, torch.Generator().manual_seed(1)
-    )
+    setting = Setting(options, torch.Generator().manual_seed(1))
+    first = learn_task(Identity("a", "e1", 2), net, Shared(zeros, none, none), stripes(300, 0, 0), setting)
     task, asked = first.subnetwork, stripes(50, 7, 0)
     before = logits(net, task.params, asked.x)
     base = {name: task.params[name] for name in zeros}
-    second = learn_task(
-        "b", "e1", net, base, task.mask, task.mask, stripes(300, 1, 1), 2, options, torch.Generator().manual_seed(2)
-    )
+    setting = Setting(options, torch.Generator().manual_seed(2))
+    shared = Shared(base, task.mask, task.mask)
+    second = learn_task(Identity("b", "e1", 2), net, shared, stripes(300, 1, 1), setting)
     own = second.subnetwork
     for name, mask in task.mask.items():
         both = mask & own.mask[name]
@@ -188,7 +187,9 @@ def test_hidden_activations_are_means_over_positions_and_inputs_are_shrunk() -> 
     torch.testing.assert_close(found["inputs"].mean(), x.mean(), atol=0.02, rtol=0)
 
 
-def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(rng: torch.Generator) -> None:
+def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params, x, y, trainable = setup(SMALL, 40, dtype=torch.float32)
     largest = []
 
@@ -198,11 +199,12 @@ def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(rng
 
     lazy = Labelled(Images(read, torch.arange(40), x.shape[1]), y)
     found = [
-        train(SMALL, params, trainable, data, data, QUICK.schedule, torch.Generator().manual_seed(3))[0]
+        train(Run(SMALL, data, data, QUICK.schedule, torch.Generator().manual_seed(3)), params, trainable)[0]
         for data in (Labelled(x, y), lazy)
     ]
     assert all(torch.equal(found[0][name], found[1][name]) for name in params)
-    scores = [gradient_scores(SMALL, params, data.x, y, chunk=7) for data in (Labelled(x, y), lazy)]
+    monkeypatch.setattr(scoring, "CHUNK", 7)
+    scores = [gradient_scores(SMALL, params, data.x, y) for data in (Labelled(x, y), lazy)]
     assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
     part = lazy.take(torch.tensor([5, 3, 39]))
     assert torch.equal(part.x[:], x[[5, 3, 39]])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from oracle import single_images
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.networks.convnet import ConvNet
 from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork import image_scores as scoring
 from clmoe_cli.method.subnetwork.image_scores import (
     DRAWS,
     ENTRIES,
@@ -42,7 +44,8 @@ def setup(net: Network, seed: int, n: int = 17, dtype: torch.dtype = torch.float
 def test_scores_of_unit_length_equal_the_loop_over_single_images(net: Network, seed: int, n: int) -> None:
     params, x, y, _ = setup(net, seed, n)
     slow = single_images.image_scores(net, params, x, y)
-    fast = image_scores(net, params, x, y, chunk=7)
+    with mock.patch.object(scoring, "CHUNK", 7):
+        fast = image_scores(net, params, x, y)
     assert set(fast) == set(slow) == set(net.shared_shapes())
     for name, value in fast.items():
         torch.testing.assert_close(value, slow[name], rtol=1e-9, atol=1e-12)

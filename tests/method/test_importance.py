@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from conftest import random_params
@@ -9,6 +11,7 @@ from oracle import single_images
 
 from clmoe_cli.method.networks.convnet import ConvNet
 from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork import gradient_scores as scoring
 from clmoe_cli.method.subnetwork.gradient_scores import (
     Reference,
     deviation,
@@ -37,7 +40,9 @@ def setup(seed: int, n: int = 17, classes: int = 3, dtype: torch.dtype = torch.f
 def test_scores_equal_the_loop_over_single_images(seed: int, n: int) -> None:
     params, x, y, _ = setup(seed, n)
     slow = single_images.scores(NET, params, x, y)
-    for name, fast in gradient_scores(NET, params, x, y, chunk=7).items():
+    with mock.patch.object(scoring, "CHUNK", 7):
+        found = gradient_scores(NET, params, x, y)
+    for name, fast in found.items():
         torch.testing.assert_close(fast, slow[name], rtol=1e-9, atol=1e-15)
 
 

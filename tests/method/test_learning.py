@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_params
 
-from clmoe_cli.method.learn_task import FEW, Options, learn_task, refine_task, split
+from clmoe_cli.method.learn_task import FEW, Identity, Options, Setting, Shared, learn_task, refine_task, split
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.networks.mlp import MLP
@@ -23,6 +23,9 @@ NET = MLP(36, (24, 16))
 QUICK = Options(Schedule(epochs=6), Tolerance(starts=(0.4,), floor=0.1, final_epochs=2))
 
 
+A, B = Identity("a", "e1", 2), Identity("b", "e1", 2)
+
+
 def blobs(centres: list[int], n: int, seed: int) -> Labelled:
     """Images of 36 pixels with a bright patch at a place that depends on the class."""
     rng = torch.Generator().manual_seed(seed)
@@ -37,10 +40,10 @@ def learn_pair(seed: int = 0):
     zeros = {name: torch.zeros(shape) for name, shape in NET.shared_shapes().items()}
     none = masks.none_of(zeros)
     rng = torch.Generator().manual_seed(seed)
-    first = learn_task("a", "e1", NET, zeros, none, none, blobs([5, 15], 600, 1), 2, QUICK, rng)
+    first = learn_task(A, NET, Shared(zeros, none, none), blobs([5, 15], 600, 1), Setting(QUICK, rng))
     base = {name: first.subnetwork.params[name] for name in zeros}
     used = first.subnetwork.mask
-    second = learn_task("b", "e1", NET, base, used, used, blobs([20, 30], 600, 2), 2, QUICK, rng)
+    second = learn_task(B, NET, Shared(base, used, used), blobs([20, 30], 600, 2), Setting(QUICK, rng))
     return first, second
 
 
@@ -65,7 +68,8 @@ def test_frozen_weights_that_are_not_readable_are_not_used() -> None:
     base = {name: first.subnetwork.params[name] for name in zeros}
     rng = torch.Generator().manual_seed(3)
     used = first.subnetwork.mask
-    alone = learn_task("b", "e1", NET, base, used, masks.none_of(zeros), blobs([20, 30], 600, 2), 2, QUICK, rng)
+    shared = Shared(base, used, masks.none_of(zeros))
+    alone = learn_task(B, NET, shared, blobs([20, 30], 600, 2), Setting(QUICK, rng))
     assert masks.count(masks.both(alone.subnetwork.mask, used)) == 0
 
 
@@ -85,7 +89,8 @@ def test_refining_moves_nothing_that_another_task_uses(grow: bool) -> None:
     shared_half = {name: mask & (torch.arange(mask.shape[1]) % 2 == 0) for name, mask in task.mask.items()}
     taken = masks.union(task.mask, [other.mask, shared_half])
     more = blobs([5, 15], 600, 8)
-    refined = refine_task(task, NET, taken, more, grow, QUICK, torch.Generator().manual_seed(1)).subnetwork
+    setting = Setting(QUICK, torch.Generator().manual_seed(1))
+    refined = refine_task(task, NET, taken, more, grow, setting).subnetwork
     for name, mask in task.mask.items():
         held = mask & taken[name] & refined.mask[name]
         assert torch.equal(refined.params[name][held], task.params[name][held])
@@ -139,7 +144,8 @@ def learned_alone(data: Labelled, classes: int, options: Options, seed: int = 0,
     """One task in an expert of its own."""
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
     none = masks.none_of(zeros)
-    return learn_task("a", "e1", net, zeros, none, none, data, classes, options, torch.Generator().manual_seed(seed))
+    setting = Setting(options, torch.Generator().manual_seed(seed))
+    return learn_task(Identity("a", "e1", classes), net, Shared(zeros, none, none), data, setting)
 
 
 def share(learned) -> float:
@@ -217,7 +223,9 @@ def test_a_network_too_small_to_be_pruned_is_kept_whole(rng: torch.Generator) ->
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
     none = masks.none_of(zeros)
     options = Options(Schedule(epochs=30))
-    learned = learn_task("a", "e1", net, zeros, none, none, blobs(centres, 2400, 1), len(centres), options, rng)
+    identity = Identity("a", "e1", len(centres))
+    shared = Shared(zeros, none, none)
+    learned = learn_task(identity, net, shared, blobs(centres, 2400, 1), Setting(options, rng))
     assert learned.dense is not None
     assert learned.accuracy is not None
     assert learned.accuracy.accuracy >= learned.dense.accuracy - 0.05
@@ -306,9 +314,9 @@ def test_constructive_weights_are_read_whole_and_others_not_at_all() -> None:
     net, frozen = NET, masks.union(first.subnetwork.mask, [first.subnetwork.mask, second.subnetwork.mask])
     base = {name: first.subnetwork.params[name] + second.subnetwork.params[name] for name in frozen}
     readable = first.subnetwork.mask
-    third = learn_task(
-        "c", "e1", net, base, frozen, readable, blobs([8, 28], 400, 9), 2, QUICK, torch.Generator().manual_seed(4)
-    ).subnetwork
+    setting = Setting(QUICK, torch.Generator().manual_seed(4))
+    shared = Shared(base, frozen, readable)
+    third = learn_task(Identity("c", "e1", 2), net, shared, blobs([8, 28], 400, 9), setting).subnetwork
     for name, mask in third.mask.items():
         assert not (mask & frozen[name] & ~readable[name]).any()
         assert torch.equal(third.params[name][mask & frozen[name]], base[name][mask & frozen[name]])

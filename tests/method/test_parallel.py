@@ -24,7 +24,7 @@ from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
 from clmoe_cli.method.subnetwork.pruning import Tolerance, select
-from clmoe_cli.method.subnetwork.training import Schedule, dropout, quality, run_epoch, train
+from clmoe_cli.method.subnetwork.training import Moving, Run, Schedule, dropout, quality, run_epoch, train
 from clmoe_cli.runtime.distributed import collectives
 from store_schema.errors import ObjectVanished
 
@@ -105,16 +105,15 @@ def test_gradients_and_scores_are_those_of_one_process(net: Callable[[], Network
         own = net()
         scores = gradient_scores(own, start(own, torch.float64), data.x, data.y)
         alone = gradient_scores(own, start(own, torch.float64), data.x[: rank + 1], data.y[: rank + 1], alone=True)
-        working = {k: v.requires_grad_("running" not in k) for k, v in start(own, torch.float64).items()}
-        step = torch.optim.SGD([v for v in working.values() if v.requires_grad], lr=1.0)
+        moving = Moving.of(start(own, torch.float64), {}, lambda values: torch.optim.SGD(values, lr=1.0))
         generator = torch.Generator().manual_seed(3)
         drop = dropout(own.layers[0], (0.2, 0.3), generator)
         taken = []
 
         def stop() -> None:
-            taken.append({name: value.detach().clone() for name, value in working.items()})
+            taken.append({name: value.detach().clone() for name, value in moving.params.items()})
 
-        run_epoch(own, working, data, step, lambda: None, 13, generator, stop, drop)
+        run_epoch(Run(own, data, data, Schedule(batch_size=13), generator), moving, drop, stop)
         return (
             {f"scores {name}": value for name, value in scores.items()}
             | {f"alone {name}": value for name, value in alone.items() if rank == 0}
@@ -207,11 +206,9 @@ def test_training_and_masks_are_those_of_one_process(net: Callable[[], Network],
     def act(rank: int) -> dict[str, Tensor]:
         own, generator = net(), torch.Generator().manual_seed(4)
         free = masks.all_of({name: torch.zeros(shape) for name, shape in own.shared_shapes().items()})
-        dense, _ = train(own, start(own, torch.float64), free, data, held_out, schedule, generator)
-        chosen = select(
-            own, dense, free, data, held_out, schedule,
-            Tolerance(epochs=1, final_epochs=1, floor=0.15), "gradient-weight", generator,
-        )  # fmt: skip
+        run = Run(own, data, held_out, schedule, generator)
+        dense, _ = train(run, start(own, torch.float64), free)
+        chosen = select(run, dense, free, Tolerance(epochs=1, final_epochs=1, floor=0.15), "gradient-weight")
         return (
             {f"mask {name}": value for name, value in chosen.mask.items()}
             | {f"params {name}": value for name, value in chosen.params.items()}

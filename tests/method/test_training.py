@@ -10,7 +10,17 @@ from torch import Tensor
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.freezing import BITS, freeze_guard
-from clmoe_cli.method.subnetwork.training import Labelled, Schedule, anneal, dropout, losses, quality, train
+from clmoe_cli.method.subnetwork.training import (
+    Annealing,
+    Labelled,
+    Run,
+    Schedule,
+    anneal,
+    dropout,
+    losses,
+    quality,
+    train,
+)
 from clmoe_cli.runtime.distributed.collectives import Share
 
 NET = MLP(12, (16, 10))
@@ -31,15 +41,15 @@ def two_blobs(n: int, rng: torch.Generator) -> Labelled:
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("run", [train, anneal], ids=["train", "anneal"])
+@pytest.mark.parametrize("act", [train, anneal], ids=["train", "anneal"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_frozen_entries_keep_their_bits_under_every_optimizer(run, make, share: float, rng: torch.Generator) -> None:
+def test_frozen_entries_keep_their_bits_under_every_optimizer(act, make, share: float, rng: torch.Generator) -> None:
     params = random_params(NET, 2, rng, torch.float32)
     trainable = {name: torch.rand(shape, generator=rng) < share for name, shape in NET.shared_shapes().items()}
-    extra = {"epochs": 3, "lr": 0.01, "phase": "test"} if run is anneal else {}
+    extra = (Annealing("test", epochs=3, lr=0.01),) if act is anneal else ()
     data = two_blobs(64, rng)
-    schedule = Schedule(epochs=3, batch_size=16)
-    found, _ = run(NET, params, trainable, data, data, schedule, rng, optimizer=lambda lr: make, **extra)
+    run = Run(NET, data, data, Schedule(epochs=3, batch_size=16), rng)
+    found, _ = act(run, params, trainable, *extra, optimizer=lambda lr: make)
     for name, mask in trainable.items():
         assert torch.equal(found[name][~mask].view(torch.int32), params[name][~mask].view(torch.int32))
         assert not torch.equal(found[name][mask], params[name][mask])
@@ -67,7 +77,7 @@ def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Gen
     data, held_out = two_blobs(200, rng), two_blobs(60, rng)
     everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
     epochs = []
-    found, reached = train(NET, params, everything, data, held_out, Schedule(), rng, on_epoch=epochs.append)
+    found, reached = train(Run(NET, data, held_out, Schedule(), rng, on_epoch=epochs.append), params, everything)
     assert quality(NET, found, held_out) == reached
     assert reached.accuracy > 0.95
     assert reached.loss < quality(NET, params, held_out).loss
@@ -80,7 +90,7 @@ def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
     data = two_blobs(100, rng)
     everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
     twice = [
-        train(NET, params, everything, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7))[0]
+        train(Run(NET, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7)), params, everything)[0]
         for _ in range(2)
     ]
     assert all(torch.equal(twice[0][name], twice[1][name]) for name in params)

@@ -22,6 +22,8 @@ from clmoe_cli.method.networks.base import STATISTICS, Convolution, Dense, Netwo
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import OnDone
 
+CHUNK = 2048
+"""Images whose gradients are computed at a time."""
 BUDGET = 1 << 22
 """Numbers of the images' gradients that are in memory at a time."""
 
@@ -56,7 +58,6 @@ def gradient_scores(
     params: Mapping[str, Tensor],
     x: Rows,
     targets: Tensor,
-    chunk: int = 2048,
     alone: bool = False,
     on_done: OnDone = lambda done: None,
 ) -> Params:
@@ -68,7 +69,7 @@ def gradient_scores(
     """
     world, rank = (1, 0) if alone else (collectives.world(), collectives.rank())
     sums: Params = {}
-    size = min(chunk, net.chunk, -(-len(x) // world))
+    size = min(CHUNK, net.chunk, -(-len(x) // world))
     for start in range(0, len(x), size)[rank::world]:
         on_done(start)
         here = slice(start, start + size)

@@ -26,6 +26,8 @@ from clmoe_cli.method.subnetwork.gradient_scores import Factors, image_gradients
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import OnDone
 
+CHUNK = 2048
+"""Images whose gradients are computed at a time."""
 TINY = 1e-30
 """A gradient shorter than this has no direction and counts as zero."""
 SIZES = (8, 16, 32, 64)
@@ -68,7 +70,6 @@ def image_scores(
     x: Rows,
     targets: Tensor | None = None,
     *,
-    chunk: int = 2048,
     alone: bool = False,
     on_done: OnDone = lambda done: None,
 ) -> Params:
@@ -80,7 +81,7 @@ def image_scores(
     """
     world, rank = (1, 0) if alone else (collectives.world(), collectives.rank())
     sums = {name: torch.zeros_like(params[name]) for name in net.shared_shapes()}
-    size = min(chunk, net.chunk, -(-len(x) // world))
+    size = min(CHUNK, net.chunk, -(-len(x) // world))
     for start in range(0, len(x), size)[rank::world]:
         on_done(start)
         here = slice(start, start + size)

@@ -16,12 +16,11 @@ from torch import Tensor
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.finetuning import consolidate
+from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores, halved, normalised
-from clmoe_cli.method.subnetwork.training import OnEpoch, Quality, Schedule, losses, quality
-from clmoe_cli.method.subnetwork.training_state import Journal
+from clmoe_cli.method.subnetwork.training import Annealing, Quality, Run, losses, quality
 from clmoe_cli.runtime.distributed import collectives
-from clmoe_cli.runtime.events import OnDone, OnStep, begun, silent
+from clmoe_cli.runtime.events import OnDone, begun
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
@@ -123,20 +122,7 @@ def threshold_at(scores: Mapping[str, Tensor], density: float, among: masks.Mask
     return float(every.cpu().kthvalue(every.numel() - keep + 1).values)
 
 
-def select(
-    net: Network,
-    params: Params,
-    free: masks.Masks,
-    data: Labelled,
-    held_out: Labelled,
-    schedule: Schedule,
-    tolerance: Tolerance,
-    score: str,
-    generator: torch.Generator,
-    on_epoch: OnEpoch = lambda epoch: None,
-    journal: Journal | None = None,
-    on_step: OnStep = silent,
-) -> Selection:
+def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, score: str) -> Selection:
     """Prunes a trained network in rounds and consolidates what is left.
 
     ``params``: shared and owned parameters after training; ``free``: shared weights that may move (the
@@ -144,28 +130,16 @@ def select(
     round errs more (the dense one's held-out loss is the least of many epochs, hence flattering), against that round.
     The sparsest round within the tolerance is consolidated; where the result is not within it, the next denser one is.
     """
+    net, data, held_out = run.net, run.training, run.tuning
     dense = quality(net, params, held_out)
     levels: list[Level] = []
 
     def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
-        return consolidate(
-            net,
-            current,
-            masks.both(mask, free),
-            data,
-            held_out,
-            schedule,
-            generator,
-            epochs=min(epochs, schedule.epochs),
-            lr=tolerance.lr,
-            phase=phase,
-            on_epoch=on_epoch,
-            journal=journal,
-            on_step=on_step,
-        )
+        how = Annealing(phase, min(epochs, run.schedule.epochs), tolerance.lr)
+        return finetune(run, current, masks.both(mask, free), how)
 
     def pruned(before: _Round, density: float) -> _Round:
-        scores = importance(net, before.params, data, score, begun(on_step, "scores", len(data), "images"))
+        scores = importance(net, before.params, data, score, begun(run.on_step, "scores", len(data), "images"))
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -79,6 +79,51 @@ class Schedule:
     annealing_dropout: tuple[float, float] = (0.05, 0.05)
 
 
+@dataclass(frozen=True)
+class Run:
+    """What every phase of training one task shares: the network, its data, how long and how fast, chance, who is told.
+
+    ``training`` and ``tuning``: images to train on, and held-out ones that decide when to stop and what to prune.
+    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
+    ``on_epoch`` and ``on_step`` hear of progress.
+    """
+
+    net: Network
+    training: Labelled
+    tuning: Labelled
+    schedule: Schedule
+    generator: torch.Generator
+    journal: Journal = field(default_factory=Journal)
+    on_epoch: OnEpoch = lambda epoch: None
+    on_step: OnStep = silent
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A phase of so many epochs in which the learning rate falls from ``lr`` to zero; ``phase`` names it for people."""
+
+    phase: str
+    epochs: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Parameters in training, what moves them, and what restores their frozen entries after each step."""
+
+    params: Params
+    optimizer: Optimizer
+    restore: Callable[[], None]
+
+    @staticmethod
+    def of(values: Params, trainable: Mapping[str, Tensor], make: MakeOptimizer) -> Moving:
+        """Copies of the values; ``trainable``: as in :func:`train`."""
+        # Running statistics are no matter of gradients: the forward pass moves them.
+        params = {name: value.clone().requires_grad_(not name.endswith(STATISTICS)) for name, value in values.items()}
+        moved = [value for value in params.values() if value.requires_grad]
+        return Moving(params, make(moved), freeze_guard(params, trainable))
+
+
 def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quality:
     """Loss and accuracy of a network on labelled images."""
     out = logits(net, params, data.x)
@@ -113,27 +158,23 @@ def dropout(first: str, shares: tuple[float, float], generator: torch.Generator)
 
 
 def run_epoch(
-    net: Network,
-    params: Params,
-    data: Labelled,
-    optimizer: Optimizer,
-    restore: Callable[[], None],
-    batch_size: int,
-    generator: torch.Generator,
-    after_step: Callable[[], None] = lambda: None,
+    run: Run,
+    moving: Moving,
     drop: MakeDrop | None = None,
+    after_step: Callable[[], None] = lambda: None,
     on_part: Callable[[int, int], None] = lambda done, images: None,
 ) -> float:
-    """One pass over the data in random order; returns the mean loss. ``params`` are changed in place.
+    """One pass over the training images in random order; returns the mean loss. The parameters change in place.
 
     Of several processes (:mod:`clmoe_cli.runtime.distributed.collectives`) each computes its share of every batch.
 
     Few images are passed over several times, so that an epoch always has at least ``BATCHES`` steps and means
     the same to patience, rounds and learning rates at every size of the data.
     """
-    batch_size = min(batch_size, len(data))
+    net, data, params = run.net, run.training, moving.params
+    batch_size = min(run.schedule.batch_size, len(data))
     passes = _passes(len(data), batch_size)
-    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(passes)])
+    order = torch.cat([torch.randperm(len(data), generator=run.generator) for _ in range(passes)])
     device = device_of(params)
     total, seen = torch.zeros((), device=device), 0
     for index in order.split(batch_size):
@@ -145,11 +186,11 @@ def run_epoch(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             out = net.logits(params, x, drop and drop(own), training=True)
             loss = F.cross_entropy(out, y, reduction="sum") / len(index)
-        optimizer.zero_grad()
+        moving.optimizer.zero_grad()
         loss.backward()
         collectives.summed(value.grad for value in params.values())
-        optimizer.step()
-        restore()
+        moving.optimizer.step()
+        moving.restore()
         after_step()
         total += loss.detach() * len(index)
         seen += len(index)
@@ -159,50 +200,43 @@ def run_epoch(
 
 
 def train(
-    net: Network,
+    run: Run,
     params: Mapping[str, Tensor],
     trainable: Mapping[str, Tensor],
-    data: Labelled,
-    held_out: Labelled,
-    schedule: Schedule,
-    generator: torch.Generator,
     *,
     phase: str = "train",
-    on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
-    journal: Journal | None = None,
-    on_step: OnStep = silent,
 ) -> tuple[Params, Quality]:
     """Trains until the held-out loss has converged; returns the best parameters and their quality.
 
     ``trainable`` holds a mask for each shared weight; parameters that it does not name are owned and all
-    trained. The arguments are not changed. ``journal``: continues where it says, and notes every epoch in it.
+    trained. The arguments are not changed. Training goes on from where the journal stands, and notes every epoch in it.
     """
-    noted = (journal or Journal()).phase(phase, generator)
+    net, schedule = run.net, run.schedule
+    noted = run.journal.phase(phase, run.generator)
     if (result := noted.result()) is not None:
         return _ended(result, params)
     best = {name: value.detach().clone() for name, value in params.items()}
-    reached = quality(net, best, held_out)
-    drop = dropout(net.layers[0], schedule.dropout, generator)
+    reached = quality(net, best, run.tuning)
+    drop = dropout(net.layers[0], schedule.dropout, run.generator)
     mark, lr, bad, falls, before = reached.loss, schedule.lr, 0, 0, 0
     anchor = best
-    working, step, restore = _start(best, trainable, optimizer(lr))
+    moving = Moving.of(best, trainable, optimizer(lr))
     if (state := noted.reached()) is not None:
         # Frozen entries are the same in all of these, so that any of them may be the anchor.
         best, anchor = _like(params, below("best", state)), _like(params, below("working", state))
         before, bad, falls = (int(n) for n in state["counts"])
         mark, lr, *found = state["numbers"].tolist()
         reached = Quality(*found)
-        working, step, restore = _start(anchor, trainable, optimizer(lr))
-        restore_optimizer(step, below("optimizer", state))
+        moving = Moving.of(anchor, trainable, optimizer(lr))
+        restore_optimizer(moving.optimizer, below("optimizer", state))
     for epoch in range(before + 1, schedule.epochs + 1):
-        part = within(on_step, phase, epoch, schedule.epochs)
-        loss = run_epoch(net, working, data, step, restore, schedule.batch_size, generator, drop=drop, on_part=part)
-        now = quality(net, working, held_out)
-        on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
+        loss = run_epoch(run, moving, drop, on_part=within(run.on_step, phase, epoch, schedule.epochs))
+        now = quality(net, moving.params, run.tuning)
+        run.on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
         if now.loss < reached.loss:
             reached = now
-            best = {name: value.detach().clone() for name, value in working.items()}
+            best = {name: value.detach().clone() for name, value in moving.params.items()}
         if now.loss < mark - schedule.min_delta:
             mark, bad = now.loss, 0
         else:
@@ -211,68 +245,61 @@ def train(
             if falls == schedule.decays:
                 break
             falls, bad, lr = falls + 1, 0, lr * schedule.decay
-            working, step, restore = _start(best, trainable, optimizer(lr))
+            moving = Moving.of(best, trainable, optimizer(lr))
         counts = torch.tensor([epoch, bad, falls])
         numbers = torch.tensor([mark, lr, reached.loss, reached.accuracy], dtype=torch.float64)
-        tensors = under("best", best) | under("working", working) | under("optimizer", optimizer_state(step))
+        tensors = under("best", best) | _state(moving)
         noted.keep(epoch, tensors | {"counts": counts, "numbers": numbers})
     _finish(noted, best, reached)
     return best, reached
 
 
 def anneal(
-    net: Network,
+    run: Run,
     params: Mapping[str, Tensor],
     trainable: Mapping[str, Tensor],
-    data: Labelled,
-    held_out: Labelled,
-    schedule: Schedule,
-    generator: torch.Generator,
+    how: Annealing,
     *,
-    epochs: int,
-    lr: float,
-    phase: str,
-    on_epoch: OnEpoch = lambda epoch: None,
     optimizer: Callable[[float], MakeOptimizer] = adam,
-    journal: Journal | None = None,
-    on_step: OnStep = silent,
 ) -> tuple[Params, Quality]:
-    """Trains for that many epochs while the learning rate falls from ``lr`` to zero along a cosine.
+    """Trains for ``how.epochs`` epochs while the learning rate falls from ``how.lr`` to zero along a cosine.
 
-    The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not.
-    ``journal``: continues where it says, and notes every epoch in it.
+    The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not. Training goes on
+    from where the journal stands, and notes every epoch in it.
     """
-    noted = (journal or Journal()).phase(phase, generator)
+    noted, images = run.journal.phase(how.phase, run.generator), len(run.training)
     if (result := noted.result()) is not None:
         return _ended(result, params)
     state = noted.reached()
-    working, step, restore = _start(
-        _like(params, below("working", state)) if state else dict(params), trainable, optimizer(lr)
-    )
-    size = min(schedule.batch_size, len(data))
-    steps = epochs * math.ceil(_passes(len(data), size) * len(data) / size)
+    begin = _like(params, below("working", state)) if state else dict(params)
+    moving = Moving.of(begin, trainable, optimizer(how.lr))
+    step, size = moving.optimizer, min(run.schedule.batch_size, images)
+    steps = how.epochs * math.ceil(_passes(images, size) * images / size)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
-    reached, before = quality(net, working, held_out), 0
+    reached, before = quality(run.net, moving.params, run.tuning), 0
     if state is not None:
         restore_optimizer(step, below("optimizer", state))
         before, done = (int(n) for n in state["counts"])
         step.param_groups[0]["lr"] = float(state["rate"])
         rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
     # Images that are seen several times an epoch are soon known by heart.
-    shares = schedule.dropout if _passes(len(data), size) > 1 else schedule.annealing_dropout
-    drop = dropout(net.layers[0], shares, generator)
-    for epoch in range(before + 1, epochs + 1):
-        part = within(on_step, phase, epoch, epochs)
-        loss = run_epoch(net, working, data, step, restore, size, generator, rate.step, drop, part)
-        reached = quality(net, working, held_out)
-        on_epoch(Epoch(phase, epoch, epochs, loss, reached))
+    shares = run.schedule.dropout if _passes(images, size) > 1 else run.schedule.annealing_dropout
+    drop = dropout(run.net.layers[0], shares, run.generator)
+    for epoch in range(before + 1, how.epochs + 1):
+        part = within(run.on_step, how.phase, epoch, how.epochs)
+        loss = run_epoch(run, moving, drop, rate.step, part)
+        reached = quality(run.net, moving.params, run.tuning)
+        run.on_epoch(Epoch(how.phase, epoch, how.epochs, loss, reached))
         counts = torch.tensor([epoch, rate.last_epoch])
         now = torch.tensor(step.param_groups[0]["lr"], dtype=torch.float64)
-        tensors = under("working", working) | under("optimizer", optimizer_state(step))
-        noted.keep(epoch, tensors | {"counts": counts, "rate": now})
-    final = {name: value.detach().clone() for name, value in working.items()}
+        noted.keep(epoch, _state(moving) | {"counts": counts, "rate": now})
+    final = {name: value.detach().clone() for name, value in moving.params.items()}
     _finish(noted, final, reached)
     return final, reached
+
+
+def _state(moving: Moving) -> State:
+    return under("working", moving.params) | under("optimizer", optimizer_state(moving.optimizer))
 
 
 def _finish(phase: Phase, params: Params, reached: Quality) -> None:
@@ -291,12 +318,3 @@ def _like(params: Mapping[str, Tensor], found: State) -> Params:
 
 def _passes(images: int, batch_size: int) -> int:
     return max(1, math.ceil(BATCHES * batch_size / images))
-
-
-def _start(
-    values: Params, trainable: Mapping[str, Tensor], make: MakeOptimizer
-) -> tuple[Params, Optimizer, Callable[[], None]]:
-    # Running statistics are no matter of gradients: the forward pass moves them.
-    working = {name: value.clone().requires_grad_(not name.endswith(STATISTICS)) for name, value in values.items()}
-    moved = [value for value in working.values() if value.requires_grad]
-    return working, make(moved), freeze_guard(working, trainable)
