@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -10,15 +10,14 @@ from typing import Literal
 from clmoe_cli.api import common, gating
 from clmoe_cli.api.measuring import Confusion, Measured
 from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, accuracy_of, per_class_of
-from clmoe_cli.data import Batch
+from clmoe_cli.api.session import Session
 from clmoe_cli.method.learn_task import Learned
-from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.novelty import Verdict
 from clmoe_cli.method.tasks.placement import Candidate, Placement
-from clmoe_cli.runtime.events import OnStep, counted, silent, whole
-from clmoe_cli.store_tensors import Loader, environment, merged, to_record
+from clmoe_cli.runtime.events import counted, whole
+from clmoe_cli.store_tensors import environment, merged, network, to_record
 from store_schema import (
     Accuracy,
     ClassAccuracy,
@@ -27,6 +26,7 @@ from store_schema import (
     HistoryEntry,
     Manifest,
     MeasuredRecord,
+    ObjectRef,
     Probe,
     SubnetworkRecord,
     TaskLayer,
@@ -40,37 +40,30 @@ from store_schema import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a task comes from: its number and seed, its classes, images seen so far, how it was learned and read.
+    """Where a task comes from, and where it goes.
 
-    ``measured``: how it agreed with tasks of its expert before.
+    ``record``: its expert's, without weights if it is a new one, and ``others``, the expert's other tasks. Its number
+    and seed, its classes, images seen so far; ``scaling``: how the expert reads inputs; ``measured``: how it agreed
+    with tasks of its expert before.
     """
 
+    action: Literal["learn", "refine"]
+    record: ExpertRecord
+    others: Sequence[str]
     number: int
     seed: int
     classes: tuple[int | str, ...]
     images: int
-    config: Mapping[str, str | float | int]
     scaling: Scaling
     measured: tuple[MeasuredRecord, ...] | None
 
 
 def commit_learned(
-    locked: Writer,
-    loader: Loader,
-    record: ExpertRecord,
-    net: Network,
-    learned: Learned,
-    others: Sequence[str],
-    action: Literal["learn", "refine"],
-    origin: Origin,
-    batch: Batch,
-    on_step: OnStep = silent,
+    session: Session, locked: Writer, learned: Learned, origin: Origin
 ) -> tuple[Manifest, tuple[Confusion, ...]]:
-    """Commits a task, learned from ``batch``, to its expert ``record`` (without weights: a new one).
-
-    ``others``: the expert's other tasks. Returns what was committed, and for whose classes the task's are taken.
-    """
-    task, manifest = learned.subnetwork, locked.manifest
+    """Commits a task to its expert. Returns what was committed, and for whose classes the task's are taken."""
+    task, manifest, record, others = learned.subnetwork, locked.manifest, origin.record, origin.others
+    loader, batch, on_step, net = session.loader, session.batch, session.on_step, network(origin.record)
     before = loader.weights(record.id) if record.weights is not None else None
     read = counted(others, on_step, "reading the store", "tasks")
     used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in read)])
@@ -82,8 +75,8 @@ def commit_learned(
     reused = masks.both(task.mask, masks.union(task.mask, earlier))
     found = gating.measure(loader, batch, origin.number, origin.classes, learned, on_step)
     body = to_record(learned, found.statistics)
-    entry = _task_record(locked, record, learned, body, weights, reused, origin)
-    entry = entry.model_copy(update={"opinion": found.opinion, "accuracy": _accuracy(learned, found)})
+    stored_task = _Stored(locked.put(encode_subnetwork(body), "h5"), weights, body, reused, found)
+    entry = _task_record(session, learned, origin, stored_task)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
     last = manifest.history[-1] if manifest.history else None
@@ -93,7 +86,7 @@ def commit_learned(
         record.id: sum(len(t.classes) for t in tasks if t.expert == record.id),
     }
     history = HistoryEntry(
-        generation=manifest.generation + 1, action=action, task=task.name, frozen=now_frozen, output_rows=rows
+        generation=manifest.generation + 1, action=origin.action, task=task.name, frozen=now_frozen, output_rows=rows
     )
     update = {
         "tasks": tuple(tasks),
@@ -108,26 +101,29 @@ def commit_learned(
         return locked.commit(manifest.model_copy(update=update)), found.confused
 
 
-def _task_record(
-    locked: Writer,
-    record: ExpertRecord,
-    learned: Learned,
-    body: SubnetworkRecord,
-    weights: ExpertWeights,
-    reused: masks.Masks,
-    origin: Origin,
-) -> TaskRecord:
-    task = learned.subnetwork
+@dataclass(frozen=True)
+class _Stored:
+    """A task as it goes to disk: its object, the expert's weights, what it reuses of other tasks, what was measured."""
+
+    subnetwork: ObjectRef
+    weights: ExpertWeights
+    body: SubnetworkRecord
+    reused: masks.Masks
+    found: Measured
+
+
+def _task_record(session: Session, learned: Learned, origin: Origin, stored: _Stored) -> TaskRecord:
+    task, method = learned.subnetwork, session.options.method
     return TaskRecord(
         name=task.name,
         number=origin.number,
-        expert=record.id,
+        expert=origin.record.id,
         classes=origin.classes,
         seed=origin.seed,
-        subnetwork=locked.put(encode_subnetwork(body), "h5"),
-        subnetwork_sha256=subnetwork_digest(weights, body.masks, task.name),
+        subnetwork=stored.subnetwork,
+        subnetwork_sha256=subnetwork_digest(stored.weights, stored.body.masks, task.name),
         probe=Probe(
-            sha256=common.digest(body.probe_outputs),
+            sha256=common.digest(stored.body.probe_outputs),
             environment=" ".join(f"{k}={v}" for k, v in sorted(environment().items())),
         ),
         layers=tuple(
@@ -135,18 +131,21 @@ def _task_record(
                 name=name,
                 parameters=mask.numel(),
                 selected=int(mask.sum()),
-                reused=int(reused[name].sum()),
+                reused=int(stored.reused[name].sum()),
             )
             for name, mask in task.mask.items()
         ),
         owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
-        accuracy=Accuracy(dense=None, subnetwork=None, held_out=0),
+        opinion=stored.found.opinion,
+        accuracy=_accuracy(learned, stored.found),
         measured=origin.measured,
         images=origin.images,
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
-        config=dict(origin.config),
+        config={
+            "score": method.score, "max_drop": method.tolerance.max_drop, "epochs": method.schedule.epochs,
+        },
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    )  # fmt: skip
 
 
 def _accuracy(learned: Learned, found: Measured) -> Accuracy:

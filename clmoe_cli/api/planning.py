@@ -7,20 +7,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from clmoe_cli.api import processes
+from clmoe_cli.api import processes, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import learn_report, onset_of
-from clmoe_cli.api.learn import Learning
+from clmoe_cli.api.learn import skipped
+from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
 from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.reports import LearnReport, OnWarning, PlannedLayer
-from clmoe_cli.api.resuming import Resuming
+from clmoe_cli.api.session import Listeners, Session
 from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.tasks.novelty import Verdict
-from clmoe_cli.method.tasks.placement import Candidate, Placement
+from clmoe_cli.method.tasks.placement import Placement
 from clmoe_cli.store_tensors import generator, network
-from store_schema import ExpertRecord, Store, StoreMissing, TaskRecord, Writer, unwritten
+from store_schema import ExpertRecord, Store, StoreMissing, unwritten
 
 
 def plan(
@@ -47,9 +47,12 @@ def plan(
             "next_task": manifest.next_task + sum(report.status == "learned" for report in before),
             "next_expert": manifest.next_expert + sum(report.new_expert for report in before),
         }
-        writer = Writer(Store(opened.root, manifest.model_copy(update=later), opened.head))
-        resuming = Resuming(writer, batch, options, lambda reached: None)
-        return _Planning(writer, batch, options, start, lambda epoch: None, resuming, on_warning).run()
+        later_on = Store(opened.root, manifest.model_copy(update=later), opened.head)
+        session = Session(later_on, batch, options, start, Listeners(on_warning=on_warning))
+        session.check()
+        session.warn(*ranges.cautions(session.manifest, batch))
+        report = _report(session, next_step(session))
+        return replace(report, warnings=tuple(session.warnings))
 
     try:
         report = processes.read_together(store, use)
@@ -59,46 +62,52 @@ def plan(
     return replace(report, dry_run=True, seconds=seconds, skipped=len(batch.skipped))
 
 
-class _Planning(Learning):
-    """A run of ``learn`` that ends where training would begin."""
+def _report(session: Session, step: Skip | Refine | New) -> LearnReport:
+    """What would be done."""
+    match step:
+        case Skip():
+            return skipped(session, step)
+        case Refine():
+            return _refined(session, step)
+        case New():
+            return _new(session, step)
 
-    def _learn(
-        self, name: str, verdict: Verdict, placement: Placement, candidates: list[Candidate], record: ExpertRecord
-    ) -> LearnReport:
-        net = network(record)
-        self._labelled(self.batch, record)
-        new = placement.expert is None
-        taken = {} if new else self.loader.frozen(record.id)
-        read = {} if new else self.loader.frozen(record.id, placement.reads)
-        return LearnReport(
-            task=name,
-            expert=record.id,
-            status="learned",
-            new_expert=new,
-            classes=self.classes,
-            accuracy={**dict.fromkeys(("answer", "within", "subnetwork", "dense", "guessing")), "held_out": 0},
-            per_class=(),
-            opinion=None,
-            layers=(),
-            owned_parameters=sum(
-                value.numel() for value in net.initial_owned(len(self.classes), generator(self.seed)).values()
-            ),
-            onset=onset_of(verdict),
-            candidates=tuple(asdict(candidate) for candidate in candidates),
-            reads=placement.reads,
-            reason=placement.reason,
-            seed=self.manifest.seed,
-            seconds=0.0,
-            plan=_layers(record, taken, read),
-        )
 
-    def _relearn(self, old: TaskRecord, record: ExpertRecord, others: list[str], verdict: Verdict) -> LearnReport:
-        self._labelled(self.batch, record, old.classes)
-        taken = self.loader.frozen(record.id, others)
-        read = masks.both(taken, self.loader.task(old.name).mask)
-        placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
-        report = learn_report(self.manifest, old.name, "refined", False, verdict, placement, [])
-        return replace(report, plan=_layers(record, taken, read))
+def _refined(session: Session, step: Refine) -> LearnReport:
+    old, record, loader = step.old, step.record, session.loader
+    labelled(session, record, loader.scaling(record.id), old.classes)
+    taken = loader.frozen(record.id, step.others)
+    read = masks.both(taken, loader.task(old.name).mask)
+    placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
+    report = learn_report(session.manifest, old.name, "refined", False, step.verdict, placement, [])
+    return replace(report, plan=_layers(record, taken, read))
+
+
+def _new(session: Session, step: New) -> LearnReport:
+    record, net, new = step.record, network(step.record), step.placement.expert is None
+    labelled(session, record, step.scaling, session.classes)
+    taken = {} if new else session.loader.frozen(record.id)
+    read = {} if new else session.loader.frozen(record.id, step.placement.reads)
+    owned = net.initial_owned(len(session.classes), generator(session.seed))
+    return LearnReport(
+        task=step.name,
+        expert=record.id,
+        status="learned",
+        new_expert=new,
+        classes=session.classes,
+        accuracy={**dict.fromkeys(("answer", "within", "subnetwork", "dense", "guessing")), "held_out": 0},
+        per_class=(),
+        opinion=None,
+        layers=(),
+        owned_parameters=sum(value.numel() for value in owned.values()),
+        onset=onset_of(step.verdict),
+        candidates=tuple(asdict(candidate) for candidate in step.candidates),
+        reads=step.placement.reads,
+        reason=step.placement.reason,
+        seed=session.manifest.seed,
+        seconds=0.0,
+        plan=_layers(record, taken, read),
+    )
 
 
 def _layers(record: ExpertRecord, taken: masks.Masks, read: masks.Masks) -> tuple[PlannedLayer, ...]:
