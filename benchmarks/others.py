@@ -28,8 +28,9 @@ standardised by the first task's.
 Forgetting: a task's accuracy on its own test images just after it was learned less that after the last one, mean over
 all tasks but the last; with no task given for ``replay``, with the task given for the masks.
 
-The learning rate (two each) and the epochs of replay (two each) are chosen by the figure on a tenth of the training
-images, held out, for every memory and data; P6 takes the choice of Split-MNIST, fine-tuning that of the memory of 200.
+The learning rate (two or three) and the epochs of replay (two or three) are chosen by the figure on a tenth of the
+training images, held out, for every memory and data; P6 takes the choice of Split-MNIST, fine-tuning that of the
+smaller memory.
 Epochs are few (at most 4 for a task of MNIST, 10 of the vectors), so that all takes minutes on one thread. The final
 networks learn from all training images, with every seed of ``--seeds``. Test images are for the final figures only.
 Prints a table and writes one JSON file for each method.
@@ -69,13 +70,14 @@ MEMORIES = (200, 2000)
 
 @dataclass(frozen=True)
 class Work:
-    """``epochs``: those to choose from, for replay and for masks. ``like``: whose choice of settings is taken."""
+    """``epochs`` and ``rates``: those to choose from, by method. ``like``: whose choice of settings is taken."""
 
     name: str
     train: Part
     test: Part
     tasks: Tasks
     epochs: dict[str, tuple[int, ...]]
+    rates: dict[str, tuple[float, ...]]
     like: str | None = None
 
     def split(self) -> Work:
@@ -83,7 +85,7 @@ class Work:
         order = torch.randperm(len(self.train[1]), generator=torch.Generator().manual_seed(CHOICE_SEED))
         asked, learned = order.tensor_split([round(HELD_OUT * len(order))])
         x, y = self.train
-        return Work(self.name, (x[learned], y[learned]), (x[asked], y[asked]), self.tasks, self.epochs)
+        return Work(self.name, (x[learned], y[learned]), (x[asked], y[asked]), self.tasks, self.epochs, self.rates)
 
 
 def of_classes(part: Part, classes: Sequence[int]) -> Part:
@@ -96,7 +98,11 @@ def mnist(root: str) -> list[Work]:
     parts = [data(root, train=learned) for learned in (True, False)]
     train, test = ((part.data.flatten(1).float() / 255, part.targets) for part in parts)
     epochs = {"replay": (1, 3), "packnet": (4,), "hat": (3,)}
-    return [Work("Split-MNIST", train, test, SPLIT, epochs), Work("P6", train, test, P6, epochs, like="Split-MNIST")]
+    rates = {"replay": (1e-3, 3e-4), "packnet": (1e-3, 3e-4), "hat": (1e-2, 1e-3)}
+    return [
+        Work("Split-MNIST", train, test, SPLIT, epochs, rates),
+        Work("P6", train, test, P6, epochs, rates, like="Split-MNIST"),
+    ]
 
 
 def photos(folder: Path) -> Work:
@@ -108,7 +114,9 @@ def photos(folder: Path) -> Work:
     first = of_classes(parts[0], SPLIT[0])[0]
     mean, deviation = first.mean(0), first.std(0) + 1e-3 * first.std()
     train, test = (((x - mean) / deviation, y) for x, y in parts)
-    return Work("CIFAR-10 Lite0", train, test, SPLIT, {"replay": (3, 10), "packnet": (8,), "hat": (8,)})
+    epochs = {"replay": (1, 3, 10), "packnet": (8,), "hat": (8,)}
+    rates = {"replay": (1e-3, 3e-4, 1e-4), "packnet": (1e-3, 3e-4), "hat": (1e-2, 1e-3)}
+    return Work("CIFAR-10 Lite0", train, test, SPLIT, epochs, rates)
 
 
 class Avalanche:
@@ -174,8 +182,8 @@ class Replay(Avalanche):
         return net, training.Naive(**common)
 
     @staticmethod
-    def grid(epochs: Sequence[int], memory: int) -> list[Json]:
-        return [{"memory": memory, "lr": lr, "epochs": e} for lr, e in itertools.product((1e-3, 3e-4), epochs)]
+    def grid(rates: Sequence[float], epochs: Sequence[int], memory: int) -> list[Json]:
+        return [{"memory": memory, "lr": lr, "epochs": e} for lr, e in itertools.product(rates, epochs)]
 
 
 class PackNet(Avalanche):
@@ -200,8 +208,8 @@ class PackNet(Avalanche):
             return self.net(x, torch.full((len(x),), task))
 
     @staticmethod
-    def grid(epochs: Sequence[int], memory: int) -> list[Json]:
-        return [{"lr": lr, "epochs": e} for lr, e in itertools.product((1e-3, 3e-4), epochs)]
+    def grid(rates: Sequence[float], epochs: Sequence[int], memory: int) -> list[Json]:
+        return [{"lr": lr, "epochs": e} for lr, e in itertools.product(rates, epochs)]
 
 
 class Hat:
@@ -250,8 +258,8 @@ class Hat:
         return torch.tensor(self.tasks[task])[self.outputs(x, task).argmax(1)]
 
     @staticmethod
-    def grid(epochs: Sequence[int], memory: int) -> list[Json]:
-        return [{"lr": lr, "penalty": 0.75, "epochs": e} for lr, e in itertools.product((1e-2, 1e-3), epochs)]
+    def grid(rates: Sequence[float], epochs: Sequence[int], memory: int) -> list[Json]:
+        return [{"lr": lr, "penalty": 0.75, "epochs": e} for lr, e in itertools.product(rates, epochs)]
 
 
 METHODS: dict[str, Any] = {"replay": Replay, "packnet": PackNet, "hat": Hat}
@@ -313,7 +321,7 @@ def run(method: str, work: Work, setting: Json, seed: int) -> Outcome:
 
 def choose(method: str, work: Work, memory: int) -> tuple[Json, list[Json]]:
     """The setting of the highest figure on held-out training images, and what each setting had there."""
-    part, grid = work.split(), METHODS[method].grid(work.epochs[method], memory)
+    part, grid = work.split(), METHODS[method].grid(work.rates[method], work.epochs[method], memory)
     tried = [run(method, part, setting, CHOICE_SEED) for setting in grid]
     best = max(tried, key=lambda outcome: outcome.accuracy)
     return best.setting, [{"setting": t.setting, "held_out": t.accuracy, "seconds": t.seconds} for t in tried]
