@@ -86,13 +86,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+EXAMPLE = README.split("## A worked example", 1)[1]
+"""The worked example comes first in it."""
+
+
 def test_every_command_of_the_readme_runs(workplace: Path) -> None:
-    """In the order of the README, in one folder, with short trainings."""
+    """In the order of the README, in one folder, with short trainings; those of the worked example run below."""
+    example = re.findall(r"```sh\n(.*?)```", EXAMPLE, re.DOTALL)[0]
     lines = [line for line in commands() if line not in ELSEWHERE and not line.startswith("pip ")]
-    assert len(lines) >= 15
+    rest = [line for line in lines if line not in example]
+    assert len(rest) >= 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    for line in lines:
+    for line in rest:
         if DOWNLOADS.search(line):
             shlex.split(line)
             continue
@@ -101,6 +107,43 @@ def test_every_command_of_the_readme_runs(workplace: Path) -> None:
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+def plain(text: str) -> str:
+    """Words without figures, which depend on the machine, and without line breaks, which depend on the figures."""
+    return " ".join(re.sub(r"\d[\d.e-]*", "#", text).split())
+
+
+def test_the_worked_example_prints_what_the_readme_says(tmp_path: Path) -> None:
+    lines = [
+        line.partition(" #")[0].strip() for line in re.findall(r"```sh\n(.*?)```", EXAMPLE, re.DOTALL)[0].splitlines()
+    ]
+    shown = re.findall(r"```text\n(.*?)```", EXAMPLE, re.DOTALL)[0].split("$ ")[1:]
+    printed = {part.partition("\n")[0]: part.partition("\n")[2] for part in shown}
+    assert len(printed) == 4
+    assert set(printed) <= set(lines)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    shares = {}
+    for line in lines:
+        done = subprocess.run(
+            ["sh", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        whole = done.stderr + done.stdout
+        assert plain(printed.get(line, "")) in plain(whole), whole
+        shares[line] = [float(share) for share in re.findall(r"([\d.]+) % of", whole)]
+    # The figures themselves: held-out accuracy of each task, and accuracy on the test images.
+    assert len([line for line in lines if shares[line] and min(shares[line]) >= 96]) == 4
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
+def test_links_lead_to_files(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1300
 
 
 def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: Path) -> None:
