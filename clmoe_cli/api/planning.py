@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from clmoe_cli.api import processes
 from clmoe_cli.api.checks import check_expert
-from clmoe_cli.api.committing import learn_report, onset_of
+from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import Learning
 from clmoe_cli.api.options import LearnOptions, check
-from clmoe_cli.api.reports import LearnReport, OnWarning, PlannedLayer
+from clmoe_cli.api.reports import Accuracy, LearnReport, OnWarning, PlannedLayer
 from clmoe_cli.api.resuming import Resuming
 from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
@@ -76,7 +76,7 @@ class _Planning(Learning):
             status="learned",
             new_expert=new,
             classes=self.classes,
-            accuracy={**dict.fromkeys(("answer", "within", "subnetwork", "dense", "guessing")), "held_out": 0},
+            accuracy=Accuracy(),
             per_class=(),
             opinion=None,
             layers=(),
@@ -84,7 +84,7 @@ class _Planning(Learning):
                 value.numel() for value in net.initial_owned(len(self.classes), generator(self.seed)).values()
             ),
             onset=onset_of(verdict),
-            candidates=tuple(asdict(candidate) for candidate in candidates),
+            candidates=candidates_of(candidates),
             reads=placement.reads,
             reason=placement.reason,
             seed=self.manifest.seed,
