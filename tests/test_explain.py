@@ -417,7 +417,8 @@ NEAR = "for the gate at 1.00 of its usual distance"
         (Case("gate", True, None), FIRST, [one("task1", 6)],
          "its batch is task1's, the only task; at 1.00 of its usual distance; 6 of the same task at 1.50 of it, 2 nats "
          "behind [context: subnetwork of task1 0.750 sure, deviation -0.5 spreads; p = 0.5]"),
-        (Case("loss", False, None), replace(FIRST, task_score=-0.5), [one("task1", 6), one("task2", 9, task_score=-1.5)],
+        (Case("loss", False, None), replace(FIRST, task_score=-0.5),
+         [one("task1", 6), one("task2", 9, task_score=-1.5)],
          "task1 has the least loss, 0.5 nats (task2 1.5); its subnetwork gives 5 0.750, 6 0.250 "
          f"[context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
         (Case("loss", True, None), replace(FIRST, task_score=-0.5), [one("task1", 6)],

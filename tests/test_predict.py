@@ -319,8 +319,8 @@ def test_statistics_of_very_many_images_rest_on_some(
 
 def test_inspect_counts_the_gate(store: str) -> None:
     found = inspect(store).bytes
-    assert found["gates"] == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
-    assert found["total"] == sum(ref.size for ref in Store.open(store).manifest.objects())
+    assert found.gates == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
+    assert found.total == sum(ref.size for ref in Store.open(store).manifest.objects())
 
 
 def test_the_command_line(store: str, mixed: Batch, tmp_path: Path) -> None:

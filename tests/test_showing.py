@@ -97,7 +97,7 @@ def screen(report: InspectReport, width: int = 80, encoding: str = "utf-8", **op
 def test_a_screen_of_80_columns_is_enough(name: str, reports: dict[str, InspectReport]) -> None:
     report = reports[name]
     text = screen(report)
-    lines = render.splitlines()
+    lines = text.splitlines()
     assert max(map(cell_len, lines)) <= 80
     assert "…" not in text
     assert "\x1b" not in text
@@ -165,7 +165,7 @@ def test_curves_are_the_history(reports: dict[str, InspectReport]) -> None:
         for i, line in enumerate(axis.lines):
             wanted = [e.experts[expert.id].layers[i].frozen_percent for e in entries]
             assert list(line.get_ydata()) == wanted
-    assert {render.get_text() for text in figure.legends[0].get_texts()} == set(SMALL)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(SMALL)
 
 
 def test_a_curve_has_the_commits_of_its_expert(reports: dict[str, InspectReport]) -> None:
@@ -190,7 +190,7 @@ def test_many_experts_layers_and_tasks_are_thinned_out(reports: dict[str, Inspec
     assert figure.get_supxlabel() == "not drawn: 14 more experts with 70 tasks"
     figure = drawn(panels.frozen, reports["deep"])
     assert len(figure.axes[0].lines) == 20
-    named = [render.get_text() for text in figure.legends[0].get_texts()]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(named) == panels.NAMED
     assert [named[0], named[-1]] == [next(iter(TWENTY)), list(TWENTY)[-1]]
     ticks = drawn(panels.accuracy, reports["hundred"]).axes[0].get_xticks()
@@ -214,7 +214,7 @@ def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectR
     image = drawn(panels.overlap, report).axes[0].images[0].get_array()
     wanted = np.array(report.overlap, dtype=float)
     assert np.array_equal(np.ma.filled(image, np.nan), wanted, equal_nan=True)
-    texts = {render.get_text() for text in drawn(panels.overlap, reports["six"]).axes[0].texts}
+    texts = {text.get_text() for text in drawn(panels.overlap, reports["six"]).axes[0].texts}
     assert {f"{value:.2f}" for row in reports["six"].overlap for value in row if value is not None} == texts
     axis = drawn(panels.shares, report).axes[0]
     layers = [layer for expert in report.experts for layer in expert.layers]
@@ -308,7 +308,7 @@ def test_the_page_holds_the_report(name: str, reports: dict[str, InspectReport])
         assert f"{100 * selected / whole:.2f} %" in shown
     assert page.seen.count("svg") == 4
     if name == "several":
-        row = text[render.index("<td>task8</td>") :].split("</tr>")[0]
+        row = text[text.index("<td>task8</td>") :].split("</tr>")[0]
         state = report.history[7].experts["e2"].layers
         after = 100 * sum(x.frozen for x in state) / sum(x.parameters for x in state)
         assert f">{after:.2f} %<" in row
