@@ -17,6 +17,7 @@ OPTIONAL: Final[Mapping[str, bool]] = {"optional": True}
 """Metadata of a field that is left out where it is None, and that nobody may rely on."""
 Outcome = Literal["known", "new", "undecided"]
 Status = Literal["learned", "known", "refined"]
+_AS_IT_IS = frozenset((str, float, int, bool))
 
 
 def plain(value: object) -> Json:
@@ -36,8 +37,11 @@ def fields_of(value: object) -> dict[str, Json]:
     kind: Any = type(value)
     optional = _optional(kind)
     for name, own in vars(value).items():
-        if own is not None or name not in optional:
-            found[name] = plain(own)
+        if own is None:
+            if name not in optional:
+                found[name] = None
+        else:
+            found[name] = own if type(own) in _AS_IT_IS else plain(own)
     return found
 
 
