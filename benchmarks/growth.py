@@ -70,7 +70,7 @@ def timed(use: Any) -> float:
 def measured(store: Path, took: float, asked: Batch) -> dict[str, float]:
     predicted = min(timed(lambda: predict(str(store), asked)) for _ in range(3))
     read = min(timed(lambda: inspect(str(store))) for _ in range(3))
-    size = inspect(str(store)).bytes["total"]
+    size = inspect(str(store)).bytes.total
     return {"learn": took, "predict": predicted, "inspect": read, "bytes": size}
 
 

@@ -176,8 +176,8 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
         "losses": losses,
         "layers": [layer["name"] for layer in reports[0]["layers"]] + ["output rows"],
         "frozen": [
-            [x["frozen_percent"] for x in entry["experts"]["e1"]["layers"]]
-            + [entry["experts"]["e1"]["output_rows"]["frozen_percent"]]
+            [layer.frozen_percent for layer in entry.experts["e1"].layers]
+            + [entry.experts["e1"].output_rows.frozen_percent]
             for entry in shown.history
         ],
         "table1": table_one(Loader(Store.open(str(place))), tests),

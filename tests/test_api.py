@@ -37,7 +37,7 @@ def test_a_task_is_learned_asked_about_and_removed(tmp_path: Path) -> None:
     assert (planned.task, planned.dry_run, learned.task) == ("task1", True, "task1")
     assert clmoe.detect(store, batch).verdict == "known"
     assert clmoe.predict(store, batch).accuracy is not None
-    assert [task["name"] for task in clmoe.inspect(store).tasks] == ["task1"]
+    assert [task.name for task in clmoe.inspect(store).tasks] == ["task1"]
     removed = clmoe.prune(store, clmoe.PruneOptions(task="task1"), lambda plan: True)
     assert removed.removed == ("task1",)
     with pytest.raises(clmoe.ClmoeError):

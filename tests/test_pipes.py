@@ -18,6 +18,7 @@ import small_store as small
 
 from clmoe_cli.api import gating
 from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.predictions import Prediction
 from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
@@ -91,7 +92,7 @@ def test_parts_are_what_is_decided_at_a_time(options: dict[str, Any], sizes: lis
     whole = predict(str(root / "store"), batch, on_part=parts.append, **options)
     assert [len(part.labels) for part in parts] == sizes
     assert [row for part in parts for row in part.rows()] == whole.rows()
-    assert whole.rows()[-1]["file"] == f"{ROWS - 1}.png"
+    assert whole.rows()[-1].file == f"{ROWS - 1}.png"
     assert all(part.scores is None for part in parts)
     assert whole.scores is not None
 
@@ -105,8 +106,8 @@ def test_all_rows_are_of_one_state_of_the_store(router: str, tmp_path: Path, mon
     images = np.concatenate([small.batch(number).images for number in (1, 2, 3)])
     batch = Batch(images, None, "in the order of the tasks")
     expected = predict(store, batch, router=router).rows()
-    assert {row["task"] for row in expected[:AT_ONCE]} != {row["task"] for row in expected}
-    found: list[dict[str, Any]] = []
+    assert {row.task for row in expected[:AT_ONCE]} != {row.task for row in expected}
+    found: list[Prediction] = []
 
     def take(part: PredictReport) -> None:
         if not found:

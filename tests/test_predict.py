@@ -21,7 +21,9 @@ from clmoe_cli.api.inspect import inspect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.api.predictions import Confusion
 from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reports import plain
 from clmoe_cli.api.scoring import calibration_error, score
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook
@@ -149,7 +151,7 @@ def test_a_pruned_task_was_never_seen(store: str, mixed: Batch, tmp_path: Path) 
     gates = [Store.open(path).manifest.gates[0] for path in (own, never)]
     assert gates[0] == gates[1]
     found, wanted = (predict(str(path), mixed, router="gate") for path in (own, never))
-    assert found.to_json() == wanted.to_json() | {"predictions": found.rows()}
+    assert found.to_json() == wanted.to_json() | {"predictions": plain(found.rows())}
     assert np.array_equal(found.confidence, wanted.confidence)
     assert np.array_equal(found.p_value, wanted.p_value)
     after = predict(str(own), batch_of(PAIRS["task4"], 60, 5), task="task4")
@@ -275,10 +277,10 @@ def test_scores_by_hand() -> None:
     assert found.accuracy == 0.5
     assert found.accuracy_by_task == {"a": 0.5, "b": pytest.approx(2 / 3)}
     assert found.confusion == (
-        {"tasks": ["a"], "images": 2, "answered": {"a": 2}},
-        {"tasks": ["a", "b"], "images": 2, "answered": {"b": 2}},
-        {"tasks": ["b"], "images": 1, "answered": {"b": 1}},
-        {"tasks": [], "images": 1, "answered": {"a": 1}},
+        Confusion(("a",), 2, {"a": 2}),
+        Confusion(("a", "b"), 2, {"b": 2}),
+        Confusion(("b",), 1, {"b": 1}),
+        Confusion((), 1, {"a": 1}),
     )
     # Names of class folders are text.
     tasks: dict[str, tuple[int | str, ...]] = {"a": (1, 5), "b": (2, 5)}
@@ -317,8 +319,8 @@ def test_statistics_of_very_many_images_rest_on_some(
 
 def test_inspect_counts_the_gate(store: str) -> None:
     found = inspect(store).bytes
-    assert found["gates"] == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
-    assert found["total"] == sum(ref.size for ref in Store.open(store).manifest.objects())
+    assert found.gates == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
+    assert found.total == sum(ref.size for ref in Store.open(store).manifest.objects())
 
 
 def test_the_command_line(store: str, mixed: Batch, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def test_why_this_expert(store: str) -> None:
     assert report.onset.reason == "it has classes that no known task near it has: 2, 3"
     free = 100 - max(layer.frozen_percent for layer in told(store, spots([5, 9], 0, 200, 3)).layers)
     (candidate,) = report.candidates
-    start = f"into expert e1, since it overlaps with task1 more than by chance ({candidate['overlap']:.2f} against "
-    assert report.reason.startswith(f"{start}{candidate['chance_overlap']:.2f}; at least -")
+    start = f"into expert e1, since it overlaps with task1 more than by chance ({candidate.overlap:.2f} against "
+    assert report.reason.startswith(f"{start}{candidate.chance_overlap:.2f}; at least -")
     # What was free before it came.
     layer, share = report.reason.rpartition(" and layer ")[2].removesuffix(" % free").split(" has ")
     assert layer == "hidden1.weight"

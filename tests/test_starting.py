@@ -130,7 +130,7 @@ def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> Non
         learn(store, batch([5, 9], 3), told(files[0], expert="e2", if_known="new"))
     later = learn(store, batch([5, 9], 3), told(files[0], expert="e1", if_known="new"))
     assert (later.expert, later.new_expert) == ("e1", False)
-    assert {c["task"] for c in later.candidates} == {first.task}
+    assert {c.task for c in later.candidates} == {first.task}
     assert verify(tmp_path / "store") == []
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from clmoe_cli.api import common, gating
+from clmoe_cli.api import common, gating, reports
 from clmoe_cli.api.measuring import Confusion, Measured
-from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, accuracy_of, per_class_of
+from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, Status, accuracy_of, per_class_of
 from clmoe_cli.api.session import Session
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.scaling import Scaling
@@ -182,10 +182,15 @@ def onset_of(verdict: Verdict) -> Onset:
     return Onset(verdict.verdict, verdict.p_value, verdict.tasks, verdict.reason)
 
 
+def candidates_of(candidates: Sequence[Candidate]) -> tuple[reports.Candidate, ...]:
+    """Comparisons as reports have them."""
+    return tuple(reports.Candidate(**asdict(candidate)) for candidate in candidates)
+
+
 def learn_report(
     manifest: Manifest,
     name: str,
-    status: str,
+    status: Status,
     new_expert: bool,
     verdict: Verdict,
     placement: Placement,
@@ -215,7 +220,7 @@ def learn_report(
         ),
         owned_parameters=task.owned_parameters,
         onset=onset_of(verdict),
-        candidates=tuple(asdict(c) for c in candidates),
+        candidates=candidates_of(candidates),
         reads=placement.reads,
         reason=placement.reason,
         seed=manifest.seed,

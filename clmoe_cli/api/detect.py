@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from clmoe_cli.api import common, ranges
 from clmoe_cli.api.checks import check_values
 from clmoe_cli.api.evidence import GATE, onset_evidence, shortlisted
 from clmoe_cli.api.inputs import kind_text
-from clmoe_cli.api.reports import DetectReport
+from clmoe_cli.api.reports import Compared, DetectReport
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook
@@ -72,7 +70,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
         book, codes = book.reading(few.labels)
         labels = torch.from_numpy(codes)
     verdict = decide(found, labels, alpha, lambda code: book.labels[code])
-    rows = []
+    rows: list[Compared] = []
     for name in counted(names, on_step, "overlap", "tasks"):
         task = loader.task(name)
         x = common.flat(few, loader.scaling(task.expert))
@@ -82,20 +80,20 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
         draws = [task.net.initial_shared(rng) for _ in range(DRAWS)]
         agreed = agreement(known, draws, Labelled(x, pseudo), int(pseudo.max()) + 1)
         rows.append(
-            {
-                "task": name,
-                "expert": task.expert,
-                "deviation": float(raw[name].mean()),
-                "p_value": found[name].p_value() if found[name].available else None,
-                "hamming": agreed.hamming,
-                "overlap": agreed.overlap,
-                "divergence": agreed.divergence,
-            }
+            Compared(
+                task=name,
+                expert=task.expert,
+                deviation=float(raw[name].mean()),
+                p_value=found[name].p_value() if found[name].available else None,
+                hamming=agreed.hamming,
+                overlap=agreed.overlap,
+                divergence=agreed.divergence,
+            )
         )
     return _report(loader, batch, verdict, rows)
 
 
-def _report(loader: Loader, batch: Batch, verdict: Verdict, rows: list[dict[str, Any]]) -> DetectReport:
+def _report(loader: Loader, batch: Batch, verdict: Verdict, rows: list[Compared]) -> DetectReport:
     chosen = verdict.tasks[0] if verdict.known else None
     return DetectReport(
         verdict=verdict.verdict,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.api import common, gating
-from clmoe_cli.api.reasons import Candidate, Case, sentence
+from clmoe_cli.api.predictions import Considered, Level, Prediction
+from clmoe_cli.api.reasons import Case, sentence
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook, Label
-from clmoe_cli.method.explain import FIGURES, LEVELS, Asked, Candidates, Said, of_decision, of_subnetworks
+from clmoe_cli.method.explain import FIGURES, Asked, Candidates, Said, of_decision, of_subnetworks
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.reproducible import logits
 from clmoe_cli.method.routing import paper
@@ -25,7 +26,7 @@ from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.store_tensors import Loader
 
 CHUNK = 256
-"""Images whose candidates are plain objects at a time."""
+"""Images whose candidates are objects at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +59,35 @@ class Explanation:
             "reason": np.array(self.reason, dtype=np.str_),
         }
 
-    def rows(self, candidates: bool = True) -> list[dict[str, Any]]:
-        """What is added to the plain object of each image; its :meth:`candidates` only if they are wanted."""
-        columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason)
-        keys = ("runner_up_task", "runner_up_label", "margin", "reason")
-        rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-        if not candidates:
-            return rows
-        return [row | {"explanation": own} for row, own in zip(rows, self.candidates(), strict=True)]
+    def told(self, rows: Sequence[Prediction], candidates: bool = True) -> list[Prediction]:
+        """Predictions of the images with what explains them; their :meth:`candidates` only if they are wanted."""
+        every: Iterable[tuple[Considered, ...] | None] = self.candidates() if candidates else [None] * len(rows)
+        columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason, every)
+        return [
+            replace(row, runner_up_task=task, runner_up_label=label, margin=margin, reason=reason, explanation=own)
+            for row, task, label, margin, reason, own in zip(rows, *columns, strict=True)
+        ]
 
-    def candidates(self) -> Iterator[list[Candidate]]:
-        """Of each image plain objects, the answer first; some images at a time are turned into such.
-
-        They have ``task``, ``expert``, ``label`` (None: nobody asked), ``margin`` (how far it stays behind the answer),
-        ``by`` (the figure that puts it there; None for the answer) and the figures of
-        :data:`~clmoe_cli.method.explain.FIGURES` (None: not known).
-        """
-        labels, levels = (*self.book.labels, None), (*LEVELS, None)  # −1 finds the last
+    def candidates(self) -> Iterator[tuple[Considered, ...]]:
+        """Of each image what it was compared with, the answer first; some images at a time are turned into such."""
+        labels, levels = (*self.book.labels, None), (*get_args(Level), None)  # −1 finds the last
         margins, by = self.why.margins()
         by[:, 0] = -1
         values = (self.why.task, self.why.code, margins, by, self.why.figures)
         for part in zip(*(value.split(CHUNK) for value in values), strict=True):
             for image in zip(*(value.tolist() for value in part), strict=True):
-                yield [
-                    {"task": self.names[task], "expert": self.homes[task], "label": labels[code], "margin": margin}
-                    | {"by": levels[level]}
-                    | {name: None if f != f else f for name, f in zip(FIGURES, figures, strict=True)}
+                yield tuple(
+                    Considered(
+                        task=self.names[task],
+                        expert=self.homes[task],
+                        label=labels[code],
+                        margin=margin,
+                        by=levels[level],
+                        **{name: None if f != f else f for name, f in zip(FIGURES, figures, strict=True)},
+                    )
                     for task, code, margin, level, figures in zip(*image, strict=True)
                     if task >= 0
-                ]
+                )
 
 
 def explained(found: Decision, case: Case, names: list[str], homes: list[str], book: Codebook) -> Explanation | None:

@@ -6,9 +6,9 @@ ordinary architecture, in which the gate has no place: it holds the subnetwork a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from clmoe_cli.api.certify import TOLERANCE
 from clmoe_cli.api.gating import opinion_of
 from clmoe_cli.api.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
 from clmoe_cli.api.names import check_output
-from clmoe_cli.api.reports import Caution, ExportReport, accuracy_of
+from clmoe_cli.api.reports import OPTIONAL, Caution, ExportReport, Features, accuracy_of, fields_of
 from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.method.learn_task import probe_inputs
 from clmoe_cli.method.networks.base import logits
@@ -47,6 +47,36 @@ _WHAT = {"mixture": "store", "subnetwork": "subnetwork"}
 
 
 @dataclass(frozen=True)
+class _Reads:
+    """What a model's inputs are, and what pictures go through before; None leaves a step out."""
+
+    shape: tuple[int, ...]
+    values: str
+    scale: float
+    standardised: bool
+    image_size: int | None
+    channels: int | None
+    features: Features | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a written file says of its model."""
+
+    schema: str = SCHEMA
+    clmoe: str = __version__
+    store: str
+    task: str
+    expert: str
+    arch: str
+    classes: tuple[int | str, ...]
+    answers: Literal["mixture", "subnetwork"]
+    opinion: float | None = field(default=None, metadata=OPTIONAL)
+    input: _Reads
+    network: plain.Described
+
+
+@dataclass(frozen=True)
 class _Model:
     """What is written, and what it has to answer.
 
@@ -56,7 +86,7 @@ class _Model:
 
     net: nn.Module
     values: dict[str, Tensor]
-    about: dict[str, Any]
+    about: _About
     shared: list[str]
     images: Tensor
     expected: Tensor
@@ -83,11 +113,12 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
     if onnx:
         check_onnx()
     model = read_consistently(store, lambda opened: _model(opened, task, onnx))
-    shape = model.about["input"]["shape"]
+    told, reads = fields_of(model.about), model.about.input
+    through = reads.features
     data = (
-        to_onnx(model.net, shape, model.about)
+        to_onnx(model.net, reads.shape, told)
         if onnx
-        else to_safetensors(model.values, model.about, model.shared if sparse else ())
+        else to_safetensors(model.values, told, model.shared if sparse else ())
     )
     with replacing(path) as file:
         file.write(data)
@@ -98,20 +129,20 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         output=str(path),
         format=path.suffix[1:],
         sparse=sparse,
-        task=model.about["task"],
-        expert=model.about["expert"],
-        arch=model.about["arch"],
-        classes=tuple(model.about["classes"]),
-        input_shape=tuple(shape),
-        input_scale=model.about["input"]["scale"],
-        standardised=model.about["input"]["standardised"],
-        features=model.about["input"]["features"],
+        task=model.about.task,
+        expert=model.about.expert,
+        arch=model.about.arch,
+        classes=model.about.classes,
+        input_shape=reads.shape,
+        input_scale=reads.scale,
+        standardised=reads.standardised,
+        features=None if through is None else {"arch": through.arch, "sha256": through.sha256},
         parameters=sum(value.numel() for value in counted),
         nonzero=sum(int(value.count_nonzero()) for value in counted),
         bytes=len(data),
         deviation=deviation,
         checked_with=runner,
-        answers=model.about["answers"],
+        answers=model.about.answers,
         opinion=model.opinion,
         accuracy=accuracy_of(model.record),
         warnings=_cautions(model),
@@ -120,7 +151,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
 
 def _cautions(model: _Model) -> tuple[Caution, ...]:
     """Where the file answers otherwise than ``predict --task``."""
-    if model.about["answers"] == "mixture" or model.opinion in (None, 1.0) or len(model.record.classes) < 2:
+    if model.about.answers == "mixture" or model.opinion in (None, 1.0) or len(model.record.classes) < 2:
         return ()
     found = model.record.accuracy
     alone, both = (
@@ -154,25 +185,26 @@ def _model(store: Store, task: str, onnx: bool) -> _Model:
     if scaling.standardised:  # most near the centre, some beyond the bound
         images = 1.5 * BOUND * (2.0 * images - 1.0) ** 3
     images = scaling.undone(images)
-    through = {"image_size": None, "channels": None, "features": None}
-    about = {
-        "schema": SCHEMA,
-        "clmoe": __version__,
-        "store": manifest.content_hash(),
-        "task": task,
-        "expert": expert.id,
-        "arch": expert.arch,
-        "classes": list(record.classes),
-        "answers": "subnetwork",
-        "input": {
-            "shape": list(expert.input_shape),
-            "values": "float32: uint8 divided by 255, floats as they are",
-            "scale": expert.input_scale,  # in the first layer's weights already
-            "standardised": scaling.standardised,
-            **(through if expert.input is None else expert.input.model_dump(mode="json")),
-        },
-        "network": network,
-    }
+    seen = expert.input
+    backbone = None if seen is None else seen.features
+    about = _About(
+        store=manifest.content_hash(),
+        task=task,
+        expert=expert.id,
+        arch=expert.arch,
+        classes=record.classes,
+        answers="subnetwork",
+        input=_Reads(
+            shape=expert.input_shape,
+            values="float32: uint8 divided by 255, floats as they are",
+            scale=expert.input_scale,  # in the first layer's weights already
+            standardised=scaling.standardised,
+            image_size=None if seen is None else seen.image_size,
+            channels=None if seen is None else seen.channels,
+            features=None if backbone is None else Features(backbone.arch, backbone.sha256),
+        ),
+        network=network,
+    )
     gate = manifest.gate(expert.input_shape, expert.input)
     model = _Model(
         net=module,
@@ -211,7 +243,7 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
     return replace(
         model,
         net=Mixture(within, model.net if weight else None, weight).train(False),
-        about={**model.about, "answers": "mixture", "opinion": weight},
+        about=replace(model.about, answers="mixture", opinion=weight),
         expected=mixed(by_gate, model.expected.double().log_softmax(dim=1), weight).float(),
     )
 
@@ -235,9 +267,9 @@ def _checked(model: _Model, written: str, onnx: bool, path: Path) -> tuple[float
     # Of the largest logit: what rounding does to the small ones comes from numbers as large.
     within = TOLERANCE * max(1.0, float(model.expected.abs().max()))
     sure = float((answers.softmax(dim=1) - model.expected.softmax(dim=1)).abs().max())
-    if not deviation <= within or (model.about["answers"] == "mixture" and not sure <= TOLERANCE):
+    if not deviation <= within or (model.about.answers == "mixture" and not sure <= TOLERANCE):
         raise ClmoeError(
-            f"the exported model answers otherwise than the {_WHAT[model.about['answers']]}; it was not kept",
+            f"the exported model answers otherwise than the {_WHAT[model.about.answers]}; it was not kept",
             where=str(path), found=f"largest difference {deviation:.3g}, run by {runner}",
             expected=f"within {within:.3g}",
         )  # fmt: skip

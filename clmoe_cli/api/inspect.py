@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clmoe_cli.api.contents import (
+    Bytes,
+    Commit,
+    Expert,
+    Frozen,
+    FrozenRows,
+    Input,
+    Measured,
+    Repaired,
+    Rows,
+    Shares,
+    Task,
+    Then,
+    percent,
+    selected,
+    shares,
+    together,
+)
 from clmoe_cli.api.inputs import kind_text
-from clmoe_cli.api.reports import Report, accuracy_of, per_class_of
+from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
 from clmoe_cli.runtime.events import OnStep, Step, counted, silent, whole
-from store_schema import Manifest, Store, StoreDamaged, read_consistently, repair, verify, would_repair
+from store_schema import (
+    InputRecord,
+    Manifest,
+    Store,
+    StoreDamaged,
+    TaskRecord,
+    read_consistently,
+    repair,
+    verify,
+    would_repair,
+)
 
 AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
@@ -31,14 +59,14 @@ class InspectReport(Report):
     generation: int
     seed: int
     content_hash: str
-    experts: tuple[dict[str, Any], ...]
-    tasks: tuple[dict[str, Any], ...]
+    experts: tuple[Expert, ...]
+    tasks: tuple[Task, ...]
     frozen_percent: float
     overlap: tuple[tuple[float | None, ...], ...]
-    history: tuple[dict[str, Any], ...]
-    bytes: dict[str, Any]
+    history: tuple[Commit, ...]
+    bytes: Bytes
     verified: bool | None = None
-    repaired: dict[str, Any] | None = None
+    repaired: Repaired | None = None
     dry_run: bool = False
 
 
@@ -56,10 +84,10 @@ def inspect(
         found, left = would_repair(store)
         if check:
             _certify(left, on_step)
-        return replace(_inspect(left, check, on_step), repaired=asdict(found), dry_run=True)
+        return replace(_inspect(left, check, on_step), repaired=Repaired(**vars(found)), dry_run=True)
     if mend:
         with whole(on_step, "repairing"):
-            repaired = asdict(repair(store))
+            repaired = Repaired(**vars(repair(store)))
         return replace(inspect(store, check=check, on_step=on_step), repaired=repaired)
     if check:
         findings = [
@@ -92,33 +120,14 @@ def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
         for t in counted(manifest.tasks, on_step, "reading the store", "tasks")
     }
     experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
-    parameters = sum(layer["parameters"] for e in experts for layer in e["layers"])
-    frozen = sum(layer["frozen"] for e in experts for layer in e["layers"])
+    whole = together("", [layer for expert in experts for layer in expert.layers])
     return InspectReport(
         generation=manifest.generation,
         seed=manifest.seed,
         content_hash=manifest.content_hash(),
         experts=experts,
-        tasks=tuple(
-            {
-                "name": t.name,
-                "expert": t.expert,
-                "classes": list(t.classes),
-                "accuracy": accuracy_of(t),
-                "per_class": list(per_class_of(t)),
-                "opinion": t.opinion,
-                "measured": None if t.measured is None else [m.model_dump() for m in t.measured],
-                "layers": [
-                    {**layer.model_dump(), "percent": _percent(layer.selected, layer.parameters)} for layer in t.layers
-                ],
-                "owned_parameters": t.owned_parameters,
-                "images": t.images,
-                "learned_at": t.learned_at,
-                "bytes": t.subnetwork.size,
-            }
-            for t in manifest.tasks
-        ),
-        frozen_percent=_percent(frozen, parameters),
+        tasks=tuple(map(_task, manifest.tasks)),
+        frozen_percent=whole.frozen_percent,
         overlap=_overlap(manifest, bits),
         history=_history(manifest),
         bytes=_bytes(manifest),
@@ -126,34 +135,58 @@ def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
     )
 
 
-def _expert(manifest: Manifest, expert: str, bits: AllBits) -> dict[str, Any]:
+def _task(task: TaskRecord) -> Task:
+    measured = None
+    if task.measured is not None:
+        measured = tuple(Measured(m.task, m.hamming, m.overlap, m.divergence, m.chance_overlap) for m in task.measured)
+    return Task(
+        name=task.name,
+        expert=task.expert,
+        classes=task.classes,
+        accuracy=accuracy_of(task),
+        per_class=per_class_of(task),
+        opinion=task.opinion,
+        measured=measured,
+        layers=tuple(selected(own.name, own.parameters, own.selected, own.reused) for own in task.layers),
+        owned_parameters=task.owned_parameters,
+        images=task.images,
+        learned_at=task.learned_at,
+        bytes=task.subnetwork.size,
+    )
+
+
+def _expert(manifest: Manifest, expert: str, bits: AllBits) -> Expert:
     record = manifest.expert(expert)
     tasks = manifest.tasks_of(expert)
-    layers = []
+    layers: list[Shares] = []
     for layer in record.layers:
         used, several = np.zeros((2, *layer.shape), dtype=bool)
         for t in tasks:
             several |= used & bits[t.name][layer.name]
             used |= bits[t.name][layer.name]
         frozen, shared = int(used.sum()), int(several.sum())
-        parts = {"single": frozen - shared, "shared": shared, "free": used.size - frozen}
-        layers.append({**_share(layer.name, used.size, frozen), **parts})
+        layers.append(shares(layer.name, used.size, frozen - shared, shared))
     rows = sum(len(t.classes) for t in tasks)
-    return {
-        "id": expert,
-        "arch": record.arch,
-        "input_shape": list(record.input_shape),
-        "kind": kind_text(record.input_shape, record.input),
-        "input": None if record.input is None else record.input.model_dump(),
-        "tasks": [t.name for t in tasks],
-        "layers": layers,
-        "frozen_percent": _percent(sum(x["frozen"] for x in layers), sum(x["parameters"] for x in layers)),
-        "output_rows": {"rows": rows, "frozen": rows, "frozen_percent": 100.0 if rows else 0.0},
-        "owned_parameters": sum(t.owned_parameters for t in tasks),
-    }
+    return Expert(
+        id=expert,
+        arch=record.arch,
+        input_shape=record.input_shape,
+        kind=kind_text(record.input_shape, record.input),
+        input=None if record.input is None else _input(record.input),
+        tasks=tuple(t.name for t in tasks),
+        layers=tuple(layers),
+        frozen_percent=together("", layers).frozen_percent,
+        output_rows=Rows(rows, rows, 100.0 if rows else 0.0),
+        owned_parameters=sum(t.owned_parameters for t in tasks),
+    )
 
 
-def _history(manifest: Manifest) -> tuple[dict[str, Any], ...]:
+def _input(record: InputRecord) -> Input:
+    seen = None if record.features is None else Features(record.features.arch, record.features.sha256)
+    return Input(record.image_size, record.channels, seen)
+
+
+def _history(manifest: Manifest) -> tuple[Commit, ...]:
     """Frozen weights per layer after each commit; output rows in percent of the rows that the expert has now."""
     sizes = {(e.id, layer.name): int(np.prod(layer.shape)) for e in manifest.experts for layer in e.layers}
     rows_now = {e.id: sum(len(t.classes) for t in manifest.tasks_of(e.id)) for e in manifest.experts}
@@ -164,11 +197,11 @@ def _history(manifest: Manifest) -> tuple[dict[str, Any], ...]:
             if expert not in rows_now:
                 continue
             rows = entry.output_rows.get(expert, 0)
-            experts[expert] = {
-                "layers": [_share(name, sizes[expert, name], count) for name, count in frozen.items()],
-                "output_rows": {"frozen": rows, "frozen_percent": _percent(rows, max(rows, rows_now[expert]))},
-            }
-        entries.append({"generation": entry.generation, "action": entry.action, "task": entry.task, "experts": experts})
+            experts[expert] = Then(
+                layers=tuple(_frozen(name, sizes[expert, name], count) for name, count in frozen.items()),
+                output_rows=FrozenRows(rows, percent(rows, max(rows, rows_now[expert]))),
+            )
+        entries.append(Commit(entry.generation, entry.action, entry.task, experts))
     return tuple(entries)
 
 
@@ -196,17 +229,12 @@ def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...
     return tuple(map(tuple, matrix))
 
 
-def _bytes(manifest: Manifest) -> dict[str, Any]:
-    weights = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
+def _bytes(manifest: Manifest) -> Bytes:
+    experts = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
     tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
     gates = {kind_text(g.input_shape, g.input): g.solved.size for g in manifest.gates}
-    parts = {"experts": weights, "tasks": tasks, "gates": gates}
-    return {**parts, "total": sum(sum(sizes.values()) for sizes in parts.values())}
+    return Bytes(experts, tasks, gates, sum(sum(sizes.values()) for sizes in (experts, tasks, gates)))
 
 
-def _share(name: str, parameters: int, frozen: int) -> dict[str, Any]:
-    return {"name": name, "parameters": parameters, "frozen": frozen, "frozen_percent": _percent(frozen, parameters)}
-
-
-def _percent(part: int, whole: int) -> float:
-    return round(100.0 * part / whole, 4) if whole else 0.0
+def _frozen(name: str, parameters: int, frozen: int) -> Frozen:
+    return Frozen(name, parameters, frozen, percent(frozen, parameters))

@@ -19,13 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from clmoe_cli.api.reports import Json
 from store_schema.errors import UsageProblem
 
 SPARSE = ("indices", "values", "shape")
 """What stands for a tensor ``name`` that is kept sparse: ``name.indices`` and so on."""
 
 
-def to_safetensors(values: Mapping[str, Tensor], about: Mapping[str, Any], sparse: Collection[str]) -> bytes:
+def to_safetensors(values: Mapping[str, Tensor], about: Mapping[str, Json], sparse: Collection[str]) -> bytes:
     """The bytes of a safetensors file; the same values give the same bytes.
 
     Of those named in ``sparse`` the positions in C order (int32 [n]) and the values (float32 [n]) of all entries whose
@@ -68,7 +69,7 @@ def check_onnx() -> None:
         ) from error
 
 
-def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Any]) -> bytes:
+def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
     """The bytes of an ONNX file of a module that makes logits and probabilities [N, C] of images [N, *shape].
 
     The same module gives the same bytes; nothing in them tells where it was exported.

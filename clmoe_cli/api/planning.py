@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from clmoe_cli.api import processes, ranges
 from clmoe_cli.api.checks import check_expert
-from clmoe_cli.api.committing import learn_report, onset_of
+from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import skipped
 from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
 from clmoe_cli.api.options import LearnOptions, check
-from clmoe_cli.api.reports import LearnReport, OnWarning, PlannedLayer
+from clmoe_cli.api.reports import Accuracy, LearnReport, OnWarning, PlannedLayer
 from clmoe_cli.api.session import Listeners, Session
 from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
@@ -95,13 +95,13 @@ def _new(session: Session, step: New) -> LearnReport:
         status="learned",
         new_expert=new,
         classes=session.classes,
-        accuracy={**dict.fromkeys(("answer", "within", "subnetwork", "dense", "guessing")), "held_out": 0},
+        accuracy=Accuracy(),
         per_class=(),
         opinion=None,
         layers=(),
         owned_parameters=sum(value.numel() for value in owned.values()),
         onset=onset_of(step.verdict),
-        candidates=tuple(asdict(candidate) for candidate in step.candidates),
+        candidates=candidates_of(step.candidates),
         reads=step.placement.reads,
         reason=step.placement.reason,
         seed=session.manifest.seed,

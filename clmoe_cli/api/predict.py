@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from clmoe_cli.api import common, explaining, gating, ranges
 from clmoe_cli.api.checks import check_values
 from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
 from clmoe_cli.api.processes import decided_together, read_together
 from clmoe_cli.api.reasons import Case
-from clmoe_cli.api.reports import Caution, Report
+from clmoe_cli.api.reports import Caution, Json, Report
 from clmoe_cli.api.scoring import Scores, score
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
@@ -32,9 +33,7 @@ from clmoe_cli.runtime.words import one_of
 from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Manifest, UsageProblem
 
-COLUMNS = ("label", "task", "expert", "confidence", "known", "p_value")
 EVERY = (*GATED, *ROUTERS)
-SCORED = tuple(field.name for field in fields(Scores))
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class PredictReport(Report):
     wrong with the file as a whole.
     """
 
-    schema: ClassVar[str] = "clmoe.predict/1"
+    schema: ClassVar[str] = Predicted.schema
     label: NDArray[np.generic]
     labels: tuple[Label, ...]
     task: NDArray[np.str_]
@@ -57,7 +56,7 @@ class PredictReport(Report):
     known: NDArray[np.bool_]
     p_value: NDArray[np.float64]
     router: str | None
-    route: str
+    route: Route
     scores: Scores | None
     file: NDArray[np.str_] | None = None
     skipped: int = 0
@@ -72,41 +71,64 @@ class PredictReport(Report):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
-        own = {k: getattr(self, k) for k in self._keys()}
+        own: dict[str, NDArray[np.generic]] = {} if self.file is None else {"file": self.file}
+        own |= {"label": self.label, "task": self.task, "expert": self.expert, "confidence": self.confidence}
+        own |= {"known": self.known, "p_value": self.p_value}
         return own if self.explained is None else own | self.explained.arrays()
 
-    def _keys(self) -> tuple[str, ...]:
-        return (*(("file",) if self.file is not None else ()), *COLUMNS)
-
-    def rows(self, candidates: bool = True) -> list[dict[str, Any]]:
-        """One plain object per image; of what is explained the ``candidates`` only if they are wanted."""
-        columns = (
-            *(() if self.file is None else (self.file.tolist(),)),
+    def rows(self, candidates: bool = True) -> list[Prediction]:
+        """One object per image; of what is explained the ``candidates`` only if they are wanted."""
+        columns = zip(
+            [None] * len(self.labels) if self.file is None else self.file.tolist(),
             self.labels,
             self.task.tolist(),
             self.expert.tolist(),
             self.confidence.tolist(),
             self.known.tolist(),
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
+            strict=True,
         )
-        keys = self._keys()
-        why = [{}] * len(self.labels) if self.explained is None else self.explained.rows(candidates)
-        rows = enumerate(zip(*columns, strict=True), start=self.first)
-        return [{"index": i, **dict(zip(keys, row, strict=True)), **why[i - self.first]} for i, row in rows]
+        rows = [
+            Prediction(
+                index=i,
+                file=file,
+                label=label,
+                task=task,
+                expert=expert,
+                confidence=confidence,
+                known=known,
+                p_value=p_value,
+            )
+            for i, (file, label, task, expert, confidence, known, p_value) in enumerate(columns, start=self.first)
+        ]
+        return rows if self.explained is None else self.explained.told(rows, candidates)
 
-    def to_json(self) -> dict[str, Any]:
+    def printed(self) -> Predictions:
+        """What ``--json`` prints."""
+        return Predictions(**vars(self._over_all()), predictions=tuple(self.rows()))
+
+    def written(self, output: str) -> Written:
+        """What ``--json`` prints where the predictions are in the file ``output``."""
+        return Written(**vars(self._over_all()), output=output)
+
+    def _over_all(self) -> Predicted:
+        scores = self.scores
+        return Predicted(
+            router=self.router,
+            route=self.route,
+            rejected=int((~self.known).sum()),
+            skipped=self.skipped,
+            warnings=self.warnings,
+            decided_by=None if self.explained is None else self.explained.decided_by,
+            accuracy=None if scores is None else scores.accuracy,
+            accuracy_by_task=None if scores is None else scores.accuracy_by_task,
+            confusion=None if scores is None else scores.confusion,
+            calibration_error=None if scores is None else scores.calibration_error,
+        )
+
+    def to_json(self) -> dict[str, Json]:
         """The contract's object."""
-        return {
-            "schema": self.schema,
-            "router": self.router,
-            "route": self.route,
-            "predictions": self.rows(),
-            "rejected": int((~self.known).sum()),
-            "skipped": self.skipped,
-            "warnings": [asdict(caution) for caution in self.warnings],
-            **({} if self.explained is None else {"decided_by": self.explained.decided_by}),
-            **{key: None if self.scores is None else getattr(self.scores, key) for key in SCORED},
-        }
+        return self.printed().to_json()
 
 
 def predict(

@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
-from store_schema import TaskRecord
+if TYPE_CHECKING:
+    from store_schema import ClmoeError, TaskRecord
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""What JSON can hold."""
+OPTIONAL: Final[Mapping[str, bool]] = {"optional": True}
+"""Metadata of a field that is left out where it is None, and that nobody may rely on."""
+Outcome = Literal["known", "new", "undecided"]
+Status = Literal["learned", "known", "refined"]
+_AS_IT_IS = frozenset((str, float, int, bool))
+
+
+def plain(value: object) -> Json:
+    """A report, or what is in one, as JSON has it: fields in their order, tuples as lists."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return fields_of(value)
+
+
+def fields_of(value: object) -> dict[str, Json]:
+    """The fields of a dataclass as :func:`plain` values; of a report the schema's name comes first."""
+    found: dict[str, Json] = {"schema": value.schema} if isinstance(value, Report) else {}
+    kind: Any = type(value)
+    optional = _optional(kind)
+    for name, own in vars(value).items():
+        if own is None:
+            if name not in optional:
+                found[name] = None
+        else:
+            found[name] = own if type(own) in _AS_IT_IS else plain(own)
+    return found
+
+
+@cache
+def _optional(kind: Any) -> frozenset[str]:
+    return frozenset(each.name for each in dataclasses.fields(kind) if each.metadata.get("optional"))
 
 
 @dataclass(frozen=True)
@@ -16,9 +56,9 @@ class Report:
 
     schema: ClassVar[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain values, with the schema's name first."""
-        return {"schema": self.schema, **dataclasses.asdict(self)}
+        return fields_of(self)
 
 
 @dataclass(frozen=True)
@@ -32,7 +72,28 @@ class Caution:
 OnWarning = Callable[[Caution], None]
 
 
-def accuracy_of(task: TaskRecord) -> dict[str, float | int | None]:
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers to held-out images, null where they were not measured, and how many images these are."""
+
+    answer: float | None = None
+    within: float | None = None
+    subnetwork: float | None = None
+    dense: float | None = None
+    guessing: float | None = None
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """How many held-out images a class had, and the share of them that is answered right."""
+
+    label: int | str
+    images: int
+    accuracy: float | None
+
+
+def accuracy_of(task: TaskRecord) -> Accuracy:
     """How right held-out images of a task were answered when it was learned, shares of 0 to 1.
 
     ``answer``: as ``predict`` answered, among all tasks known then; ``within``: with the task given; ``subnetwork``: by
@@ -40,14 +101,13 @@ def accuracy_of(task: TaskRecord) -> dict[str, float | int | None]:
     ``held_out``: how many images. None where it was not measured.
     """
     found = task.accuracy
-    names = ("answer", "within", "subnetwork", "dense", "guessing", "held_out")
-    return {name: getattr(found, name) for name in names}
+    return Accuracy(found.answer, found.within, found.subnetwork, found.dense, found.guessing, found.held_out)
 
 
-def per_class_of(task: TaskRecord) -> tuple[dict[str, int | float | str | None], ...]:
+def per_class_of(task: TaskRecord) -> tuple[ClassAccuracy, ...]:
     """Of each class its ``label``, how many held-out ``images`` it had, and the share answered right (``accuracy``)."""
     rows = zip(task.classes, task.accuracy.per_class or (), strict=False)
-    return tuple({"label": label, "images": own.images, "accuracy": own.accuracy} for label, own in rows)
+    return tuple(ClassAccuracy(label, own.images, own.accuracy) for label, own in rows)
 
 
 @dataclass(frozen=True)
@@ -63,15 +123,54 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class Onset:
-    """The verdict ``known``, ``new`` or ``undecided``, its p-value (None: not available), the tasks, one sentence why.
+    """Whether the data are of known tasks, how sure that is (null: not available), which ones, and why."""
 
-    ``undecided``: for want of images no known task has p-values, and the labels did not settle it either.
-    """
-
-    verdict: str
+    # Undecided: for want of images no known task has p-values, and the labels did not settle it either.
+    verdict: Outcome
     p_value: float | None
     tasks: tuple[str, ...]
     reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A comparison with one task; those with ``chance`` are of the same images with shuffled inputs."""
+
+    task: str
+    expert: str
+    hamming: float
+    overlap: float
+    divergence: float
+    transfer: float | None
+    chance_overlap: float
+    chance_divergence: float
+    least_overlap: float
+    constructive: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far a batch is from one task.
+
+    ``hamming``: share of the expert's shared weights where the batch's provisional mask and the task's differ;
+    ``overlap``: the same beyond chance (kappa); ``divergence``: of their scores where both masks select.
+    """
+
+    task: str
+    expert: str
+    deviation: float
+    p_value: float | None
+    hamming: float
+    overlap: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """A frozen network in front of the experts: its architecture and the hash of its weights."""
+
+    arch: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -98,16 +197,16 @@ class LearnReport(Report):
     schema: ClassVar[str] = "clmoe.learn/2"
     task: str
     expert: str
-    status: str
+    status: Status
     new_expert: bool
     classes: tuple[int | str, ...]
-    accuracy: dict[str, float | int | None]
-    per_class: tuple[dict[str, int | float | str | None], ...]
+    accuracy: Accuracy
+    per_class: tuple[ClassAccuracy, ...]
     opinion: float | None
     layers: tuple[LayerUse, ...]
     owned_parameters: int
     onset: Onset
-    candidates: tuple[dict[str, Any], ...]
+    candidates: tuple[Candidate, ...]
     reads: tuple[str, ...]
     reason: str
     seed: int
@@ -118,13 +217,12 @@ class LearnReport(Report):
     warnings: tuple[Caution, ...] = ()
 
 
-@dataclass(frozen=True)
-class Segment:
+@dataclass(frozen=True, kw_only=True)
+class SegmentReport(LearnReport):
     """What ``learn`` did with the images from position ``start`` up to but not including ``stop`` of a stream."""
 
     start: int
     stop: int
-    report: LearnReport
 
 
 @dataclass(frozen=True)
@@ -132,12 +230,7 @@ class StreamReport(Report):
     """What ``learn --segment`` did, segment by segment in order of arrival."""
 
     schema: ClassVar[str] = LearnReport.schema
-    segments: tuple[Segment, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """An ordinary ``learn`` object for each segment, with its ``start`` and ``stop``."""
-        parts = [{**part.report.to_json(), "start": part.start, "stop": part.stop} for part in self.segments]
-        return {"schema": self.schema, "segments": parts}
+    segments: tuple[SegmentReport, ...]
 
 
 @dataclass(frozen=True)
@@ -149,13 +242,13 @@ class DetectReport(Report):
     """
 
     schema: ClassVar[str] = "clmoe.detect/2"
-    verdict: str
+    verdict: Outcome
     task: str | None
     expert: str | None
     p_value: float | None
     reason: str
     images: int
-    tasks: tuple[dict[str, Any], ...]
+    tasks: tuple[Compared, ...]
     skipped: int = 0
     warnings: tuple[Caution, ...] = ()
 
@@ -209,7 +302,34 @@ class ExportReport(Report):
     bytes: int
     deviation: float
     checked_with: str
-    answers: str
+    answers: Literal["mixture", "subnetwork"]
     opinion: float | None
-    accuracy: dict[str, float | int | None]
+    accuracy: Accuracy
     warnings: tuple[Caution, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What went wrong, where (file, key), what was found and expected, and what to do."""
+
+    kind: str | None = field(default=None, metadata=OPTIONAL)
+    what: str
+    where: str | None = field(default=None, metadata=OPTIONAL)
+    key: str | None = field(default=None, metadata=OPTIONAL)
+    found: str | None = field(default=None, metadata=OPTIONAL)
+    expected: str | None = field(default=None, metadata=OPTIONAL)
+    hint: str | None = field(default=None, metadata=OPTIONAL)
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class ErrorReport(Report):
+    """What any command prints on stderr under ``--json`` when it fails."""
+
+    schema: ClassVar[str] = "clmoe.error/1"
+    error: Failure
+
+
+def failure_of(error: ClmoeError) -> Failure:
+    """An error as reports have it, with its kind."""
+    return Failure(**error.as_dict(), exit_code=error.exit_code)

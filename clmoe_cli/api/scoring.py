@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clmoe_cli.api.predictions import Confusion
 from clmoe_cli.data.labels import Codebook, Label
 
 BINS = 15
@@ -25,7 +25,7 @@ class Scores:
 
     accuracy: float
     accuracy_by_task: dict[str, float]
-    confusion: tuple[dict[str, Any], ...]
+    confusion: tuple[Confusion, ...]
     calibration_error: float
 
 
@@ -58,13 +58,13 @@ def score(
         here = of_value.reshape(-1)[which] == i
         answered, counts = np.unique(task[here], return_counts=True)
         confusion.append(
-            {
-                "tasks": names[known].tolist(),
-                "images": int(here.sum()),
-                "answered": {str(k): int(n) for k, n in zip(answered, counts, strict=True)},
-            }
+            Confusion(
+                tasks=tuple(names[known].tolist()),
+                images=int(here.sum()),
+                answered={str(k): int(n) for k, n in zip(answered, counts, strict=True)},
+            )
         )
-    order = sorted(confusion, key=lambda row: [list(classes).index(name) for name in row["tasks"]] or [len(names)])
+    order = sorted(confusion, key=lambda row: [list(classes).index(name) for name in row.tasks] or [len(names)])
     return Scores(float(right.mean()), by_task, tuple(order), calibration_error(confidence, right))
 
 

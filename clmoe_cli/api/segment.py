@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from clmoe_cli.api.checks import check_known, check_unit
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.planning import plan
-from clmoe_cli.api.reports import OnWarning, Segment, StreamReport
+from clmoe_cli.api.reports import OnWarning, SegmentReport, StreamReport
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Codebook
 from clmoe_cli.method.subnetwork.training import OnEpoch
@@ -72,16 +71,23 @@ def learn_stream(
         parts = [part.without_strays() for part in parts]
     for part in parts:
         part.check()
-    done: list[Segment] = []
-    told: dict[str, Any] = {"on_epoch": on_epoch, "on_wait": on_wait, "on_resume": on_resume, "on_step": on_step}
-    told["on_warning"] = on_warning
+    done: list[SegmentReport] = []
     for number, part in enumerate(parts, start=1):
         on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
-                report = plan(store, part.batch, part.options, [segment.report for segment in done], on_warning)
+                report = plan(store, part.batch, part.options, done, on_warning)
             else:
-                report = learn(store, part.batch, part.options, **told)
+                report = learn(
+                    store,
+                    part.batch,
+                    part.options,
+                    on_epoch=on_epoch,
+                    on_wait=on_wait,
+                    on_resume=on_resume,
+                    on_step=on_step,
+                    on_warning=on_warning,
+                )
         except ClmoeError as error:
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place
@@ -89,7 +95,7 @@ def learn_stream(
                 kept = f"{len(done)} segments before it are in the store and stay known"
                 error.hint = f"{error.hint}; {kept}" if error.hint else kept
             raise
-        done.append(Segment(part.start, part.stop, report))
+        done.append(SegmentReport(**vars(report), start=part.start, stop=part.stop))
     return StreamReport(tuple(done))
 
 

@@ -30,6 +30,16 @@ _SPLIT, _TRAIN, _TEST, _MIXED = range(4)
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of ``tasks``."""
+
+    path: str
+    task: str
+    classes: tuple[int | str, ...]
+    images: int
+
+
+@dataclass(frozen=True)
 class TasksReport(Report):
     """What was written, or with ``dry_run`` would be.
 
@@ -38,7 +48,7 @@ class TasksReport(Report):
 
     schema: ClassVar[str] = "clmoe.tasks/1"
     source: str
-    files: tuple[dict[str, Any], ...]
+    files: tuple[File, ...]
     dry_run: bool = False
 
 
@@ -92,7 +102,7 @@ def make_tasks(
         raise DiskProblem(
             "cannot make the folder", where=one_line(folder), found=reason, hint="choose another"
         ) from error
-    files: list[dict[str, Any]] = []
+    files: list[File] = []
     to = begun(on_step, "writing", 2 * len(wanted) + 1, "files")
 
     def write(name: str, task: str, labels: list[int], part: Part, rng: np.random.Generator, most: int | None) -> None:
@@ -103,7 +113,7 @@ def make_tasks(
         path = folder / name
         if not dry_run:
             write_npz(path, {"x": part[0][chosen], "y": part[1][chosen]})
-        files.append({"path": str(path), "task": task, "classes": labels, "images": len(chosen)})
+        files.append(File(str(path), task, tuple(labels), len(chosen)))
         to(len(files))
 
     for number, labels in enumerate(wanted, start=1):

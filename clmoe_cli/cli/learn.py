@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,11 @@ from clmoe_cli.cli import flags
 from clmoe_cli.cli.completion import homes
 from clmoe_cli.report.progress import note, progress
 from clmoe_cli.runtime.distributed.processes import leading, together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clmoe_cli.api.reports import LearnReport
 
 
 def learn(
@@ -95,10 +100,16 @@ def learn(
     with together(method.device), progress(quiet) as shown:
         batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
         if segment:
-            told = curves.hears({**shown.callbacks(), "on_segment": shown.segment})
-            by_label = boundaries != "images"
-            stream = learn_stream(store, batch, options, use_labels=by_label, dry_run=dry_run, **told)
-            reports = [part.report for part in stream.segments]
+            stream = learn_stream(
+                store,
+                batch,
+                options,
+                use_labels=boundaries != "images",
+                dry_run=dry_run,
+                on_segment=curves.hears_segments(shown.segment),
+                **curves.hears(shown.callbacks()),
+            )
+            reports: Sequence[LearnReport] = stream.segments
         elif dry_run:
             reports = [plan(store, batch, options, on_warning=shown.warning)]
         else:

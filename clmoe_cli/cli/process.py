@@ -9,7 +9,6 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -57,21 +56,21 @@ def run(app: typer.Typer, args: list[str]) -> int:
         code = INTERRUPTED
     except ClmoeError as error:
         _trace()
-        return _fail(error.as_dict(), error.exit_code, as_json, str(error))
+        return _fail(str(error), error.exit_code, as_json, error)
     except OSError as error:
         _trace()
         problem = DiskProblem(error.strerror or str(error), where=error.filename)
-        return _fail(problem.as_dict(), problem.exit_code, as_json, str(problem))
+        return _fail(str(problem), problem.exit_code, as_json, problem)
     except Exception as error:
         # Typer's own usage errors carry their exit code and message; everything else is our bug.
         message = getattr(error, "format_message", None)
         _trace()
         if message is not None:
-            return _fail({"what": _line(message())}, int(getattr(error, "exit_code", 2)), as_json)
+            return _fail(_line(message()), int(getattr(error, "exit_code", 2)), as_json)
         text = f"bug in clmoe: {type(error).__name__}: {error} (set CLMOE_DEBUG=1 for the traceback and report it)"
-        return _fail({"what": _line(text)}, 1, as_json)
+        return _fail(_line(text), 1, as_json)
     if code == INTERRUPTED:  # Typer makes this code, silently, of a KeyboardInterrupt
-        return _fail({"what": "interrupted; the store is as it was before this command"}, INTERRUPTED, as_json)
+        return _fail("interrupted; the store is as it was before this command", INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 
@@ -85,13 +84,16 @@ def _complete(app: typer.Typer) -> int:
     return 0
 
 
-def _fail(fields: dict[str, Any], code: int, as_json: bool, line: str | None = None) -> int:
+def _fail(what: str, code: int, as_json: bool, error: ClmoeError | None = None) -> int:
     if not speaks():
         return code  # another process says so
     if as_json:
-        note(json.dumps({"schema": "clmoe.error/1", "error": {**fields, "exit_code": code}}))
+        from clmoe_cli.api.reports import ErrorReport, Failure, failure_of
+
+        failure = Failure(what=what, exit_code=code) if error is None else failure_of(error)
+        note(json.dumps(ErrorReport(failure).to_json()))
     else:
-        note(f"clmoe: {line or fields['what']}")
+        note(f"clmoe: {what}")
     return code
 
 

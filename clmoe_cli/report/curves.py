@@ -14,10 +14,13 @@ from clmoe_cli.data.npz import replacing
 from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from clmoe_cli.api.reports import LearnReport
     from clmoe_cli.method.subnetwork.training import Epoch
+    from clmoe_cli.report.progress import Callbacks
+
+    OnSegment = Callable[[int, int, int, int], None]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -76,7 +79,7 @@ class Curves:
     def __init__(self) -> None:
         self.parts: list[Curve] = []
 
-    def hears(self, told: dict[str, Any]) -> dict[str, Any]:
+    def hears(self, told: Callbacks) -> Callbacks:
         """The callbacks of ``learn``, of which this hears as well."""
 
         def epoch(epoch: Epoch) -> None:
@@ -87,12 +90,16 @@ class Curves:
             self._last().after = reached
             told["on_resume"](reached)
 
+        return {**told, "on_epoch": epoch, "on_resume": resume}
+
+    def hears_segments(self, on_segment: OnSegment) -> OnSegment:
+        """The callback of ``learn_stream`` for its segments, of which this hears as well."""
+
         def segment(number: int, count: int, start: int, stop: int) -> None:
             self.parts.append(Curve())
-            told["on_segment"](number, count, start, stop)
+            on_segment(number, count, start, stop)
 
-        heard: dict[str, Any] = {"on_epoch": epoch, "on_resume": resume, "on_segment": segment}
-        return {name: heard.get(name, call) for name, call in told.items()}
+        return segment
 
     def _last(self) -> Curve:
         if not self.parts:

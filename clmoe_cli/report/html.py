@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from clmoe_cli.api.contents import chosen, together
 from clmoe_cli.data.npz import replacing
 from clmoe_cli.report.cells import percent
 from clmoe_cli.report.overview import BY_CONSTRUCTION, measured, some
 from clmoe_cli.report.plots import drawings, picture
 
 if TYPE_CHECKING:
+    from clmoe_cli.api.contents import Frozen
     from clmoe_cli.api.inspect import InspectReport
 
 PAGE = Template("""<!doctype html>
@@ -155,9 +157,9 @@ def _text(value: object) -> str:
 
 
 def _cards(report: InspectReport) -> str:
-    accuracies = [t["accuracy"]["subnetwork"] for t in report.tasks if t["accuracy"]["subnetwork"] is not None]
+    accuracies = [t.accuracy.subnetwork for t in report.tasks if t.accuracy.subnetwork is not None]
     mean = percent(sum(accuracies) / len(accuracies)) if accuracies else "–"
-    classes = {(type(c).__name__, c) for t in report.tasks for c in t["classes"]}
+    classes = {(type(c).__name__, c) for t in report.tasks for c in t.classes}
     cards = {
         "tasks": len(report.tasks),
         "experts": len(report.experts),
@@ -165,7 +167,7 @@ def _cards(report: InspectReport) -> str:
         "shared weights frozen": f"{report.frozen_percent:.2f} %",
         "held-out accuracy, mean": mean,
         "held-out accuracy, least": percent(min(accuracies)) if accuracies else "–",
-        "bytes": _bytes(report.bytes["total"]),
+        "bytes": _bytes(report.bytes.total),
     }
     return '<dl class="cards">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in cards.items()) + "</dl>"
 
@@ -175,12 +177,12 @@ def _experts(report: InspectReport) -> str:
             "#free", "#output rows", "#bytes")  # fmt: skip
     rows = []
     for e in report.experts:
-        total = {key: sum(layer[key] for layer in e["layers"]) for key in ("parameters", "single", "shared", "free")}
-        shares = [_share(total[key], total["parameters"]) for key in ("single", "shared", "free")]
-        size = _bytes(report.bytes["experts"].get(e["id"], 0))
+        total = together(e.id, e.layers)
+        shares = [_share(part, total.parameters) for part in (total.single, total.shared, total.free)]
+        size = _bytes(report.bytes.experts.get(e.id, 0))
         rows.append(
-            (e["id"], e["arch"], e["kind"], len(e["tasks"]), len(e["layers"]), f"{total['parameters']:,}", *shares,
-             e["output_rows"]["rows"], size)
+            (e.id, e.arch, e.kind, len(e.tasks), len(e.layers), f"{total.parameters:,}", *shares,
+             e.output_rows.rows, size)
         )  # fmt: skip
     return _table(head, rows)
 
@@ -188,17 +190,17 @@ def _experts(report: InspectReport) -> str:
 def _tasks(report: InspectReport) -> str:
     head = ("task", "expert", "classes", "#images", "#dense", "#subnetwork", "#selected", "#reused", "#frozen after",
             "#bytes", "#learned (UTC)")  # fmt: skip
-    after = {(h["task"], e): s["layers"] for h in report.history if h["action"] == "learn"
-             for e, s in h["experts"].items()}  # fmt: skip
+    after = {(h.task, e): s.layers for h in report.history if h.action == "learn"
+             for e, s in h.experts.items()}  # fmt: skip
     rows = []
     for t in report.tasks:
-        total = {key: sum(layer[key] for layer in t["layers"]) for key in ("parameters", "selected", "reused")}
-        frozen = after.get((t["name"], t["expert"]))
+        total = chosen(t.name, t.layers)
+        frozen = after.get((t.name, t.expert))
         rows.append(
-            (t["name"], t["expert"], some(t["classes"], 12), f"{t['images']:,}", percent(t["accuracy"]["dense"]),
-             percent(t["accuracy"]["subnetwork"]), _share(total["selected"], total["parameters"]),
-             _share(total["reused"], total["parameters"]), _frozen(frozen) if frozen else "–", _bytes(t["bytes"]),
-             t["learned_at"][:16].replace("T", " "))
+            (t.name, t.expert, some(t.classes, 12), f"{t.images:,}", percent(t.accuracy.dense),
+             percent(t.accuracy.subnetwork), _share(total.selected, total.parameters),
+             _share(total.reused, total.parameters), _frozen(frozen) if frozen else "–", _bytes(t.bytes),
+             t.learned_at[:16].replace("T", " "))
         )  # fmt: skip
     return _table(head, rows)
 
@@ -208,16 +210,16 @@ def _layers(report: InspectReport) -> str:
     return _table(
         head,
         [
-            (e["id"], x["name"], *(f"{x[key]:,}" for key in ("parameters", "single", "shared", "free")),
-             f"{x['frozen_percent']:.2f} %")
+            (e.id, x.name, *(f"{count:,}" for count in (x.parameters, x.single, x.shared, x.free)),
+             f"{x.frozen_percent:.2f} %")
             for e in report.experts
-            for x in e["layers"]
+            for x in e.layers
         ],
     )  # fmt: skip
 
 
 def _overlaps(report: InspectReport) -> str:
-    names = [task["name"] for task in report.tasks]
+    names = [task.name for task in report.tasks]
     if len(names) > MATRIX:
         return '<p class="note">Too many for a table: clmoe inspect --json has them.</p>'
     head = ("task", *(f"#{name}" for name in names))
@@ -237,15 +239,15 @@ def _history(report: InspectReport) -> str:
     return _table(
         head,
         [
-            (h["generation"], h["action"], h["task"] or "",
-             ", ".join(f"{e} {_frozen(s['layers'])}" for e, s in h["experts"].items()))
+            (h.generation, h.action, h.task or "",
+             ", ".join(f"{e} {_frozen(s.layers)}" for e, s in h.experts.items()))
             for h in report.history
         ],
     )  # fmt: skip
 
 
-def _frozen(layers: Sequence[dict[str, Any]]) -> str:
-    return _share(sum(x["frozen"] for x in layers), sum(x["parameters"] for x in layers))
+def _frozen(layers: Sequence[Frozen]) -> str:
+    return _share(sum(x.frozen for x in layers), sum(x.parameters for x in layers))
 
 
 def _share(part: int, whole: int) -> str:

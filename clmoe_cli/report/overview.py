@@ -9,14 +9,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
 
+from clmoe_cli.api.contents import chosen
 from clmoe_cli.report.cells import columns, headline, percent
 
 if TYPE_CHECKING:
+    from clmoe_cli.api.contents import Shares, Task
     from clmoe_cli.api.inspect import InspectReport
 
-PARTS = (("shared", "several tasks", "█", "#", "cyan"), ("single", "one task", "▒", "=", "blue"),
-         ("free", "none", "░", ".", "dim"))  # fmt: skip
-"""Key of a layer's part, its name, its sign, its sign where there is only ASCII, its colour."""
+PARTS = (("several tasks", "█", "#", "cyan"), ("one task", "▒", "=", "blue"), ("none", "░", ".", "dim"))
+"""Who reads a part of a layer, its sign, its sign where there is only ASCII, its colour: shared, single, free."""
 BAR = (8, 40)
 """Least and greatest width of a bar."""
 UNLIMITED = 100_000
@@ -33,7 +34,7 @@ class Bar:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widths = cells(self.counts, min(options.max_width, BAR[1]))
-        signs = [ascii_sign if options.ascii_only else sign for _, _, sign, ascii_sign, _ in PARTS]
+        signs = [ascii_sign if options.ascii_only else sign for _, sign, ascii_sign, _ in PARTS]
         pieces = zip(widths, signs, PARTS, strict=True)
         yield Text.assemble(*((sign * width, part[-1]) for width, sign, part in pieces))
 
@@ -43,7 +44,7 @@ class Legend:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         parts = [(f"{ascii_sign if options.ascii_only else sign} {name}  ", colour)
-                 for _, name, sign, ascii_sign, colour in PARTS]  # fmt: skip
+                 for name, sign, ascii_sign, colour in PARTS]  # fmt: skip
         text = Text.assemble("weights read by: ", *parts)
         text.rstrip()
         yield text
@@ -78,18 +79,18 @@ BY_CONSTRUCTION = "Stored masks overlap by construction: later tasks read earlie
 def overview(report: InspectReport) -> list[Any]:
     """Of each expert its tasks, bars of its layers, and overlaps; then the store in one line."""
     parts: list[Any] = []
-    position = {task["name"]: i for i, task in enumerate(report.tasks)}
+    position = {task.name: i for i, task in enumerate(report.tasks)}
     for expert in report.experts:
-        own = [task for task in report.tasks if task["expert"] == expert["id"]]
-        rows = f"{expert['output_rows']['rows']} output rows"
+        own = [task for task in report.tasks if task.expert == expert.id]
+        rows = f"{expert.output_rows.rows} output rows"
         parts += [
-            headline(f"expert {expert['id']}", f"  {expert['arch']}, images {expert['kind']}, {rows}"),
+            headline(f"expert {expert.id}", f"  {expert.arch}, images {expert.kind}, {rows}"),
             Fitting(_tasks(own, each_layer=True), _tasks(own, each_layer=False)),
-            _bars(expert["layers"]),
+            _bars(expert.layers),
         ]
         if len(own) > 1:
-            index = [position[task["name"]] for task in own]
-            names = [task["name"] for task in own]
+            index = [position[task.name] for task in own]
+            names = [task.name for task in own]
             parts.append(
                 _overlap("overlap (kappa)", names, [[report.overlap[i][j] or 0.0 for j in index] for i in index])
             )
@@ -103,49 +104,48 @@ def overview(report: InspectReport) -> list[Any]:
     counted = f"{len(report.tasks)} task{'' if len(report.tasks) == 1 else 's'}"
     parts.append(
         f"{counted}, {report.frozen_percent:.2f} % of shared weights frozen, "
-        f"{report.bytes['total']} bytes, generation {report.generation}{checked}"
+        f"{report.bytes.total} bytes, generation {report.generation}{checked}"
     )
     return parts
 
 
-def _tasks(tasks: Sequence[dict[str, Any]], *, each_layer: bool) -> Any:
+def _tasks(tasks: Sequence[Task], *, each_layer: bool) -> Any:
     """A row for each task: what it selected of every layer, or of all of them together."""
-    layers = [layer["name"] for layer in tasks[0]["layers"]] if tasks and each_layer else ["selected", "reused"]
+    layers = [layer.name for layer in tasks[0].layers] if tasks and each_layer else ["selected", "reused"]
     table = columns("task", "classes", "accuracy", *layers, "bytes")
     table.columns[0].overflow = "fold"  # a name that is cut is no name
     table.columns[2].no_wrap = True
     for task in tasks:
         if each_layer:
-            shares = [layer["percent"] for layer in task["layers"]]
+            shares = [layer.percent for layer in task.layers]
         else:
-            whole = sum(layer["parameters"] for layer in task["layers"]) or 1
-            shares = [100 * sum(x[key] for x in task["layers"]) / whole for key in layers]
+            every = chosen("", task.layers)
+            shares = [100 * count / (every.parameters or 1) for count in (every.selected, every.reused)]
         table.add_row(
-            task["name"],
-            some(task["classes"]),
-            percent(task["accuracy"]["subnetwork"]),
+            task.name,
+            some(task.classes),
+            percent(task.accuracy.subnetwork),
             *(f"{share:.2f} %" for share in shares),
-            str(task["bytes"]),
+            str(task.bytes),
         )
     return table
 
 
-def _bars(layers: Sequence[dict[str, Any]]) -> Any:
+def _bars(layers: Sequence[Shares]) -> Any:
     table = columns("layer", "weights", "frozen", "shared", "")
     table.columns[0].no_wrap = True  # bars give way to names
     table.columns[-1].justify = "left"
     for layer in layers:
-        shared = 100 * layer["shared"] / layer["parameters"]
-        bar = Bar([layer[part[0]] for part in PARTS])
-        share = f"{layer['frozen_percent']:.2f} %"
-        table.add_row(layer["name"], str(layer["parameters"]), share, f"{shared:.2f} %", bar)
+        shared = 100 * layer.shared / layer.parameters
+        bar = Bar([layer.shared, layer.single, layer.free])
+        table.add_row(layer.name, str(layer.parameters), f"{layer.frozen_percent:.2f} %", f"{shared:.2f} %", bar)
     return table
 
 
-def measured(tasks: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+def measured(tasks: Sequence[Task]) -> list[list[float | None]]:
     """Overlap of each task's images with each other task before it was learned, None where it was not measured."""
-    found = [{m["task"]: m["overlap"] for m in task["measured"] or ()} for task in tasks]
-    return [[row.get(task["name"]) for task in tasks] for row in found]
+    found = [{m.task: m.overlap for m in task.measured or ()} for task in tasks]
+    return [[row.get(task.name) for task in tasks] for row in found]
 
 
 def _overlap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Any:

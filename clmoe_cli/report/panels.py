@@ -6,16 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clmoe_cli.api.contents import together
 from clmoe_cli.report.overview import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
+    from clmoe_cli.api.contents import Expert, Shares
     from clmoe_cli.api.inspect import InspectReport
 
-PARTS = (("shared", "several tasks", "#0b5394"), ("single", "one task", "#7fb2e5"), ("free", "free", "#e8e8e8"))
-"""Key of a layer's part, its name, its colour."""
+PARTS = (("several tasks", "#0b5394"), ("one task", "#7fb2e5"), ("free", "#e8e8e8"))
+"""Who reads a part of a layer, and its colour: shared, single, free."""
 EXPERTS, NAMED, BARS, NUMBERED = 6, 6, 40, 12
 """At most so many experts with curves, layers in a legend, bars, and tasks with numbers in the overlap matrix."""
 
@@ -26,21 +28,21 @@ def grid(count: int) -> tuple[int, int]:
     return math.ceil(max(count, 1) / across), across
 
 
-def shown(report: InspectReport, limit: int = EXPERTS) -> list[dict[str, Any]]:
+def shown(report: InspectReport, limit: int = EXPERTS) -> list[Expert]:
     """The experts with most tasks, in their order."""
-    most = sorted(report.experts, key=lambda e: -len(e["tasks"]))[:limit]
+    most = sorted(report.experts, key=lambda e: -len(e.tasks))[:limit]
     return [e for e in report.experts if e in most]
 
 
-def _commits(report: InspectReport, expert: dict[str, Any]) -> list[tuple[str, list[float]]]:
+def _commits(report: InspectReport, expert: Expert) -> list[tuple[str, list[float]]]:
     """What each commit that concerns an expert left frozen of its layers, in percent."""
     found: list[tuple[str, list[float]]] = []
     before = None
     for entry in report.history:
-        state = entry["experts"].get(expert["id"])
-        if state is not None and (state != before or entry["task"] in expert["tasks"]):
-            name = entry["task"] if entry["action"] == "learn" else f"{entry['action']} {entry['task'] or ''}"
-            found.append((name.strip(), [layer["frozen_percent"] for layer in state["layers"]]))
+        state, task = entry.experts.get(expert.id), entry.task or ""
+        if state is not None and (state != before or entry.task in expert.tasks):
+            name = task if entry.action == "learn" else f"{entry.action} {task}"
+            found.append((name.strip(), [layer.frozen_percent for layer in state.layers]))
         before = state
     return found
 
@@ -56,16 +58,16 @@ def frozen(figure: FigureBase, report: InspectReport) -> None:
         return
     rows, across = grid(len(experts))
     axes = list(figure.subplots(rows, across, squeeze=False).flat)
-    alike = len({tuple(layer["name"] for layer in e["layers"]) for e in experts}) == 1
+    alike = len({tuple(layer.name for layer in e.layers) for e in experts}) == 1
     for axis, expert in zip(axes, experts, strict=False):
-        names = [layer["name"] for layer in expert["layers"]]
+        names = [layer.name for layer in expert.layers]
         colours = mpl.colormaps["viridis"]([0.88 * i / max(1, len(names) - 1) for i in range(len(names))])
         commits = _commits(report, expert)
         after = np.reshape([state for _, state in commits], (-1, len(names)))
         axis.set_prop_cycle(color=colours)
         lines = axis.plot(range(1, len(commits) + 1), after, marker="o", ms=3)
         _names(axis.xaxis, [name for name, _ in commits], 9.0 / across)
-        axis.set_title(_plain(f"expert {expert['id']}: {expert['arch']}", 36))
+        axis.set_title(_plain(f"expert {expert.id}: {expert.arch}", 36))
         axis.set(ylabel="frozen (%)", ylim=(0, 1.08 * after.max(initial=0.0) or 1.0))
         axis.grid(axis="y", color="#dddddd", lw=0.6)
         few = np.unique(np.linspace(0, len(names) - 1, min(NAMED, len(names))).round().astype(int))
@@ -77,22 +79,22 @@ def frozen(figure: FigureBase, report: InspectReport) -> None:
     if alike:
         some = None if len(names) <= NAMED else f"{len(names)} layers, among them"
         figure.legend(*legend, loc="outside right upper", title=some)
-    left = [len(e["tasks"]) for e in report.experts if e not in experts]
+    left = [len(e.tasks) for e in report.experts if e not in experts]
     if left:
         figure.supxlabel(f"not drawn: {len(left)} more experts with {sum(left)} tasks", size="small", color="#555555")
 
 
 def accuracy(figure: FigureBase, report: InspectReport) -> None:
     """Two points for each task: before pruning, and with its subnetwork."""
-    found = [task["accuracy"] for task in report.tasks]
-    measured = [i for i, a in enumerate(found) if a["dense"] is not None and a["subnetwork"] is not None]
+    found = [(task.accuracy.dense, task.accuracy.subnetwork) for task in report.tasks]
+    measured = [(i, dense, own) for i, (dense, own) in enumerate(found, 1) if dense is not None and own is not None]
     if not measured:
         _nothing(figure, "not measured")
         return
     axis = figure.subplots()
-    dense = [100 * found[i]["dense"] for i in measured]
-    sparse = [100 * found[i]["subnetwork"] for i in measured]
-    at = [i + 1 for i in measured]
+    dense = [100 * share for _, share, _ in measured]
+    sparse = [100 * share for _, _, share in measured]
+    at = [i for i, _, _ in measured]
     axis.vlines(at, dense, sparse, color="#999999", lw=0.8)
     axis.plot(at, dense, "o", mfc="white", mec="#777777", ms=7, label="dense network, while learning", clip_on=False)
     axis.plot(at, sparse, "o", color="#0b5394", ms=4, label="its subnetwork, from then on", clip_on=False)
@@ -100,7 +102,7 @@ def accuracy(figure: FigureBase, report: InspectReport) -> None:
     below = max(2.0, 0.15 * (100 - low))
     axis.set(ylabel="accuracy (%)", ylim=(max(0.0, low - below), 100.0), xlim=(0.4, len(found) + 0.6))
     axis.grid(axis="y", color="#dddddd", lw=0.6)
-    _names(axis.xaxis, [task["name"] for task in report.tasks], 9.0)
+    _names(axis.xaxis, [task.name for task in report.tasks], 9.0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
 
@@ -116,7 +118,7 @@ def overlap(figure: FigureBase, report: InspectReport) -> None:
     axis = figure.subplots()
     colours = mpl.colormaps["Blues"].with_extremes(bad="#eeeeee")
     picture = axis.imshow(values, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-    names = [task["name"] for task in report.tasks]
+    names = [task.name for task in report.tasks]
     _names(axis.xaxis, names, 4.0, 0)
     _names(axis.yaxis, names, 4.0, 0)
     axis.spines[:].set_visible(False)
@@ -129,32 +131,28 @@ def overlap(figure: FigureBase, report: InspectReport) -> None:
     figure.colorbar(picture, ax=axis, shrink=0.6, label="kappa (grey: no expert in common)")
 
 
-def bars(report: InspectReport) -> tuple[list[str], list[dict[str, int]]]:
-    """Names and counts of the bars: of each layer, or of each expert (with most tasks) where that would be too many."""
-    layers = [(f"{e['id']} {layer['name']}", [layer]) for e in report.experts for layer in e["layers"]]
-    if len(layers) > BARS:
-        layers = [(e["id"], e["layers"]) for e in shown(report, BARS)]
-    counts = [{key: sum(layer[key] for layer in some) for key, *_ in PARTS} for _, some in layers]
-    return [name for name, _ in layers], counts
+def bars(report: InspectReport) -> list[Shares]:
+    """A bar for each layer, or for each expert (with most tasks) where that would be too many."""
+    layers = [together(f"{e.id} {layer.name}", [layer]) for e in report.experts for layer in e.layers]
+    return layers if len(layers) <= BARS else [together(e.id, e.layers) for e in shown(report, BARS)]
 
 
 def shares(figure: FigureBase, report: InspectReport) -> None:
     """A bar for each layer: what several tasks read, what one does, what none."""
-    names, counts = bars(report)
-    if not names:
+    found = bars(report)
+    if not found:
         _nothing(figure)
         return
     axis = figure.subplots()
-    wholes = [sum(count.values()) or 1 for count in counts]
-    left = [0.0] * len(names)
-    for key, label, colour in PARTS:
-        widths = [100 * count[key] / whole for count, whole in zip(counts, wholes, strict=True)]
-        axis.barh(range(len(names)), widths, left=left, color=colour, label=label)
+    left = [0.0] * len(found)
+    for part, (label, colour) in enumerate(PARTS):
+        widths = [100 * (bar.shared, bar.single, bar.free)[part] / (bar.parameters or 1) for bar in found]
+        axis.barh(range(len(found)), widths, left=left, color=colour, label=label)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    for i, (count, whole) in enumerate(zip(counts, wholes, strict=True)):
-        axis.text(101, i, f"{100 * count['free'] / whole:.1f} % free", va="center", size="small")
-    axis.set_yticks(range(len(names)), [_plain(name, 36) for name in names])
-    axis.set(xlabel="% of the shared weights", xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
+    for i, bar in enumerate(found):
+        axis.text(101, i, f"{100 * bar.free / (bar.parameters or 1):.1f} % free", va="center", size="small")
+    axis.set_yticks(range(len(found)), [_plain(bar.name, 36) for bar in found])
+    axis.set(xlabel="% of the shared weights", xlim=(0, 100), ylim=(len(found) - 0.5, -0.5))
     axis.tick_params(axis="y", length=0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
 

@@ -53,7 +53,7 @@ def check_plotting() -> None:
 def panels(report: InspectReport) -> list[Panel]:
     """Frozen percentages and accuracy, as wide as a page; overlaps and shares, half as wide."""
     rows, _ = grid(len(shown(report)))
-    high = len(bars(report)[0])
+    high = len(bars(report))
     return [
         Panel("Frozen weights of each layer after each commit", (10, 0.5 + 2.6 * rows), lambda f: frozen(f, report)),
         Panel("Held-out accuracy of the tasks, in order of learning", (10, 2.9), lambda f: accuracy(f, report)),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rich.console import Console
 
@@ -76,6 +76,16 @@ class _Item:
         seconds = (self.total - self.done) * (self.at - self.began) / (self.done - self.first) - (now - self.at)
         how = "at most" if self.phase and self.name in EARLY else "about"
         return f"{how} {duration(seconds)}" if seconds >= SOON else ""
+
+
+class Callbacks(TypedDict):
+    """What ``learn`` calls."""
+
+    on_epoch: Callable[[Epoch], None]
+    on_wait: Callable[[str], None]
+    on_resume: Callable[[str], None]
+    on_step: Callable[[Step], None]
+    on_warning: Callable[[Caution], None]
 
 
 class Progress:
@@ -237,7 +247,7 @@ class Progress:
             with self._lock:
                 note(text)
 
-    def callbacks(self) -> dict[str, Any]:
+    def callbacks(self) -> Callbacks:
         """What ``learn`` calls."""
         return {
             "on_epoch": self.epoch,

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from clmoe_cli.api import names
-from clmoe_cli.api.reports import Caution, LearnReport, RemovalReport
+from clmoe_cli.api.reports import Caution, Json, LearnReport, RemovalReport, Report, fields_of, plain
 from clmoe_cli.report.cells import columns, console
 from clmoe_cli.report.progress import note
 from clmoe_cli.report.tables import reasons_table, score_tables, tables
@@ -34,11 +34,11 @@ def repair_notes(report: InspectReport) -> None:
     """What ``inspect --repair`` did, in lines on stderr."""
     if report.repaired is None:
         return
-    found, lost = report.repaired["found"], ", ".join(report.repaired["lost"]) or "nothing"
+    found, lost = report.repaired.found, ", ".join(report.repaired.lost) or "nothing"
     note(f"damaged: {', '.join(found)}" if found else "nothing was damaged")
     if found:
         way = "would go back to" if report.dry_run else "back at"
-        note(f"{way} generation {report.repaired['generation']}; lost: {lost}")
+        note(f"{way} generation {report.repaired.generation}; lost: {lost}")
 
 
 def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
@@ -62,16 +62,12 @@ def skip_note(skipped: Sequence[str]) -> None:
         note(f"skipped {len(skipped)} broken picture{'s' if len(skipped) > 1 else ''}: {name_list(list(skipped))}")
 
 
-class _Report(Protocol):
-    def to_json(self) -> dict[str, Any]: ...
-
-
-def to_text(value: Any, ascii_only: bool = False) -> str:
+def to_text(value: Json, ascii_only: bool = False) -> str:
     """One JSON object; NaN has no place in JSON and becomes null."""
     return json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
 
 
-def _print_json(value: Any) -> None:
+def _print_json(value: Json) -> None:
     # Where stdout cannot take every character, the characters are escaped: the same JSON in any locale.
     encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
     print(to_text(value, ascii_only=encoding != "utf8"))
@@ -80,21 +76,21 @@ def _print_json(value: Any) -> None:
 def print_rows(part: PredictReport) -> None:
     """The rows of a part of a prediction as NDJSON, out of the buffer before the next part is decided."""
     for row in part.rows():
-        _print_json(row)
+        _print_json(plain(row))
     sys.stdout.flush()
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Json) -> Json:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_finite(v) for v in value]
     return value
 
 
-def show(report: _Report, as_json: bool) -> None:
+def show(report: Report, as_json: bool) -> None:
     """Prints a report: JSON, or a table for people."""
     if as_json:
         _print_json(report.to_json())
@@ -136,18 +132,18 @@ def frozen_table(report: InspectReport, table_format: str) -> str:
     header = ("generation", "action", "task", "expert", "layer", "parameters", "frozen", "frozen_percent")
     rows = [
         (
-            e["generation"],
-            e["action"],
-            e["task"] or "",
+            commit.generation,
+            commit.action,
+            commit.task or "",
             expert,
-            x["name"],
-            x["parameters"],
-            x["frozen"],
-            x["frozen_percent"],
+            layer.name,
+            layer.parameters,
+            layer.frozen,
+            layer.frozen_percent,
         )
-        for e in report.history
-        for expert, state in e["experts"].items()
-        for x in state["layers"]
+        for commit in report.history
+        for expert, state in commit.experts.items()
+        for layer in state.layers
     ]
     if table_format == "md":
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
@@ -214,7 +210,7 @@ def show_predictions(
         with whole(on_step, "writing the predictions"):
             _write(report, output)
         if as_json:
-            _print_json({k: v for k, v in report.to_json().items() if k != "predictions"} | {"output": str(output)})
+            _print_json(report.written(str(output)).to_json())
         elif not quiet:
             note(f"wrote {len(report.labels)} predictions to {output}")
     elif as_json:
@@ -225,10 +221,9 @@ def show_predictions(
         table = columns(first, "label", "task", "expert", "confidence", "known", "p-value")
         rows = report.rows(candidates=False)[:ROWS_SHOWN]
         for row in rows:
-            p = "–" if row["p_value"] is None else f"{row['p_value']:.3f}"
-            known = "yes" if row["known"] else "no"
-            about = str(row.get("file", row["index"])), str(row["label"]), row["task"], row["expert"]
-            table.add_row(*about, f"{row['confidence']:.3f}", known, p)
+            p = "–" if row.p_value is None else f"{row.p_value:.3f}"
+            about = row.file or str(row.index), str(row.label), row.task, row.expert
+            table.add_row(*about, f"{row.confidence:.3f}", "yes" if row.known else "no", p)
         screen.print(table if report.explained is None else reasons_table(first, rows))
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
@@ -252,14 +247,14 @@ def _write(report: PredictReport, path: Path) -> None:
     if path.suffix == ".json":
         text = to_text(report.to_json()) + "\n"
     elif path.suffix == ".ndjson":
-        text = "".join(to_text(row) + "\n" for row in report.rows())
+        text = "".join(to_text(plain(row)) + "\n" for row in report.rows())
     else:
         import csv
 
         out = io.StringIO()
         writer = csv.DictWriter(out, ["index", *report.arrays()])
         writer.writeheader()
-        writer.writerows(report.rows(candidates=False))
+        writer.writerows(map(fields_of, report.rows(candidates=False)))
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,18 @@ from clmoe_cli.report.cells import columns, headline, percent
 from clmoe_cli.report.overview import overview
 
 if TYPE_CHECKING:
+    from clmoe_cli.api.predictions import Prediction
     from clmoe_cli.api.scoring import Scores
 
 OVERLAP_SHOWN = 12
 
 
-def reasons_table(first: str, rows: list[dict[str, Any]]) -> Table:
+def reasons_table(first: str, rows: Sequence[Prediction]) -> Table:
     """Why each image was answered so; long sentences go on in the next line."""
     table = columns(first, "sure", "why")
     table.columns[2].justify = "left"
     for row in rows:
-        table.add_row(str(row.get("file", row["index"])), f"{row['confidence']:.3f}", row["reason"])
+        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", row.reason)
     return table
 
 
@@ -33,13 +35,13 @@ def score_tables(scores: Scores) -> list[Any]:
     table = columns("task", "accuracy")
     for name, accuracy in scores.accuracy_by_task.items():
         table.add_row(name, percent(accuracy))
-    names = sorted({name for row in scores.confusion for name in row["answered"]}, key=_number)
+    names = sorted({name for row in scores.confusion for name in row.answered}, key=_number)
     if not names or max(len(names), len(scores.confusion)) > OVERLAP_SHOWN:
         return [table]
     confusion = columns("label known to", "images", *names)
     for row in scores.confusion:
-        counts = [str(row["answered"].get(name, 0)) for name in names]
-        confusion.add_row(", ".join(row["tasks"]) or "no task", str(row["images"]), *counts)
+        counts = [str(row.answered.get(name, 0)) for name in names]
+        confusion.add_row(", ".join(row.tasks) or "no task", str(row.images), *counts)
     return [table, "answered by", confusion]
 
 
@@ -63,7 +65,7 @@ def _(report: InspectReport) -> list[Any]:
 def _(report: TasksReport) -> list[Any]:
     table = columns("file", "task", "classes", "images")
     for file in report.files:
-        table.add_row(file["path"], str(file["task"]), ", ".join(map(str, file["classes"])), str(file["images"]))
+        table.add_row(file.path, file.task, ", ".join(map(str, file.classes)), str(file.images))
     return ["nothing was written; this would be:", table] if report.dry_run else [table]
 
 
@@ -94,19 +96,19 @@ def _(report: LearnReport) -> list[Any]:
 def _held_out(report: LearnReport) -> str:
     """How right held-out images are, as ``predict`` answers, and what stands beside it."""
     found = report.accuracy
-    if found["answer"] is None and not found["held_out"]:
+    if found.answer is None and not found.held_out:
         return "not measured: no image could be left out"
-    if found["answer"] is None:
-        shares = f"{percent(found['subnetwork'])} of {found['held_out']} images right by the subnetwork alone"
-        return f"{shares}, {percent(found['dense'])} before pruning"
+    if found.answer is None:
+        shares = f"{percent(found.subnetwork)} of {found.held_out} images right by the subnetwork alone"
+        return f"{shares}, {percent(found.dense)} before pruning"
     shares = (
-        f"task given {percent(found['within'])}, subnetwork alone {percent(found['subnetwork'])}, before pruning "
-        f"{percent(found['dense'])}, guessing {percent(found['guessing'])}"
+        f"task given {percent(found.within)}, subnetwork alone {percent(found.subnetwork)}, before pruning "
+        f"{percent(found.dense)}, guessing {percent(found.guessing)}"
     )
-    text = f"{percent(found['answer'])} of {found['held_out']} images right as predict answers ({shares})"
-    rows = [row for row in report.per_class if row["accuracy"] is not None]
-    worst = sorted(rows, key=lambda row: float(row["accuracy"] or 0.0))[:3]
-    named = ", ".join(f"{row['label']} {100 * float(row['accuracy'] or 0.0):.2f} %" for row in worst)
+    text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
+    rows = [(row.accuracy, row.label) for row in report.per_class if row.accuracy is not None]
+    worst = sorted(rows, key=lambda row: row[0])[:3]
+    named = ", ".join(f"{label} {percent(share)}" for share, label in worst)
     if len(rows) < 3:
         return text
     return f"{text}; lowest: {named}"
@@ -134,18 +136,17 @@ def _plan_tables(report: LearnReport) -> list[Any]:
 def _(report: StreamReport) -> list[Any]:
     table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
     for part in report.segments:
-        learned = part.report
         table.add_row(
             f"{part.start} to {part.stop - 1}",
-            learned.status,
-            learned.task,
-            learned.expert,
-            ", ".join(map(str, learned.classes)),
-            percent(learned.accuracy["subnetwork"]),
-            f"{learned.seconds:.1f}",
+            part.status,
+            part.task,
+            part.expert,
+            ", ".join(map(str, part.classes)),
+            percent(part.accuracy.subnetwork),
+            f"{part.seconds:.1f}",
         )
-    new = sum(part.report.status == "learned" for part in report.segments)
-    if any(part.report.dry_run for part in report.segments):
+    new = sum(part.status == "learned" for part in report.segments)
+    if any(part.dry_run for part in report.segments):
         rest = f", {new} of them new to the store as it is; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
@@ -158,15 +159,8 @@ def _(report: DetectReport) -> list[Any]:
     p = "not available" if report.p_value is None else f"{report.p_value:.3g}"
     table = columns("task", "expert", "deviation", "p-value", "overlap", "divergence")
     for row in report.tasks:
-        own = "–" if row["p_value"] is None else f"{row['p_value']:.3g}"
-        table.add_row(
-            row["task"],
-            row["expert"],
-            f"{row['deviation']:.4g}",
-            own,
-            f"{row['overlap']:.3f}",
-            f"{row['divergence']:.3f}",
-        )
+        own = "–" if row.p_value is None else f"{row.p_value:.3g}"
+        table.add_row(row.task, row.expert, f"{row.deviation:.4g}", own, f"{row.overlap:.3f}", f"{row.divergence:.3f}")
     return [headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
 
 

@@ -26,7 +26,7 @@ def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["deep"]
     assert [p.name for p in root.parent.iterdir()] == ["store"]
     assert not any(name in str(p) for p in root.rglob("*") if name not in ("..", "e1"))
-    assert inspect(str(root), check=True).tasks[0]["name"] == name
+    assert inspect(str(root), check=True).tasks[0].name == name
     assert small.answers(root, name)
     learn(str(root), small.batch(2), small.OPTIONS)
     prune(str(root), PruneOptions(task=name), lambda plan: True)
