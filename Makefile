@@ -25,8 +25,9 @@ demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, pr
 test: $(STAMP)  ## run the tests, warnings as errors
 	$(BIN)/python -m pytest tests -n 2
 
-test-faults: $(STAMP)  ## the whole campaigns against the store: crashes, power loss, damage, hostile files (an hour)
+test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile files, benchmarks in small (an hour)
 	$(BIN)/python -m pytest tests/faults --whole
+	$(BIN)/python -m pytest tests -m campaign --ignore tests/faults --whole
 
 lint: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def state(root: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("arch", ["cnn:4,6", "mlp:8,8"])
+@pytest.mark.parametrize("arch", [pytest.param("cnn:4,6", marks=pytest.mark.campaign), "mlp:8,8"])
 def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) -> None:
     """What is learned is the same to the bit; what is compared with a stored number is rounded otherwise where there is
     no float64."""

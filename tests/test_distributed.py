@@ -339,7 +339,10 @@ def test_one_of_one_is_alone(more: dict[str, str], data: Path, one: Path, monkey
     assert alone("predict", "--batch", data / "a.npz", "--store", one, "-q") == 0
 
 
-WAITING = "from clmoe_cli import distributed; distributed.SOON = 0.3; from clmoe_cli.cli.app import main; main()"
+WAITING = (
+    "from clmoe_cli.runtime.distributed import processes; processes.SOON = 0.3; "
+    "from clmoe_cli.cli.app import main; main()"
+)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

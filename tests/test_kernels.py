@@ -157,6 +157,7 @@ def test_what_is_known_and_what_is_not(two: Path) -> None:
     assert detect(str(two), noise).verdict == "new"
 
 
+@pytest.mark.campaign
 def test_a_network_of_torchvision_and_images_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, first, second = tmp_path / "store", batch([0, 4], 80, 0, 32), batch([2, 7], 80, 1, 32)
     learn(str(root), first, SINGLE)

@@ -158,6 +158,7 @@ main()
 """
 
 
+@pytest.mark.campaign
 def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) -> None:
     """Real processes, SIGKILL and SIGINT."""
     x, y = bars([2, 7], 600, 1)

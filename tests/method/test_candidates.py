@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from method.test_gate import clouds, fit, solved
 from torch import Tensor
 
-from clmoe_cli.method.explain import KEPT, Candidates, Said, of_subnetworks
+from clmoe_cli.method.explain import KEPT, Candidates, Said, of_decision, of_subnetworks
 from clmoe_cli.method.routing.decide import Decision, Sources, decide_images, decide_within, task_of_batch
 
 N = 40
@@ -92,11 +93,12 @@ def many() -> Sources:
         fit(x[(y >= a) & (y < a + c)], y[(y >= a) & (y < a + c)] - a, c) for a, c in zip(starts, sizes, strict=True)
     ]
     _, ask = told(sizes)
-    return Sources(solved(tasks), torch.arange(22), lambda task: tasks[task], None, ask)
+    explain = partial(of_decision, asked=ask)
+    return Sources(solved(tasks), torch.arange(22), lambda task: tasks[task], None, explain)
 
 
 def why(found: Decision) -> Candidates:
-    assert found.why is not None
+    assert isinstance(found.why, Candidates)
     return found.why
 
 
