@@ -207,6 +207,21 @@ def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even
         assert float(apart[p]) == pytest.approx(slow.apart(means, b) if p in offered else 0.0, rel=1e-6)
 
 
+def test_the_choice_is_made_by_images_that_were_left_out() -> None:
+    rng = torch.Generator().manual_seed(6)
+    y = torch.arange(60) % 2
+    values = torch.randn((60, 8), generator=rng) + y[:, None] / 2
+    found, fold = fit(values, y, 2, True), gaussians.folds(y)
+    wanted = torch.zeros(GRID, dtype=torch.float64)
+    for i in range(FOLDS):
+        out = fold == i
+        part = fit_part(values[~out], y[~out], 2, torch.ones(8), whole=torch.bincount(y))
+        known = torch.tensor([True, True])
+        wanted += gaussians.tally(part, torch.ones(8), values[out], y[out], known, True)[0]
+    offered = slice(0, len(KAPPAS))
+    torch.testing.assert_close(found.tallies[offered], wanted[offered], rtol=1e-9, atol=1e-9)
+
+
 def test_a_ridge_that_is_not_offered_is_not_chosen() -> None:
     rng = torch.Generator().manual_seed(0)
     scale = torch.tensor([1e-3, 1.0, 1e3])

@@ -88,6 +88,19 @@ def test_verify_notices_a_swapped_object_and_a_changed_parent(make_store: Make) 
     assert {f.file for f in verify(root) if f.damage} == {str(parent)}
 
 
+def test_a_manifest_that_head_does_not_name_is_refused(make_store: Make) -> None:
+    """It is a valid one of this generation, and says of a task what was never committed."""
+    root = make_store("a", "b")
+    path = root / "manifests" / "2.json"
+    changed = path.read_text().replace('"images": 100', '"images": 101')
+    path.write_text(changed)
+    with pytest.raises(StoreDamaged, match="HEAD and its manifest do not agree"):
+        Store.open(root)
+    with pytest.raises(StoreDamaged, match="HEAD and its manifest do not agree"), writer(root):
+        pass
+    assert str(path) in named_as_damaged(root)
+
+
 def test_a_thawed_weight_is_caught_though_all_hashes_are_right(make_store: Make) -> None:
     root = make_store("a")
     with writer(root) as locked:
