@@ -469,7 +469,7 @@ FAULTS_OF_THE_STORE = (
         "checksums of objects are not compared", "store_schema/objects.py",
         "    if found != sha256:\n",
         "    if not sha256:\n",
-        (f"{DAMAGE}::test_verify_notices_a_swapped_object_and_a_changed_parent",),
+        (f"{DAMAGE}::test_another_valid_object_of_the_same_task_is_damage",),
     ),
     Fault(
         "the checksum of a manifest is not compared", "store_schema/store.py",

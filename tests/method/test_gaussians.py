@@ -372,10 +372,12 @@ def test_columns_of_one_unit_stay_as_they_are() -> None:
     assert torch.equal(gaussians._units(torch.ones(9, 4), torch.arange(9) % 2, 2), torch.ones(4))
 
 
+@pytest.mark.parametrize("width", [15, 120], ids=["more directions than features", "fewer directions than features"])
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]])
-def test_the_order_of_the_tasks_changes_no_bit_of_what_they_share(order: list[int]) -> None:
-    tasks = cloud_tasks(8, 400, 15)
+def test_the_order_of_the_tasks_changes_no_bit_of_what_they_share(order: list[int], width: int) -> None:
+    tasks = cloud_tasks(8, 400, width)
     plain, turned = solve(tasks), solve([tasks[t] for t in order])
+    assert plain.reach.shape[1] == min(width, sum(t.shared.shape[1] for t in tasks))
     for name in ("reach", "spread", "choice"):
         assert torch.equal(getattr(plain, name), getattr(turned, name))
     torch.testing.assert_close(turned.centre, plain.centre, rtol=1e-6, atol=1e-9)
