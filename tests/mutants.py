@@ -517,7 +517,7 @@ FAULTS_OF_THE_STORE = (
         "repaired to an older generation than needed", "store_schema/rollback.py",
         "manifest, data = whole[0]",
         "manifest, data = whole[-1]",
-        (f"{REPAIR}::test_damage_that_the_newest_generation_does_not_need_costs_nothing",),
+        (f"{REPAIR}::test_of_whole_generations_the_newest_stands",),
     ),
     Fault(
         "weights that are NaN are stored", "store_schema/weights.py",
