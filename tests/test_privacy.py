@@ -149,6 +149,19 @@ def test_noise_has_the_size_that_is_stated() -> None:
     assert bool((size[privacy.LEAST - 1 :] == 0).all())
 
 
+def test_means_have_the_noise_that_is_stated() -> None:
+    """Of 8 classes of two images, and of 8 of a hundred, each of as much variance within in every column."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.repeat_interleave(torch.arange(16), torch.tensor([2] * 8 + [100] * 8))
+    values = 10 * torch.randn((16, 300), generator=rng)[y] + 3 * torch.randn((len(y), 300), generator=rng)
+    draw = privacy.drawing(values)
+    few, many = privacy.noise(values, y, 16, draw), privacy.one_more(values, y, 16, draw)
+    assert not few[8:].any()
+    assert not many[:8].any()
+    for found, share in ((few[:8], (privacy.LEAST - 2) / 2**2), (many[8:], (privacy.LEAST - 1) / 100**2)):
+        assert float(found.square().mean()) == pytest.approx(share * 3**2, rel=0.2)
+
+
 def test_small_classes_have_a_mean_together_or_that_of_the_others() -> None:
     assert privacy.groups(torch.tensor([9, 3, 4])).tolist() == [0, -1, -1]
     assert privacy.groups(torch.tensor([9, 3, 5, 0])).tolist() == [0, 4, 4, 3]

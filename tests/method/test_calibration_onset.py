@@ -160,6 +160,25 @@ def test_the_table_of_known_and_new(tasks, labels, outcome, names, reason) -> No
     assert verdict.reason == reason.format(**p)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "labels"),
+    [
+        ({"a": A, "far": FAR}, None),
+        ({"a": A, "far": FAR}, ZERO_ONE),
+        (MIXED, None),
+        (MIXED, torch.cat([ZERO_ONE[:10], ZERO_ONE[10:] + 2])),
+    ],
+    ids=["one", "one, labelled", "several", "several, labelled"],
+)
+def test_the_rate_of_false_alarms_is_what_p_values_are_held_against(tasks, labels) -> None:
+    p = decide(tasks, labels, 0.01).p_value
+    assert p is not None
+    assert 0.01 < p < 0.99
+    assert decide(tasks, labels, 0.999 * p).verdict == "known"
+    assert decide(tasks, labels, 1.001 * p).verdict == "new"
+    assert decide({"far": FAR}, None, 0.9 * FAR.p_value()).verdict == "known"
+
+
 def test_tasks_without_p_values_are_known_by_their_predictions_only() -> None:
     tasks = {"few": FEW}
     assert decide(tasks, ZERO_ONE, 0.01).known

@@ -190,6 +190,51 @@ def test_far_classes_are_not_looked_at_and_change_no_answer(monkeypatch: pytest.
     assert torch.equal(coarse, coarse.sort(dim=1).values)
 
 
+def test_a_class_that_only_seems_farther_is_looked_at_in_full() -> None:
+    """The coarse form has few directions: a class may lie nearly twice as far away in it, and be the nearest."""
+    d, k = 12, COARSE + 2
+    directions = torch.zeros(2, d, k)
+    directions[0, COARSE, 0] = 1.0
+    directions[1, :k] = torch.eye(k)
+    means = torch.zeros(2, d)
+    means[0, -1] = 1.0
+    task = Subspaces(means, directions.half(), torch.ones(2, subspaces.QUANTILES), torch.full((2,), 100.0).double())
+    asked = torch.zeros(1, d)
+    asked[0, COARSE], asked[0, -1] = 0.9, 0.3
+    gate = solved([task])
+    coarse, chosen = gate.shortlist(asked)
+    assert chosen.tolist() == [[0, 1]]
+    torch.testing.assert_close(coarse, torch.tensor([[0.49, 0.90]]).double(), rtol=1e-6, atol=0)
+    found = full_distances(gate, chosen, asked, lambda position: task, coarse)
+    torch.testing.assert_close(found, torch.tensor([[0.49, 0.09]]).double(), rtol=1e-6, atol=0)
+    assert int(gate.compare(asked, lambda position: task).likely.argmax()) == 1
+
+
+def test_stores_of_formats_1_and_2_are_as_sure_as_they_were_learned() -> None:
+    """An image is e^1.7 times less likely for each unit of dispersion that it lies farther outside a class."""
+    means = torch.zeros(2, 6)
+    means[1, 0] = 2.0
+    quantiles = torch.linspace(0.5, 1.5, subspaces.QUANTILES).expand(2, -1)
+    task = Subspaces(means, torch.zeros(2, 6, 1).half(), quantiles, torch.full((2,), 100.0).double())
+    assert bool((task.dispersions > 0.05).all())
+    gate, values = solved([task]), torch.zeros(3, 6)
+    values[:, 0] = torch.tensor([0.9, 1.0, 1.2])
+    wanted = -1.7 * (values[:, 0].square() - (values[:, 0] - 2).square()).double() / float(task.dispersions[0])
+    for found in (gate.compare(values, lambda position: task), gate.within(values, 0, lambda position: task)):
+        own = [found.likely.gather(1, (found.chosen == c).int().argmax(dim=1, keepdim=True))[:, 0] for c in range(2)]
+        torch.testing.assert_close(own[0] - own[1], wanted, rtol=1e-5, atol=1e-6)
+    # The same for the tasks of a batch.
+    shifted = Subspaces(means + 1, task.directions, task.quantiles, task.counts)
+    two = solved([task, shifted])
+    evidence = two.evidence(values, [0, 1], [task, shifted].__getitem__)
+    nearest = [
+        torch.cdist(values.double(), own.means.double()).square().min(dim=1).values.sum() for own in (task, shifted)
+    ]
+    assert float(evidence[0] - evidence[1]) == pytest.approx(
+        float(-1.7 * (nearest[0] - nearest[1]) / task.dispersions[0]), rel=1e-5
+    )
+
+
 def test_a_batch_finds_its_task_in_spite_of_strangers() -> None:
     x, y = clouds(12, 1200, 0)
     tasks = [fit(x[y // 2 == t], y[y // 2 == t] % 2, 2) for t in range(6)]

@@ -207,6 +207,21 @@ def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even
         assert float(apart[p]) == pytest.approx(slow.apart(means, b) if p in offered else 0.0, rel=1e-6)
 
 
+def test_the_choice_is_made_by_images_that_were_left_out() -> None:
+    rng = torch.Generator().manual_seed(6)
+    y = torch.arange(60) % 2
+    values = torch.randn((60, 8), generator=rng) + y[:, None] / 2
+    found, fold = fit(values, y, 2, True), gaussians.folds(y)
+    wanted = torch.zeros(GRID, dtype=torch.float64)
+    for i in range(FOLDS):
+        out = fold == i
+        part = fit_part(values[~out], y[~out], 2, torch.ones(8), whole=torch.bincount(y))
+        known = torch.tensor([True, True])
+        wanted += gaussians.tally(part, torch.ones(8), values[out], y[out], known, True)[0]
+    offered = slice(0, len(KAPPAS))
+    torch.testing.assert_close(found.tallies[offered], wanted[offered], rtol=1e-9, atol=1e-9)
+
+
 def test_a_ridge_that_is_not_offered_is_not_chosen() -> None:
     rng = torch.Generator().manual_seed(0)
     scale = torch.tensor([1e-3, 1.0, 1e3])
@@ -357,10 +372,12 @@ def test_columns_of_one_unit_stay_as_they_are() -> None:
     assert torch.equal(gaussians._units(torch.ones(9, 4), torch.arange(9) % 2, 2), torch.ones(4))
 
 
+@pytest.mark.parametrize("width", [15, 120], ids=["more directions than features", "fewer directions than features"])
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]])
-def test_the_order_of_the_tasks_changes_no_bit_of_what_they_share(order: list[int]) -> None:
-    tasks = cloud_tasks(8, 400, 15)
+def test_the_order_of_the_tasks_changes_no_bit_of_what_they_share(order: list[int], width: int) -> None:
+    tasks = cloud_tasks(8, 400, width)
     plain, turned = solve(tasks), solve([tasks[t] for t in order])
+    assert plain.reach.shape[1] == min(width, sum(t.shared.shape[1] for t in tasks))
     for name in ("reach", "spread", "choice"):
         assert torch.equal(getattr(plain, name), getattr(turned, name))
     torch.testing.assert_close(turned.centre, plain.centre, rtol=1e-6, atol=1e-9)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.routing.mahalanobis import blocks, fit, fit_gaussian, leading
 from clmoe_cli.method.routing.paper import ROUTERS, Subnetwork, deviations, weigh
-from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
-from clmoe_cli.method.subnetwork.image_scores import DRAWS
+from clmoe_cli.method.subnetwork import masks, pruning
+from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores, halved, normalised
+from clmoe_cli.method.subnetwork.image_scores import DRAWS, image_scores
 from clmoe_cli.method.subnetwork.pruning import Tolerance
 from clmoe_cli.method.subnetwork.training import Labelled, Quality, Schedule, quality
-from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Thresholds, compare, place, ridge_rows
+from clmoe_cli.method.tasks import placement
+from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Thresholds, agreement, compare, place, ridge_rows
 
 NET = MLP(36, (24, 16))
 QUICK = Options(Schedule(epochs=6), Tolerance(starts=(0.4,), floor=0.1, final_epochs=2))
@@ -62,15 +64,72 @@ def test_a_task_is_learned_with_its_subnetwork_alone_and_the_other_keeps_its_bit
         assert 0 < float(mask.double().mean()) <= 0.45
 
 
-def test_frozen_weights_that_are_not_readable_are_not_used() -> None:
+@pytest.mark.parametrize("score", ["gradient-weight", "gradient"])
+def test_frozen_weights_that_are_not_readable_are_not_used(score: str) -> None:
     first, _ = learn_pair()
     zeros = {name: torch.zeros(shape) for name, shape in NET.shared_shapes().items()}
     base = {name: first.subnetwork.params[name] for name in zeros}
     rng = torch.Generator().manual_seed(3)
-    used = first.subnetwork.mask
+    used, how = first.subnetwork.mask, replace(QUICK, score=score)
     shared = Shared(base, used, masks.none_of(zeros))
-    alone = learn_task(B, NET, shared, blobs([20, 30], 600, 2), Setting(QUICK, rng))
-    assert masks.count(masks.both(alone.subnetwork.mask, used)) == 0
+    alone = learn_task(B, NET, shared, blobs([20, 30], 600, 2), Setting(how, rng)).subnetwork
+    assert masks.count(masks.both(alone.mask, used)) == 0
+    # Nothing outside the mask takes part in what it computes.
+    assert not any(alone.params[name][~mask].any() for name, mask in alone.mask.items())
+
+
+def test_what_is_stored_is_of_the_images_that_it_is_meant_to_be_of() -> None:
+    data = blobs([5, 15], 600, 1)
+    task = (learned := learned_alone(data, 2, QUICK)).subnetwork
+    parts = split(data, torch.Generator().manual_seed(0))
+    assert torch.equal(learned.held, parts.held)
+    x, y = parts.training.x, parts.training.y
+    for of, kept, raw in (
+        ("gradients", learned.half_scores, gradient_scores(NET, task.params, x, y)),
+        ("gradients of unit length", learned.half_image_scores, image_scores(NET, task.params, x, y)),
+    ):
+        wanted, scale = halved(masks.applied(raw, task.mask))
+        assert kept[1] == scale, of
+        assert all(torch.equal(kept[0][name], wanted[name]) for name in wanted), of
+    # What new images are compared with is of images that nothing was trained or tuned on.
+    held = parts.calibration
+    for kind, found in deviations(task, held.x, ["loss", "gradient", "fisher"]).items():
+        assert torch.equal(task.calibration[kind].values, found.sort().values), kind
+    assert learned.accuracy == quality(NET, task.params, held)
+    values = blocks(NET, task.params, held)
+    for name, gaussian in task.whitening.blocks.items():
+        mean = float(gaussian.deviation(values[name]).log().mean())
+        assert float(task.whitening.standard[name][0]) == pytest.approx(mean, rel=1e-5), name
+
+
+def test_refining_that_makes_it_worse_is_undone() -> None:
+    first, _ = learn_pair()
+    task, wild = first.subnetwork, replace(QUICK, schedule=Schedule(epochs=1, lr=30.0))
+    more, nothing = blobs([5, 15], 300, 8), masks.none_of(task.mask)
+    for grow in (False, True):
+        setting = Setting(wild, torch.Generator().manual_seed(1))
+        refined = refine_task(task, NET, nothing, more, grow, setting).subnetwork
+        test = blobs([5, 15], 500, 9)
+        assert quality(NET, refined.params, test).loss < 2 * quality(NET, task.params, test).loss + 0.01
+
+
+def test_masks_of_later_rounds_lie_within_those_of_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[masks.Masks] = []
+    real = pruning.finetune
+
+    def noted(run, params, trainable, how):
+        if how.phase == "prune":
+            rounds.append(dict(trainable))
+        return real(run, params, trainable, how)
+
+    monkeypatch.setattr(pruning, "finetune", noted)
+    tolerance = Tolerance(starts=(0.5,), step=0.5, floor=0.03, least=1, failures=9, halvings=0, final_epochs=1)
+    options = Options(Schedule(epochs=3), tolerance, score="gradient")
+    learned = learned_alone(blobs([5, 15], 600, 1), 2, options)
+    assert len(rounds) >= 4
+    # A weight that was taken out is zero: its gradient tells nothing of what bringing it back would do.
+    for denser, sparser in (*pairwise(rounds), (rounds[0], learned.subnetwork.mask)):
+        assert 0 < masks.count(masks.both(sparser, denser)) == masks.count(sparser)
 
 
 def test_learning_is_repeatable() -> None:
@@ -358,6 +417,62 @@ def test_related_tasks_overlap_more_than_permuted_ones(rng: torch.Generator) -> 
     assert same.transfer > 0.9
 
 
+@pytest.mark.parametrize(
+    ("found", "chance", "constructive"),
+    [
+        ((0.30, 0.30), (0.10, 0.60), True),
+        ((0.30, 0.53), (0.10, 0.60), True),
+        ((0.30, 0.55), (0.10, 0.60), False),  # its scores diverge about as much as those of shuffled inputs
+        ((0.15, 0.30), (0.10, 0.60), True),
+        ((0.13, 0.30), (0.10, 0.60), False),  # it overlaps hardly more than shuffled inputs
+        ((0.13, 0.30), (0.01, 0.60), True),
+        ((0.11, 0.30), (0.01, 0.60), False),  # many times as much as shuffled inputs, and still next to nothing
+    ],
+)
+def test_what_is_constructive_by_default(monkeypatch: pytest.MonkeyPatch, found, chance, constructive: bool) -> None:
+    """Pairs: overlap and divergence of the images, and of the same with shuffled inputs."""
+    data = blobs([5, 15], 20, 1)
+
+    def compared(known, fresh, images: Labelled, classes: int) -> tuple[float, float, float, float]:
+        overlap, divergence = found if torch.equal(images.x, data.x) else chance
+        return 0.1, overlap, divergence, 1.0
+
+    monkeypatch.setattr(placement, "_compared", compared)
+    known = KnownTask("a", "e1", NET, {}, {}, {})
+    assert compare(known, [{}, {}], data, 2, Thresholds(), torch.Generator()).constructive is constructive
+
+
+def test_scores_diverge_over_what_both_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = learn_pair()
+    task, data = first.subnetwork, blobs([8, 28], 200, 7)
+    selected: list[dict[str, torch.Tensor]] = []
+    real = masks.agreement
+
+    def noted(a, b):
+        selected.append(dict(a))
+        return real(a, b)
+
+    monkeypatch.setattr(placement.masks, "agreement", noted)
+
+    def apart(scores: dict[str, torch.Tensor]) -> float:
+        known = KnownTask(task.name, task.expert, NET, task.params, task.mask, scores)
+        return agreement(known, [NET.initial_shared(torch.Generator().manual_seed(1))], data, 2).divergence
+
+    def turned(where: masks.Masks) -> dict[str, torch.Tensor]:
+        """The same scores, in reverse order within these entries: their mean stays."""
+        scores = {name: value.clone() for name, value in task.scores.items()}
+        for name, here in where.items():
+            scores[name][here] = task.scores[name][here].flip(0)
+        return scores
+
+    plain = apart(task.scores)
+    both = masks.both(selected[0], task.mask)
+    others = masks.both(masks.inverse(selected[0]), task.mask)
+    assert min(masks.count(both), masks.count(others)) > 10
+    assert apart(turned(others)) == pytest.approx(plain, rel=1e-4)
+    assert apart(turned(both)) != pytest.approx(plain, rel=1e-2)
+
+
 def candidate(task: str, expert: str, overlap: float, divergence: float) -> Candidate:
     """A comparison where shuffled inputs overlap by 0.1 and diverge by 0.6."""
     good = overlap >= 0.14 and divergence <= 0.57
@@ -419,6 +534,22 @@ def test_the_papers_router_falls_back_where_a_task_has_no_image_scores() -> None
     assert not torch.equal(mixed, whole)
     for evidence in (whole, mixed):
         assert evidence.argmax(dim=1).unique().tolist() == [1]
+
+
+def test_without_image_scores_the_papers_router_weighs_overlap_and_divergence() -> None:
+    first, second = learn_pair()
+    tasks = [replace(t.subnetwork, image_scores={}, drawn=torch.zeros(0, DRAWS)) for t in (first, second)]
+    x = blobs([20, 30], 64, 5).x
+    evidence = ROUTERS["paper"](tasks, [x, x], True)[0]
+    for found, task in zip(evidence.tolist(), tasks, strict=True):
+        scores = gradient_scores(NET, task.params, x, logits(NET, task.params, x).argmax(dim=1))
+        # As many of the most important weights as the task has, over all layers.
+        every = normalised(NET, scores)
+        least = torch.cat([value.flatten() for value in every.values()]).sort(descending=True).values
+        mask = {name: value >= least[masks.count(task.mask) - 1] for name, value in every.items()}
+        overlap = masks.agreement(mask, task.mask).overlap
+        assert overlap > 0.05
+        assert found == pytest.approx(overlap - masks.divergence(scores, task.scores, task.mask), abs=1e-6)
 
 
 def test_the_papers_router_stays_in_the_expert_of_least_calibrated_loss() -> None:
