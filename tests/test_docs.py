@@ -136,6 +136,25 @@ def test_the_worked_example_prints_what_the_readme_says(tmp_path: Path) -> None:
     assert len([line for line in lines if shares[line] and min(shares[line]) >= 96]) == 4
 
 
+def test_the_tutorial_of_own_data_runs(tmp_path: Path) -> None:
+    """With short trainings; its script is what the data come from."""
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    (tmp_path / "make_data.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 10
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    told = {}
+    for line in lines:
+        done = subprocess.run(
+            ["sh", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        told[line] = done.stderr + done.stdout
+    assert told["clmoe detect --data second.npz --store vectors"].startswith("new")
+    assert "accuracy 100.00 % of 300 images" in told[lines[-2]]
+
+
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
