@@ -23,7 +23,11 @@ FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
 
 
 class Writer:
-    """Holds the lock; ``store`` is the snapshot that the next commit builds on."""
+    """Makes the next generation of a store; ``store`` is the snapshot that it builds on.
+
+    Whoever commits holds the lock: :func:`writer` takes it. Processes that only follow one that holds it have a writer
+    too, and never commit.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store

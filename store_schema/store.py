@@ -48,10 +48,6 @@ class Store:
             raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
         return store
 
-    def reload(self) -> Store:
-        """The snapshot that HEAD names now; raises as ``open`` does."""
-        return Store.open(self.root)
-
     def read_object(self, ref: ObjectRef) -> bytes:
         """An object's bytes, whose size and hash are right."""
         return objects.get(self.root, ref)

@@ -11,6 +11,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from fresh import initial_parameters
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
@@ -372,7 +373,7 @@ def test_pretrained_experts_take_all_but_the_output_layer(
     skeleton = modules.build("resnet18", (3, 32, 32), 4)
     weights = pretrained("resnet18", skeleton, resnet_file)
     assert weights.sha256 == load("resnet18", resnet_file).sha256
-    fresh = modules.initial_parameters(skeleton, rng)
+    fresh = initial_parameters(skeleton, rng)
     assert set(fresh) - set(weights.tensors) == {"fc.weight", "fc.bias"}
     assert all(fresh[name].shape == value.shape for name, value in weights.tensors.items())
     assert torch.equal(weights.tensors["layer1.0.bn1.running_mean"], resnet.layer1[0].bn1.running_mean)

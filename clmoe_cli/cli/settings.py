@@ -1,4 +1,8 @@
-"""Where settings come from besides flags: ``clmoe.toml`` and ``CLMOE_*`` variables, and what in them means nothing."""
+"""Where settings come from besides flags: ``clmoe.toml`` and ``CLMOE_*`` variables, and what in them means nothing.
+
+Typer reads variables and defaults by itself. pydantic-settings would declare every option a second time, and importing
+it takes longer than ``--help`` may.
+"""
 
 from __future__ import annotations
 

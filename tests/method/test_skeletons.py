@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from fresh import initial_parameters
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clmoe_cli.method.networks.modules import _Means, build, head_of, initial_parameters, layers_of
+from clmoe_cli.method.networks.modules import _Means, build, head_of, layers_of
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 # One of each family that passes, with the smallest pictures that all its variants read.

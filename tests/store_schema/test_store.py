@@ -140,4 +140,4 @@ def test_a_snapshot_stays_and_reload_follows_head(make_store: Make) -> None:
     with writer(root) as locked:
         commit_task(locked, "b", 1)
     assert [t.name for t in store.manifest.tasks] == ["a"]
-    assert [t.name for t in store.reload().manifest.tasks] == ["a", "b"]
+    assert [t.name for t in Store.open(store.root).manifest.tasks] == ["a", "b"]
