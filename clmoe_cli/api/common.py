@@ -16,6 +16,7 @@ from clmoe_cli.method.images import Images, Rows
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.scaling import Scaling, centring, standardising
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, counted, silent
 from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, ExpertRecord, Manifest
@@ -23,10 +24,8 @@ from store_schema import BadInput, ExpertRecord, Manifest
 ONSET_IMAGES = 256
 COUNTED = 0.01
 """Layers that hold less of an expert's weights do not count when its free capacity is judged."""
-IN_MEMORY = 256 << 20
-"""Bytes up to which images are kept as float32."""
-NUMBERS = 1 << 22
-"""Numbers looked at at a time, where all images are looked at once."""
+IN_MEMORY = limits.FLOAT_BYTES
+NUMBERS = limits.LOOKED_AT_NUMBERS
 
 
 def flat(batch: Batch, scaling: Scaling) -> Tensor:

@@ -28,6 +28,7 @@ from clmoe_cli.method.routing.features import features, is_image, kind, known
 from clmoe_cli.method.routing.gaussians import Gaussians, alone, one_unit, solve
 from clmoe_cli.method.routing.subspaces import COARSE, Subspaces
 from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from clmoe_cli.store_tensors import Loader, gate_arrays, solved_arrays
 from store_schema import (
@@ -47,8 +48,7 @@ CHUNK = 2000
 """Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
 EMBEDDING = 128
 """Columns from which vectors may be an embedding; of tables, square roots are not better (docs/method.md)."""
-PIXELS = 1 << 25
-"""Numbers of the images decided at a time."""
+PIXELS = limits.DECIDED_PIXELS
 
 
 def check(manifest: Manifest, batch: Batch, hint: str) -> None:

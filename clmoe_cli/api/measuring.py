@@ -24,14 +24,14 @@ from clmoe_cli.method.routing.features import ROOT, VECTOR, features, width
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
 from clmoe_cli.method.routing.subspaces import Statistics, Subspaces
 from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, after, begun, silent, whole
 from clmoe_cli.store_tensors import Loader
 from store_schema import GateRecord
 
 MOST = 20_000
 """Images of a class that its statistics rest on; of more, so many are taken evenly."""
-NUMBERS = 1 << 26
-"""Features that are in memory at a time."""
+NUMBERS = limits.FEATURE_NUMBERS
 FEW = 64
 """Images of a class, on average, that tell how large noise is to be."""
 WEIGHTS = 41

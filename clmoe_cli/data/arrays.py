@@ -21,14 +21,14 @@ from clmoe_cli.data.sources import check_source, kind_of, open_source
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import InputRecord
 
 IMAGE_KEYS = ("x", "X", "images", "data")
 CHANNELS = (1, 3, 4)
-MOST_VALUES = 1 << 28
-"""Values of one image: it is handled whole."""
+MOST_VALUES = limits.IMAGE_VALUES
 
 _LAYOUTS = "[N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]"
 _PIXEL_HINTS = {

@@ -9,13 +9,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from clmoe_cli.data.spool import taken
+from clmoe_cli.runtime import limits
 from store_schema.records import InputRecord
 
 Array: TypeAlias = np.ndarray[Any, Any]
 LabelUse: TypeAlias = Literal["required", "optional", "ignored"]
 
-MAX_BYTES = 64 << 30
-"""The most bytes of arrays that are read from one file or folder, compressed or not."""
+MAX_BYTES = limits.IMAGES_BYTES
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import LABEL_KEYS, check_names
 from clmoe_cli.data.transforms import shape_after
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 
 LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
 """Names of a column that is taken for the labels when nobody says which one is."""
-_CELLS = 1 << 18
-"""Cells that are turned into numbers at a time."""
+_CELLS = limits.CELLS
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,17})")
 _COLUMN_HINT = "--label-column NAME, or its position: 0 is the first column, -1 the last"

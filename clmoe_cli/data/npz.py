@@ -27,13 +27,14 @@ from numpy.lib import format as npy
 
 from clmoe_cli.data.batch import MAX_BYTES, Array
 from clmoe_cli.data.spool import Spool, rows_of, transposed_blocks
+from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput, ClmoeError, DiskProblem
 
 MAX_RATIO = 1100
 """Deflate cannot expand by more than about 1032."""
 
-_CHUNK = 1 << 20
-_MAX_HEADER = 1 << 16
+_CHUNK = limits.UNPACKED_BYTES
+_MAX_HEADER = limits.HEADER_BYTES
 _ENCRYPTED = 0x1
 _DISK_ERRNOS = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 # Besides OSError, what zipfile and zlib raise on a damaged file; RuntimeError and ValueError have subclasses.

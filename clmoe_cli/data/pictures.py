@@ -20,13 +20,14 @@ from clmoe_cli.data.listing import Listing, list_pictures
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.transforms import shape_after, transformed
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)
-_AT_ONCE = 64 << 20
+_AT_ONCE = limits.PICTURES_BYTES
 _TRIED = 16
 """Pictures that are tried for the first readable one."""
 

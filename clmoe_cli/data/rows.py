@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import IO, NoReturn, TypeAlias
 
 from clmoe_cli.data.npz import one_line
+from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput
 
 SEPARATORS = (";", "\t", "|", ",")
-LONGEST = 1 << 24
-"""Bytes of one line."""
-MOST_COLUMNS = 1 << 20
+LONGEST = limits.LINE_BYTES
+MOST_COLUMNS = limits.COLUMNS
 HINT = "save the table as CSV in UTF-8: a row for each example, numbers with a decimal point"
 _SNIFFED = 20
 

@@ -12,11 +12,11 @@ from typing import IO, Literal
 from clmoe_cli.data import npy
 from clmoe_cli.data.npz import one_line, read_problem
 from clmoe_cli.data.spool import pipe
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, Step, silent
 from store_schema.errors import BadInput, UsageProblem
 
-MAX_STREAM_BYTES = 64 << 30
-"""The most bytes taken from a pipe; they go to disk."""
+MAX_STREAM_BYTES = limits.STREAM_BYTES
 TABLES = (".csv", ".tsv", ".txt", ".data")
 _ZIP = b"PK"
 _LOOKED_AT = 4096

@@ -19,16 +19,14 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
+from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput, DiskProblem
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-THRESHOLD = 128 << 20
-"""The most bytes of an array that are held in memory."""
-BLOCK = 16 << 20
-"""Bytes that are handled at a time."""
-_PIECE = 1 << 16
-"""Bytes written at a time. The system keeps them together, and a map then has all of them in memory for one image."""
+THRESHOLD = limits.SPOOLED_BYTES
+BLOCK = limits.BLOCK_BYTES
+_PIECE = limits.PIECE_BYTES
 _GATHERED = 256
 """Rows of a spooled array that are copied before their pages are given back."""
 _DISK = "/var/tmp"

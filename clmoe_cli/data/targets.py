@@ -11,13 +11,13 @@ import numpy as np
 
 from clmoe_cli.data.batch import Array, LabelUse
 from clmoe_cli.data.npz import NpzReader
+from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput
 from store_schema.records import MAX_NAME
 
 LABEL_KEYS = ("y", "Y", "labels", "targets")
 
-_MOST_BYTES = 4 << 30
-"""Unlike images they are sorted in memory."""
+_MOST_BYTES = limits.LABELS_BYTES
 _LABEL_HINTS = {"f": "y.astype(int)", "b": "y.astype(int)", "O": "y.astype(str) or y.astype(int)"}
 
 

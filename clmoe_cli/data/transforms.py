@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from clmoe_cli.runtime import limits
 from store_schema.records import InputRecord
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-MOST = 1 << 26
-"""Values of one channel that resizing may make of one image before the centre is cut out."""
-_AT_ONCE = 1 << 21
+MOST = limits.RESIZED_VALUES
+_AT_ONCE = limits.TRANSFORMED_VALUES
 
 
 def resolved(record: InputRecord, channels: int) -> InputRecord:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUMBERS = 1 << 24
-"""Numbers read at a time."""
+from clmoe_cli.runtime import limits
+
+NUMBERS = limits.READ_NUMBERS
 
 
 @dataclass(frozen=True)

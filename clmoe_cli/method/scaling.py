@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.method.images import Rows, taken
+from clmoe_cli.runtime import limits
 
 LEAST = 30
 """Of fewer inputs nothing is kept column by column: the mean of few is much like each of them."""
 MOST = 4096
 """Inputs that centre and spread rest on; of more, so many are taken evenly."""
-NUMBERS = 1 << 24
-"""Numbers looked at at a time."""
+NUMBERS = limits.SCALED_NUMBERS
 TAIL = 0.01
 """Share of the inputs at either end of a column that count as the nearest of the others does."""
 BOUND = 10.0

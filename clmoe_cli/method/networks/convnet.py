@@ -33,10 +33,10 @@ from clmoe_cli.method.networks.base import (
     Pass,
     uniform,
 )
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed import collectives
 
-BUDGET = 1 << 25
-"""Numbers that the layers of one pass may leave behind."""
+BUDGET = limits.PASS_NUMBERS
 LONGEST = 32
 """Statistics of inputs see images shrunk to so many pixels a side."""
 

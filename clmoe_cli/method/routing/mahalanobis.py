@@ -23,12 +23,12 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, traced
 from clmoe_cli.method.reproducible import settled
+from clmoe_cli.runtime import limits
 
 RANKS = {"inputs": 32, "hidden": 128}
 """Leading directions kept of each block; found on MNIST training images (docs/method.md)."""
 
-MOST = 1 << 24
-"""Numbers of a block that the statistics rest on: of more images, so many are taken evenly."""
+MOST = limits.WHITENED_NUMBERS
 
 EXACT = 2048
 """Up to so many dimensions the covariance is decomposed exactly."""

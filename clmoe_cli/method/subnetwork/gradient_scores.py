@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.networks.base import STATISTICS, Convolution, Dense, Network, Normalisation, Params, device_of
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import OnDone
 
-CHUNK = 2048
-"""Images whose gradients are computed at a time."""
-BUDGET = 1 << 22
-"""Numbers of the images' gradients that are in memory at a time."""
+CHUNK = limits.SCORED_IMAGES
+BUDGET = limits.GRADIENT_NUMBERS
 
 
 @dataclass(frozen=True)

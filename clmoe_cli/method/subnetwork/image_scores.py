@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.networks.base import Dense, Network, Params, device_of
 from clmoe_cli.method.subnetwork.gradient_scores import Factors, image_gradients
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import OnDone
 
-CHUNK = 2048
-"""Images whose gradients are computed at a time."""
+CHUNK = limits.SCORED_IMAGES
 TINY = 1e-30
 """A gradient shorter than this has no direction and counts as zero."""
 SIZES = (8, 16, 32, 64)
@@ -36,8 +36,7 @@ DRAWS = 999
 """Batches drawn of each size: the least p-value is a thousandth, which counts twice."""
 DRAWN = 512
 """Held-out images that they are drawn from, at most."""
-ENTRIES = 1 << 16
-"""Weights of a layer that single images are compared on, at most: of more, so many are taken evenly."""
+ENTRIES = limits.GATHERED_ENTRIES
 MARGIN = 0.1
 """Tolerated excess of a batch's divergence: the same task by other hands is no new one."""
 

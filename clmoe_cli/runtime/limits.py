@@ -1,0 +1,56 @@
+"""Every limit on memory, with its reason. Modules name theirs after what they do with it, which tests may change."""
+
+from __future__ import annotations
+
+IMAGES_BYTES = 64 << 30
+"""The most bytes of arrays that are read from one file or folder, compressed or not."""
+STREAM_BYTES = 64 << 30
+"""The most bytes taken from a pipe; they go to disk."""
+LABELS_BYTES = 4 << 30
+"""Unlike images they are sorted in memory."""
+IMAGE_VALUES = 1 << 28
+"""Values of one image: it is handled whole."""
+UNPACKED_BYTES = 1 << 20
+"""Bytes of a compressed file that are unpacked at a time."""
+HEADER_BYTES = 1 << 16
+"""Bytes of an array's header; numpy's own take a hundred."""
+LINE_BYTES = 1 << 24
+"""Bytes of one line."""
+COLUMNS = 1 << 20
+"""Columns of a table: a row of them is in memory as text."""
+CELLS = 1 << 18
+"""Cells that are turned into numbers at a time."""
+PICTURES_BYTES = 64 << 20
+"""Bytes of decoded pictures that wait for their transform at a time."""
+RESIZED_VALUES = 1 << 26
+"""Values of one channel that resizing may make of one image before the centre is cut out."""
+TRANSFORMED_VALUES = 1 << 21
+"""Values that a transform makes at a time."""
+SPOOLED_BYTES = 128 << 20
+"""The most bytes of an array that are held in memory."""
+BLOCK_BYTES = 16 << 20
+"""Bytes that are handled at a time."""
+PIECE_BYTES = 1 << 16
+"""Bytes written at a time. The system keeps them together, and a map then has all of them in memory for one image."""
+READ_NUMBERS = 1 << 24
+"""Numbers read at a time."""
+SCALED_NUMBERS = 1 << 24
+"""Numbers looked at at a time."""
+PASS_NUMBERS = 1 << 25
+"""Numbers that the layers of one pass may leave behind."""
+GRADIENT_NUMBERS = 1 << 22
+"""Numbers of the images' gradients that are in memory at a time."""
+SCORED_IMAGES = 2048
+"""Images whose gradients are computed at a time."""
+GATHERED_ENTRIES = 1 << 16
+"""Weights of a layer that single images are compared on, at most: of more, so many are taken evenly."""
+WHITENED_NUMBERS = 1 << 24
+"""Numbers of a block that the statistics rest on: of more images, so many are taken evenly."""
+FLOAT_BYTES = 256 << 20
+"""Bytes up to which images are kept as float32."""
+LOOKED_AT_NUMBERS = 1 << 22
+"""Numbers looked at at a time, where all images are looked at once."""
+DECIDED_PIXELS = 1 << 25
+"""Numbers of the images decided at a time."""
+FEATURE_NUMBERS = 1 << 26
+"""Features that are in memory at a time."""
