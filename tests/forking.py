@@ -98,7 +98,7 @@ def perform(name: str, args: list[str], folder: str, environment: dict[str, str]
             os.dup2(stream, number)
             os.close(stream)
         for number, mode in enumerate(("r", "w", "w")):
-            encoded = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
+            encoded = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, ("stdin", "stdout", "stderr")[number], encoded)
         os.chdir(folder)
         os.environ.clear()
