@@ -17,7 +17,7 @@ import torch
 import typer
 from PIL import Image
 from safetensors.torch import save_file
-from torchvision.models import resnet18
+from torchvision.models import resnet18, shufflenet_v2_x0_5
 
 from clmoe_cli.app import app
 
@@ -154,8 +154,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted((place / "photos" / "cat").glob("*.png"))[:3]:
         shutil.copy(path, place / "holiday")
     torch.manual_seed(0)
-    kept = {name: value for name, value in resnet18().state_dict().items() if not name.startswith("fc.")}
-    save_file(kept, place / "resnet18.safetensors")
+    for name, network in (("resnet18", resnet18()), ("shufflenet", shufflenet_v2_x0_5())):
+        kept = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+        save_file(kept, place / f"{name}.safetensors")
     return place
 
 
