@@ -6,7 +6,7 @@ MNIST ?= ../shared/mnist
 PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
-.PHONY: docs help install demo test test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
+.PHONY: docs help install demo test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
 	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers
 
 help:  ## list the targets
@@ -25,8 +25,12 @@ demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, pr
 test: $(STAMP)  ## run the tests, warnings as errors
 	$(BIN)/python -m pytest tests -n 2
 
-test-faults: $(STAMP)  ## the whole campaigns against the store: crashes, power loss, damage, hostile files (an hour)
+mutants: $(STAMP)  ## deliberate faults, one at a time: the tests must notice at least nine of ten
+	$(BIN)/python tests/mutants.py
+
+test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile files, benchmarks in small (an hour)
 	$(BIN)/python -m pytest tests/faults --whole
+	$(BIN)/python -m pytest tests -m campaign --ignore tests/faults --whole
 
 lint: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

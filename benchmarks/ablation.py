@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from clmoe_cli.continual import masks
-from clmoe_cli.continual.experts import MLP
-from clmoe_cli.continual.learning import split
-from clmoe_cli.continual.selection import SCORES, importance, threshold_at
-from clmoe_cli.continual.training import Labelled, Schedule, anneal, quality, train
+from clmoe_cli.method.learn_task import split
+from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.pruning import SCORES, importance, threshold_at
+from clmoe_cli.method.subnetwork.training import Annealing, Labelled, Run, Schedule, anneal, quality, train
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))
 DENSITIES = (0.03, 0.01, 0.005)
@@ -53,7 +53,8 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     fresh = net.initial_shared(generator) | net.initial_owned(2, generator)
     start = net.ordered(fresh)
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
-    dense, _ = train(net, start, every, parts.training, parts.tuning, schedule, generator)
+    run = Run(net, parts.training, parts.tuning, schedule, generator)
+    dense, _ = train(run, start, every)
     common = {"task": number + 1, "seed": seed, "dense": quality(net, dense, asked).accuracy}
 
     def pruned(params: dict[str, torch.Tensor], mask: masks.Masks, density: float, score: str) -> masks.Masks:
@@ -63,9 +64,7 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
 
     def consolidated(params: dict[str, torch.Tensor], mask: masks.Masks, epochs: int) -> dict[str, torch.Tensor]:
         kept = masks.applied(params, mask)
-        return anneal(
-            net, kept, mask, parts.training, parts.tuning, schedule, generator, epochs=epochs, lr=3e-3, phase="ablation"
-        )[0]
+        return anneal(run, kept, mask, Annealing("ablation", epochs, 3e-3))[0]
 
     rows = []
     for score, way in product(SCORES, ("at once", "rounds")):

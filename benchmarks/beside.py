@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from p6 import PAIRS
 
-from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.learning import split
 from clmoe_cli.data import read_batch
-from clmoe_cli.state import derived_seed, generator
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.learn_task import split
+from clmoe_cli.store_tensors import derived_seed, generator
 from store_schema import Store
 
 HERE = Path(__file__).parent

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import MNIST
 
-from clmoe_cli.choices import EVIDENCE
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.runtime.choices import EVIDENCE
 
 FACTORS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.3, 1.5, 2.0)
 TASKS = ((0, 1), (2, 3), (4, 5))

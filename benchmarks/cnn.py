@@ -19,9 +19,9 @@ import torch
 from joint import Images, reference
 from paper import PAIRS
 
-from clmoe_cli.commands.tasks import make_tasks
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import read_batch
+from clmoe_cli.method.subnetwork.training import Schedule
 
 
 def once(files: Sequence[str]) -> Images:

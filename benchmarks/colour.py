@@ -15,7 +15,7 @@ import sequence
 from joint import load, reference
 from scenes import TASKS, make_folders
 
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.method.subnetwork.training import Schedule
 
 
 def main() -> None:

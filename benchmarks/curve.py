@@ -20,9 +20,9 @@ from figures import write_rows
 from matplotlib.figure import Figure
 from paper import prepare, run_seed
 
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual import learning
-from clmoe_cli.continual.selection import Tolerance
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.method import learn_task
+from clmoe_cli.method.subnetwork.pruning import Tolerance
 
 DENSITIES = (0.2, 0.02, 0.002)
 
@@ -30,9 +30,9 @@ DENSITIES = (0.2, 0.02, 0.002)
 def run(job: tuple[str, Path, int, float | None, bool]) -> dict[str, Any]:
     """One run; ``density`` None: the tolerance decides."""
     name, out, seed, density, blind = job
-    method = learning.Options()
+    method = learn_task.Options()
     if density is not None:
-        method = learning.Options(tolerance=Tolerance(max_drop=1.0, starts=(max(0.2, density),), floor=density))
+        method = learn_task.Options(tolerance=Tolerance(max_drop=1.0, starts=(max(0.2, density),), floor=density))
     return row(name, run_seed((out, seed, LearnOptions(seed=seed, method=method), blind, False)))
 
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands.tasks import make_tasks
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import InputRecord
 

@@ -19,12 +19,12 @@ from figures import write_rows
 from onset import PAIRS, test_images
 from torch import Tensor
 
-from clmoe_cli.choices import EVIDENCE
-from clmoe_cli.commands.evidence import onset_evidence
-from clmoe_cli.continual.onset import decide
+from clmoe_cli.api.evidence import onset_evidence
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method.tasks.novelty import decide
+from clmoe_cli.runtime.choices import EVIDENCE
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 SIZES = (8, 32, 128)

@@ -24,12 +24,13 @@ from paper import PAIRS, dense_reference
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands import committing, common
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import PredictReport, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.tasks import make_tasks
+from clmoe_cli.api import committing, common
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reports import plain
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 
@@ -167,7 +168,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
         result[f"{router}_seconds"] = time.perf_counter() - started
         result[f"{router}_ece"] = found.scores.calibration_error
         if router == "fused":
-            result["confusion"] = found.scores.confusion
+            result["confusion"] = plain(found.scores.confusion)
     for name, router in (("given", "fused"), ("subnetwork", "fisher")):
         each = [predict(place, cut(*test, pair, 0), router=router, task=f"task{i}") for i, pair in enumerate(pairs, 1)]
         result[name] = float(np.mean([answers.accuracy for answers in each]))

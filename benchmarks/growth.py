@@ -22,14 +22,14 @@ from matplotlib.figure import Figure
 from sequence import table, write
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 
 QUICK = Options(Schedule(epochs=2), Tolerance(epochs=1, final_epochs=2))
 ASKED = 2000
@@ -70,7 +70,7 @@ def timed(use: Any) -> float:
 def measured(store: Path, took: float, asked: Batch) -> dict[str, float]:
     predicted = min(timed(lambda: predict(str(store), asked)) for _ in range(3))
     read = min(timed(lambda: inspect(str(store))) for _ in range(3))
-    size = inspect(str(store)).bytes["total"]
+    size = inspect(str(store)).bytes.total
     return {"learn": took, "predict": predicted, "inspect": read, "bytes": size}
 
 

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands import gating
-from clmoe_cli.continual.experts import logits
+from clmoe_cli.api import gating
 from clmoe_cli.data import Batch
 from clmoe_cli.data.npz import write_npz
-from clmoe_cli.state import Loader
+from clmoe_cli.method.networks.base import logits
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store, writer
 
 FEW = 6

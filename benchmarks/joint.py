@@ -2,8 +2,8 @@
 
     python benchmarks/joint.py --train FOLDER --test FOLDER [--arch cnn:32,64,128] [--side 32]
 
-Optimizer, held-out share, dropout and falls of the learning rate are those of ``clmoe_cli.continual.training``; then,
-as a subnetwork's consolidation is, it is trained on along a falling cosine.
+Optimizer, held-out share, dropout and falls of the learning rate are those of ``clmoe_cli.method.subnetwork.training``;
+then, as a subnetwork's consolidation is, it is trained on along a falling cosine.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from clmoe_cli.continual import skeletons
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import BATCHES, Schedule
+from clmoe_cli.method.networks import modules
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import BATCHES, Schedule
 
 Array = np.ndarray[Any, Any]
 
@@ -55,11 +55,11 @@ def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, fl
     """
     kind, _, text = arch.partition(":")
     if kind != "mlp":
-        net = skeletons.build(arch, (shape[0], shape[1], shape[2]), classes)
-        values = skeletons.initial_parameters(net, torch.default_generator)
+        net = modules.build(arch, (shape[0], shape[1], shape[2]), classes)
+        values = modules.initial_parameters(net, torch.default_generator)
         net = net.to_empty(device="cpu")
         net.load_state_dict(values, strict=False)
-        parent, _, name = skeletons.head_of(net).rpartition(".")
+        parent, _, name = modules.head_of(net).rpartition(".")
         head = net.get_submodule(parent)
         setattr(head, name, nn.Sequential(nn.Dropout(drop[1]), head.get_submodule(name)))
         return net.to(memory_format=torch.channels_last)

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import by_turns, ratio, seconds
 
-from clmoe_cli.continual.experts import MLP
-from clmoe_cli.continual.freezing import freeze_guard
-from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.importance import gradient_scores
-from clmoe_cli.continual.training import adam, dropout, run_epoch
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
+from clmoe_cli.method.subnetwork.training import Moving, Run, Schedule, adam, dropout, run_epoch
 
 SIZES = (784, 500, 500)
 CLASSES = 10
@@ -91,9 +90,8 @@ def step(turns: int, frozen: float = 0.05, widths: tuple[int, ...] = SIZES, clas
     drop = dropout("hidden1", (0.2, 0.3), rng)
 
     def ours(dropping: bool) -> Callable[[], object]:
-        working = {name: value.clone().requires_grad_(True) for name, value in params.items()}
-        optimizer, restore = adam(1e-3)(list(working.values())), freeze_guard(working, masks)
-        return lambda: run_epoch(net, working, data, optimizer, restore, 128, rng, drop=drop if dropping else None)
+        moving, run = Moving.of(params, masks, adam(1e-3)), Run(net, data, data, Schedule(batch_size=128), rng)
+        return lambda: run_epoch(run, moving, drop if dropping else None)
 
     def dense(dropping: bool) -> Callable[[], object]:
         module = plain(widths, classes, dropping)

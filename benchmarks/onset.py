@@ -23,15 +23,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands.evidence import onset_evidence
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.onset import Evidence, decide
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.evidence import onset_evidence
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.method.tasks.novelty import Evidence, decide
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.experts import logits
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.networks.base import logits
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 ROUTERS = ("fused", "gate", "gradient", "loss", "paper", "fisher")

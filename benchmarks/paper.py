@@ -22,23 +22,25 @@ import torch
 from figures import draw, tables
 from torch import Tensor
 
-from clmoe_cli.commands import common
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.tasks import make_tasks
-from clmoe_cli.continual import learning, masks
-from clmoe_cli.continual.experts import logits, parse_arch
-from clmoe_cli.continual.image_scores import ImageReference
-from clmoe_cli.continual.importance import deviation, factors
-from clmoe_cli.continual.placement import Thresholds
-from clmoe_cli.continual.scaling import Scaling
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Epoch, Labelled, Schedule, anneal, quality, train
+from clmoe_cli.api import common
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader, derived_seed, generator
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method import learn_task
+from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.networks.base import logits
+from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.gradient_scores import deviation, factors
+from clmoe_cli.method.subnetwork.image_scores import ImageReference
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Annealing, Epoch, Labelled, Run, Schedule, anneal, quality, train
+from clmoe_cli.method.tasks.placement import Thresholds
+from clmoe_cli.store_tensors import Loader, derived_seed, generator
 from store_schema import BadInput, Store
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))
@@ -65,26 +67,16 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
     """
     rng = generator(derived_seed(seed, number, "train"))
     net, classes = parse_arch(arch, train_set.input_shape), len(train_set.classes())
-    parts = learning.split(labelled(train_set), rng)
+    parts = learn_task.split(labelled(train_set), rng)
     fresh = net.initial_shared(rng) | net.initial_owned(classes, rng)
     start = net.ordered(fresh)
     every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
     asked, tolerance = labelled(test_set), Tolerance()
-    found, _ = train(net, start, every, parts.training, parts.tuning, Schedule(), rng)
+    run = Run(net, parts.training, parts.tuning, Schedule(), rng)
+    found, _ = train(run, start, every)
     converged = quality(net, found, asked).accuracy
     for epochs in (*[tolerance.epochs] * 4, tolerance.final_epochs):
-        found, _ = anneal(
-            net,
-            found,
-            every,
-            parts.training,
-            parts.tuning,
-            Schedule(),
-            rng,
-            epochs=epochs,
-            lr=tolerance.lr,
-            phase="dense",
-        )
+        found, _ = anneal(run, found, every, Annealing("dense", epochs, tolerance.lr))
     return converged, quality(net, found, asked).accuracy
 
 
@@ -184,8 +176,8 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
         "losses": losses,
         "layers": [layer["name"] for layer in reports[0]["layers"]] + ["output rows"],
         "frozen": [
-            [x["frozen_percent"] for x in entry["experts"]["e1"]["layers"]]
-            + [entry["experts"]["e1"]["output_rows"]["frozen_percent"]]
+            [layer.frozen_percent for layer in entry.experts["e1"].layers]
+            + [entry.experts["e1"].output_rows.frozen_percent]
             for entry in shown.history
         ],
         "table1": table_one(Loader(Store.open(str(place))), tests),
@@ -272,9 +264,9 @@ def main() -> None:
         ]
     else:
         source = prepare(options.root, options.out, options.quick)
-        method = learning.Options()
+        method = learn_task.Options()
         if options.floor is not None:
-            method = learning.Options(
+            method = learn_task.Options(
                 tolerance=Tolerance(max_drop=1.0, starts=(max(0.2, options.floor),), floor=options.floor)
             )
         jobs = []

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 WIDTHS = (500, 500)
 BATCH, RATE, FALL, FALLS, PATIENCE, LEAST = 128, 1e-3, 0.2, 2, 2, 5e-4
-"""As in clmoe_cli.continual.training.Schedule, which is not imported: this is a program of its own."""
+"""As in clmoe_cli.method.subnetwork.training.Schedule, which is not imported: this is a program of its own."""
 
 
 def network(size: int, classes: int) -> nn.Sequential:

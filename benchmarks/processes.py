@@ -26,12 +26,12 @@ import numpy as np
 from p6 import PAIRS
 from sequence import table, write
 
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.tasks import make_tasks, parse_classes
-from clmoe_cli.continual import masks
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.tasks import make_tasks, parse_classes
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 Row = dict[str, Any]

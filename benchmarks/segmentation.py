@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from clmoe_cli.continual.segmentation import boundaries
+from clmoe_cli.method.tasks.stream import boundaries
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))
 AGAIN = ("task 2 again", "task 2 inverted", "task 2 rotated", "task 2 inverted and rotated")

@@ -27,9 +27,9 @@ from p6 import PAIRS, clmoe
 from sequence import table, write
 from turns import Ratio, by_turns, product_rate, ratio, seconds
 
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.features import features
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch, read_batch
+from clmoe_cli.method.routing.features import features
 from store_schema import Store
 
 COMMANDS = {

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual.placement import Thresholds
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.data import Batch
+from clmoe_cli.method.tasks.placement import Thresholds
 from store_schema import Store
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))

@@ -1,5 +1,5 @@
 """``python -m clmoe_cli`` is ``clmoe``."""
 
-from clmoe_cli.app import main
+from clmoe_cli.cli.app import main
 
 main()

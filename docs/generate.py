@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from typer.cli import get_docs_for_click
 
-from clmoe_cli.app import app
+from clmoe_cli.cli.app import app
 
 PAGE = Path(__file__).with_name("commands.md")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from clmoe_cli.continual.experts import Network, Params
+from clmoe_cli.method.networks.base import Network, Params
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_schema")]
 torch.set_num_threads(1)
@@ -19,7 +19,16 @@ settings.load_profile("clmoe")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole", action="store_true", help="run the campaigns of tests/faults in full, not a sample")
+    parser.addoption("--whole", action="store_true", help="run the campaigns in full, not a sample")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the campaigns to ``make test-faults``."""
+    if config.getoption("--whole"):
+        return
+    left = [item for item in items if item.get_closest_marker("campaign")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture

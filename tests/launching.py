@@ -15,7 +15,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from clmoe_cli.continual import parallel
+from clmoe_cli.runtime.distributed import collectives
 
 Found = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ def _forked(act: Callable[[int], Found], rank: int, n: int, folder: Path) -> int
     status = 1
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
-        parallel.meet()  # one that is done at once must not be gone before all have come
+        collectives.meet()  # one that is done at once must not be gone before all have come
         found = act(rank)
         np.savez(folder / f"{rank}.npz", **{name: value.detach().numpy() for name, value in found.items()})
         dist.destroy_process_group()

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from pictures import bars
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.data import Batch
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
 from store_schema import Store, StoreMissing, files
 
 TASKS = ([0, 4], [2, 7], [5, 9])

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from clmoe_cli import backbones, weights_files
-from clmoe_cli.backbones import load, pretrained
-from clmoe_cli.continual import skeletons
+from clmoe_cli.backbone import torchvision_models, weights_files
+from clmoe_cli.backbone.torchvision_models import load, pretrained
+from clmoe_cli.method.networks import modules
 from store_schema import BadInput, ClmoeError, UsageProblem
 
 # Small ones, of every way in which features come about.
@@ -99,9 +99,11 @@ def test_features_do_not_depend_on_the_batch(resnet_file: Path, monkeypatch: pyt
     assert torch.equal(together, alone)
     assert torch.equal(backbone.features(images.flip(0)).flip(0), together)
     sizes = []
-    run = backbones.functional_call
-    monkeypatch.setattr(backbones, "functional_call", lambda *args: (sizes.append(len(args[2][0])), run(*args))[1])
-    monkeypatch.setattr(backbones, "_SLOWLY", 3 * 32 * 32)
+    run = torchvision_models.functional_call
+    monkeypatch.setattr(
+        torchvision_models, "functional_call", lambda *args: (sizes.append(len(args[2][0])), run(*args))[1]
+    )
+    monkeypatch.setattr(torchvision_models, "_SLOWLY", 3 * 32 * 32)
     within = 1e-5 * float(together.abs().max())
     torch.testing.assert_close(backbone.features(images), together, rtol=0, atol=within)
     assert sizes == [3, 3, 3]
@@ -367,10 +369,10 @@ def test_published_weights_are_never_unpickled_whole(tmp_path: Path, monkeypatch
 def test_pretrained_experts_take_all_but_the_output_layer(
     resnet: nn.Module, resnet_file: Path, rng: torch.Generator
 ) -> None:
-    skeleton = skeletons.build("resnet18", (3, 32, 32), 4)
+    skeleton = modules.build("resnet18", (3, 32, 32), 4)
     weights = pretrained("resnet18", skeleton, resnet_file)
     assert weights.sha256 == load("resnet18", resnet_file).sha256
-    fresh = skeletons.initial_parameters(skeleton, rng)
+    fresh = modules.initial_parameters(skeleton, rng)
     assert set(fresh) - set(weights.tensors) == {"fc.weight", "fc.bias"}
     assert all(fresh[name].shape == value.shape for name, value in weights.tensors.items())
     assert torch.equal(weights.tensors["layer1.0.bn1.running_mean"], resnet.layer1[0].bn1.running_mean)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from clmoe_cli.app import app
+from clmoe_cli.cli.app import app
 from clmoe_cli.data import read_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -45,6 +45,7 @@ def test_pictures_are_made_brighter_as_a_camera_would(monkeypatch: pytest.Monkey
     assert asked.images.tolist() == [0, 2, 3, 5]
 
 
+@pytest.mark.campaign
 def test_the_papers_figures_can_be_drawn_without_mnist(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "paper.py"), "--quick", "--out", str(tmp_path), "--no-dense"]
     done = subprocess.run(
@@ -134,6 +135,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
+@pytest.mark.campaign
 def test_the_colour_benchmark_runs_small(
     in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_changed_answer_is_told(in_process: list[str]) -> None:
     assert digest(columns) != digest({**columns, "confidence": moved})
 
 
+@pytest.mark.campaign
 def test_the_resnet_benchmark_runs_small(
     in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -183,6 +186,7 @@ def test_joint_networks_pool_as_the_experts_do(in_process: list[str]) -> None:
     assert all(layer.bias is None for layer in net if isinstance(layer, torch.nn.Conv2d))
 
 
+@pytest.mark.campaign
 def test_the_processes_benchmark_compares_small(
     in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

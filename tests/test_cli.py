@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import read_batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
 from store_schema import Store, layout
 
 ARCH, EPOCHS = "mlp:32,32", 5
@@ -655,7 +655,7 @@ def test_json_errors_however_json_was_asked_for(
 def test_light_commands_import_no_torch() -> None:
     code = """
 import contextlib, io, sys
-from clmoe_cli.app import main
+from clmoe_cli.cli.app import main
 for args in (["--help"], ["--version"], ["inspect"], ["inspect", "--json"], ["learn", "--help"], ["prune", "--gc"]):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
@@ -673,7 +673,7 @@ def test_completion_imports_no_torch() -> None:
     environment = {**os.environ, "_CLMOE_COMPLETE": "complete_bash", "COMP_WORDS": "clmoe in", "COMP_CWORD": "1"}
     code = (
         "import sys; sys.argv[0] = 'clmoe'\n"
-        "from clmoe_cli.app import main\n"
+        "from clmoe_cli.cli.app import main\n"
         "try:\n    main([])\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
@@ -696,7 +696,7 @@ def test_a_bug_is_exit_1_and_one_line(monkeypatch: pytest.MonkeyPatch, call: Cal
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("clmoe_cli.commands.inspect.inspect", broken)
+    monkeypatch.setattr("clmoe_cli.api.inspect.inspect", broken)
     code, out, err = call("inspect")
     assert (code, out) == (1, "")
     assert "bug in clmoe: RuntimeError: two lines" in one_line(err)

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import read_batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 from store_schema import DiskProblem, Store, files
 
 QUICK = ["--arch", "mlp:40,30", "--epochs", "6"]

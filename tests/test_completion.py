@@ -12,17 +12,18 @@ import pytest
 import shells
 import small_store as small
 
-from clmoe_cli import choices
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY
-from clmoe_cli.continual import selection, skeletons
-from clmoe_cli.continual.experts import parse_arch
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY
+from clmoe_cli.method.networks import modules
+from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.subnetwork import pruning
+from clmoe_cli.runtime import choices
 from store_schema import Store
 
 ASK = """
 import sys
-from clmoe_cli.app import main
+from clmoe_cli.cli.app import main
 sys.argv = ["clmoe"]
 try:
     main([])
@@ -171,7 +172,7 @@ def test_a_shell_completes_with_the_script_that_it_is_given(root: Path) -> None:
 
 def test_words_are_those_that_commands_take() -> None:
     assert set(choices.ROUTERS) == set(EVERY)
-    assert choices.SCORES == selection.SCORES
+    assert choices.SCORES == pruning.SCORES
     for arch in choices.ARCHS:
         assert parse_arch(arch, (3, 64, 64)).shared_shapes()
-    assert set(choices.BACKBONES[1:]) <= set(skeletons.torchvision_names())
+    assert set(choices.BACKBONES[1:]) <= set(modules.torchvision_names())

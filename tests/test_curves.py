@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Epoch, Quality, Schedule
-from clmoe_cli.curves import Curve
+from clmoe_cli.api import resuming
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import read_batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Epoch, Quality, Schedule
+from clmoe_cli.report.curves import Curve
 
 QUICK = ("--arch", "mlp:16,16", "--epochs", "3")
 Call = Callable[..., tuple[int, str, str]]
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_comes_after_the_result(call: Call, data: Path, tmp_pa
     """A folder that went away while it was trained: the task is learned and reported, the picture is an error."""
     path = tmp_path / "gone" / "x.png"
     path.parent.mkdir()
-    from clmoe_cli import curves
+    from clmoe_cli.report import curves
 
     real = curves.plot_curves
 

@@ -12,17 +12,17 @@ import small_store as small
 import torch
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import evidence
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.segment import learn_stream
-from clmoe_cli.continual.shortlist import voted
+from clmoe_cli.api import evidence
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.segment import learn_stream
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.process import run
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method.tasks.shortlist import voted
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 UNLEARNED = [3, 11]
@@ -83,7 +83,7 @@ def test_a_stream_of_darker_pictures_of_known_tasks_is_known(store: str) -> None
     for kind in ("gate",):
         options = dataclasses.replace(small.OPTIONS, evidence=kind)
         found = learn_stream(store, stream, options, dry_run=True).segments
-        assert [(part.report.status, part.report.task) for part in found] == [("known", "task2"), ("known", "task1")]
+        assert [(part.status, part.task) for part in found] == [("known", "task2"), ("known", "task1")]
 
 
 FEW = dataclasses.replace(small.OPTIONS, if_known="skip")
@@ -143,9 +143,9 @@ def test_images_of_a_shape_that_no_expert_has_are_new(tmp_path: Path) -> None:
         assert found.reason == f"no task with images of this shape ({shape}) is known yet"
     learn(root, vectors([1, 2], 200, 1), dataclasses.replace(small.OPTIONS, name="vectors"))
     found = detect(root, vectors([1, 2], 200, 2))
-    assert (found.verdict, found.task, [row["task"] for row in found.tasks]) == ("known", "vectors", ["vectors"])
+    assert (found.verdict, found.task, [row.task for row in found.tasks]) == ("known", "vectors", ["vectors"])
     found = detect(root, pictures(small.TASKS[0], 2))
-    assert (found.verdict, [row["task"] for row in found.tasks]) == ("known", ["task1"])
+    assert (found.verdict, [row.task for row in found.tasks]) == ("known", ["task1"])
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 2.0])

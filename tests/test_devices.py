@@ -12,16 +12,16 @@ import torch
 from card import Card
 from pictures import bars
 
-from clmoe_cli.commands.certify import TOLERANCE, certify_outputs
-from clmoe_cli.commands.detect import EVIDENCE, detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.certify import TOLERANCE, certify_outputs
+from clmoe_cli.api.detect import EVIDENCE, detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, predict
 from clmoe_cli.data import Batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 
@@ -59,7 +59,7 @@ def state(root: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("arch", ["cnn:4,6", "mlp:8,8"])
+@pytest.mark.parametrize("arch", [pytest.param("cnn:4,6", marks=pytest.mark.campaign), "mlp:8,8"])
 def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) -> None:
     """What is learned is the same to the bit; what is compared with a stored number is rounded otherwise where there is
     no float64."""

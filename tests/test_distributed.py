@@ -18,16 +18,17 @@ import pytest
 import torch
 from pictures import bars
 
-from clmoe_cli import devices, reading
-from clmoe_cli.app import app
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.cli import reading
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import read_batch
-from clmoe_cli.process import run
-from clmoe_cli.state import Loader
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.runtime import devices
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store, UsageProblem, verify, writer
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +56,9 @@ QUESTIONS = {
 ASKING = """
 import json, sys
 import numpy as np
-from clmoe_cli.commands.predict import predict
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import read_batch
-from clmoe_cli.distributed import leading, together
+from clmoe_cli.runtime.distributed.processes import leading, together
 
 with together("cpu"):
     for name, options in json.loads(sys.argv[4]).items():
@@ -338,7 +339,10 @@ def test_one_of_one_is_alone(more: dict[str, str], data: Path, one: Path, monkey
     assert alone("predict", "--batch", data / "a.npz", "--store", one, "-q") == 0
 
 
-WAITING = "from clmoe_cli import distributed; distributed.SOON = 0.3; from clmoe_cli.app import main; main()"
+WAITING = (
+    "from clmoe_cli.runtime.distributed import processes; processes.SOON = 0.3; "
+    "from clmoe_cli.cli.app import main; main()"
+)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -363,7 +367,7 @@ def test_one_that_waits_for_others_says_so_and_ends_when_told(rank: str, how: in
 
 @pytest.mark.parametrize("several", [True, False])
 def test_processes_of_a_run_leave_without_taking_the_interpreter_down(several: bool) -> None:
-    told = "import atexit; from clmoe_cli.distributed import leave; atexit.register(print, 'late')"
+    told = "import atexit; from clmoe_cli.runtime.distributed.processes import leave; atexit.register(print, 'late')"
     told += "; print('said'); leave(3)"
     more = {"RANK": "1", "WORLD_SIZE": "2"} if several else {}
     done = subprocess.run(

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18, shufflenet_v2_x0_5
 
-from clmoe_cli.app import app
+from clmoe_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ import pytest
 import shells
 import small_store as small
 
-from clmoe_cli.app import app
-from clmoe_cli.process import run
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from store_schema import Store, StoreDamaged, StoreMissing, layout, repair, would_repair
 
 Call = Callable[..., dict[str, Any]]

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,22 @@ from oracle import gaussians as slow
 from pictures import bars
 from torch import Tensor
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.explaining import Explanation
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.commands.reasons import Case, sentence
-from clmoe_cli.continual import gaussians
-from clmoe_cli.continual.candidates import FIGURES, KEPT
-from clmoe_cli.continual.fusion import NEGLIGIBLE
-from clmoe_cli.continual.gate import BOUND
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.explaining import Explanation
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.api.predictions import Considered
+from clmoe_cli.api.reasons import Case, sentence
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
-from clmoe_cli.state import Loader
+from clmoe_cli.method.explain import FIGURES, KEPT
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing import gaussians
+from clmoe_cli.method.routing.decide import NEGLIGIBLE
+from clmoe_cli.method.routing.subspaces import BOUND
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store, writer
 
 TASKS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 0)}
@@ -90,24 +92,26 @@ def test_what_is_said_decided_and_changed_nothing(
     found = explanation(report)
     for i, candidates in enumerate(found.candidates()):
         answer = candidates[0]
-        assert (answer["task"], answer["label"], answer["expert"]) == (
+        assert (answer.task, answer.label, answer.expert) == (
             report.task[i],
             report.labels[i],
             report.expert[i],
         )
-        assert answer["p_value"] == report.p_value[i]
-        assert (answer["margin"], answer["by"]) == (0.0, None)
-        assert all(c["task"] != answer["task"] or c["label"] != answer["label"] for c in candidates[1:])
+        assert answer.p_value == report.p_value[i]
+        assert (answer.margin, answer.by) == (0.0, None)
+        assert all(c.task != answer.task or c.label != answer.label for c in candidates[1:])
         for other in candidates[1:]:
-            assert other["margin"] >= 0
-            assert other["by"] in found.decided_by
-            assert other["margin"] == answer[other["by"]] - other[other["by"]]
-        rival = next(c for c in candidates if c["task"] != answer["task"])
-        assert found.runner_up_task[i] == rival["task"]
-        assert found.runner_up_labels[i] == rival["label"] == found.runner_up_label[i]
-        assert found.margin[i] == rival["margin"]
-        assert found.reason[i].startswith(f"{answer['label']} by {answer['task']} ({answer['expert']}): ")
-        assert None not in [c[k] for c in (answer, rival) for k in ("distance", "probability", "loss", "deviation")]
+            assert other.margin >= 0
+            assert other.by in found.decided_by
+            assert other.margin == getattr(answer, other.by) - getattr(other, other.by)
+        rival = next(c for c in candidates if c.task != answer.task)
+        assert found.runner_up_task[i] == rival.task
+        assert found.runner_up_labels[i] == rival.label == found.runner_up_label[i]
+        assert found.margin[i] == rival.margin
+        assert found.reason[i].startswith(f"{answer.label} by {answer.task} ({answer.expert}): ")
+        assert None not in [
+            getattr(c, k) for c in (answer, rival) for k in ("distance", "probability", "loss", "deviation")
+        ]
     if route == "image":
         assert len(set(found.runner_up_task.tolist())) > 1
 
@@ -154,7 +158,7 @@ def test_figures_of_the_gate_equal_the_slow_reference(
     store: str, mixed: Batch, loader: Loader, router: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The gate parts these bars so well that no subnetwork has earned a say: each is given one.
-    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
+    monkeypatch.setattr("clmoe_cli.api.gating.opinion_of", lambda task: WEIGHT)
     found = explanation(predict(store, mixed, router=router, explain=True))
     every, rows = list(found.candidates()), [1, 43]
     x = torch.from_numpy(mixed.scaled().reshape(60, -1))[rows]
@@ -163,27 +167,30 @@ def test_figures_of_the_gate_equal_the_slow_reference(
         candidates = every[i]
         assert len(candidates) == KEPT
         answer = candidates[0]
-        best = wanted[answer["task"], position(loader, answer)]
+        best = wanted[answer.task, position(loader, answer)]
         for c in candidates:
-            one = wanted[c["task"], position(loader, c)]
-            assert c["distance"] == pytest.approx(one["raw"] / best["usual"], rel=1e-3)
-            assert c["own_distance"] == pytest.approx(one["own_distance"], rel=1e-3)
+            one = wanted[c.task, position(loader, c)]
+            assert c.distance == pytest.approx(one["raw"] / best["usual"], rel=1e-3)
+            assert c.own_distance == pytest.approx(one["own_distance"], rel=1e-3)
             for key in ("log_likelihood", "score"):
                 # What all classes of an image share is left out.
-                assert c[key] - answer[key] == pytest.approx(one[key] - best[key], rel=1e-3, abs=1e-3), key
-            assert c["p_value"] == pytest.approx(one["p_value"], abs=5e-3)
-            assert c["opinion"] == (WEIGHT if router == "fused" else None)
-            told = c["task"] in (answer["task"], found.runner_up_task[i])
+                assert getattr(c, key) - getattr(answer, key) == pytest.approx(
+                    one[key] - best[key], rel=1e-3, abs=1e-3
+                ), key
+            assert c.p_value == pytest.approx(one["p_value"], abs=5e-3)
+            assert c.opinion == (WEIGHT if router == "fused" else None)
+            told = c.task in (answer.task, found.runner_up_task[i])
             for key in ("probability", "loss", "deviation"):
-                assert (c[key] is not None) == told
-                assert c[key] is None or c[key] == pytest.approx(one[key], rel=2e-3, abs=1e-4), key
-            assert (c["task_score"], c["expert_score"]) == (None, None)
-        assert [c["score"] for c in candidates[1:]] == sorted((c["score"] for c in candidates[1:]), reverse=True)
+                value = getattr(c, key)
+                assert (value is not None) == told
+                assert value is None or value == pytest.approx(one[key], rel=2e-3, abs=1e-4), key
+            assert (c.task_score, c.expert_score) == (None, None)
+        assert [c.score for c in candidates[1:]] == sorted((c.score for c in candidates[1:]), reverse=True)
 
 
-def position(loader: Loader, candidate: dict[str, Any]) -> int:
+def position(loader: Loader, candidate: Considered) -> int:
     """Position of a candidate's class in its task."""
-    return loader.manifest.task(candidate["task"]).classes.index(candidate["label"])
+    return loader.manifest.task(candidate.task).classes.index(candidate.label)
 
 
 def test_figures_of_other_routers_equal_the_slow_reference(store: str, mixed: Batch, loader: Loader) -> None:
@@ -204,22 +211,22 @@ def test_figures_of_other_routers_equal_the_slow_reference(store: str, mixed: Ba
             evidence = {"loss": losses, "fisher": deviations}.get(router)
             for i in range(0, 60, 7):
                 part = slice(i, i + 1) if size is None else slice(i // size * size, i // size * size + size)
-                answer, names = candidates[i][0], {c["task"] for c in candidates[i]}
+                answer, names = candidates[i][0], {c.task for c in candidates[i]}
                 assert names == set(TASKS)
                 for c in candidates[i]:
                     if evidence is not None:
-                        assert c["task_score"] == pytest.approx(-evidence[c["task"]][part].mean(), rel=2e-3, abs=1e-4)
+                        assert c.task_score == pytest.approx(-evidence[c.task][part].mean(), rel=2e-3, abs=1e-4)
                     if router == "paper":
-                        own = [calibrated[n][part].mean() for n in TASKS if experts[n] == c["expert"]]
-                        assert c["expert_score"] == pytest.approx(-min(own), rel=2e-3, abs=2e-2)
-                        assert (c["task_score"] is None) == (c["expert"] != answer["expert"])
-                    if c["label"] is not None:
-                        probability = said[c["task"]][i][position(loader, c)]
-                        assert c["probability"] == pytest.approx(probability, rel=2e-3, abs=1e-5)
-                        assert c["loss"] == pytest.approx(losses[c["task"]][i], rel=2e-3, abs=1e-5)
-                        assert c["deviation"] == pytest.approx(deviations[c["task"]][i], rel=2e-3, abs=1e-3)
+                        own = [calibrated[n][part].mean() for n in TASKS if experts[n] == c.expert]
+                        assert c.expert_score == pytest.approx(-min(own), rel=2e-3, abs=2e-2)
+                        assert (c.task_score is None) == (c.expert != answer.expert)
+                    if c.label is not None:
+                        probability = said[c.task][i][position(loader, c)]
+                        assert c.probability == pytest.approx(probability, rel=2e-3, abs=1e-5)
+                        assert c.loss == pytest.approx(losses[c.task][i], rel=2e-3, abs=1e-5)
+                        assert c.deviation == pytest.approx(deviations[c.task][i], rel=2e-3, abs=1e-3)
                     else:
-                        assert c["task"] not in (answer["task"], found.runner_up_task[i])
+                        assert c.task not in (answer.task, found.runner_up_task[i])
 
 
 def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, loader: Loader) -> None:
@@ -233,18 +240,18 @@ def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, load
     found = explanation(report)
     for candidates in found.candidates():
         for c in candidates:
-            assert c["task_score"] == pytest.approx(totals[c["task"]], rel=1e-3, abs=1e-6)
-            assert (c["score"] is not None) == (c["task"] == "task2")
-        assert [c["task"] for c in candidates[:2]] == ["task2", "task2"]
-        order = [c["task_score"] for c in candidates[2:]]
+            assert c.task_score == pytest.approx(totals[c.task], rel=1e-3, abs=1e-6)
+            assert (c.score is not None) == (c.task == "task2")
+        assert [c.task for c in candidates[:2]] == ["task2", "task2"]
+        order = [c.task_score for c in candidates[2:]]
         assert order == sorted(order, reverse=True)
-        assert {c["task"] for c in candidates} == set(TASKS)
+        assert {c.task for c in candidates} == set(TASKS)
     assert set(found.margin.tolist()) == {found.margin[0]}
     assert "its batch is task2's, " in found.reason[0]
 
 
 def test_a_task_that_was_asked_for(store: str, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: WEIGHT)
+    monkeypatch.setattr("clmoe_cli.api.gating.opinion_of", lambda task: WEIGHT)
     batch = batch_of(TASKS["task3"], 30, 4)
     plain, report = (predict(store, batch, task="task3", explain=e) for e in (False, True))
     found = explanation(report)
@@ -254,15 +261,15 @@ def test_a_task_that_was_asked_for(store: str, loader: Loader, monkeypatch: pyte
     x = torch.from_numpy(batch.scaled().reshape(30, -1))
     alone = likelihoods(loader, x[:1], ["task3"])
     for i, (answer, other) in enumerate(found.candidates()):
-        assert (answer["label"], other["label"]) == (report.labels[i], found.runner_up_labels[i])
-        assert answer["probability"] + other["probability"] == pytest.approx(1)
-        assert report.confidence[i] == pytest.approx(1 / (1 + math.exp(other["score"] - answer["score"])))
-        assert found.margin[i] == answer["score"] - other["score"]
-        assert (answer["task_score"], answer["expert_score"]) == (None, None)
+        assert (answer.label, other.label) == (report.labels[i], found.runner_up_labels[i])
+        assert answer.probability + other.probability == pytest.approx(1)
+        assert report.confidence[i] == pytest.approx(1 / (1 + math.exp(other.score - answer.score)))
+        assert found.margin[i] == answer.score - other.score
+        assert (answer.task_score, answer.expert_score) == (None, None)
         if i < len(alone):
             mine, theirs = (alone[i][0][position(loader, c)] for c in (answer, other))
             by_gate = 1 / (1 + math.exp(theirs - mine))
-            mixture = (1 - WEIGHT) * by_gate + WEIGHT * answer["probability"]
+            mixture = (1 - WEIGHT) * by_gate + WEIGHT * answer.probability
             assert report.confidence[i] == pytest.approx(mixture, abs=1e-5)
     assert "no other task" not in found.reason[0]
     assert f"with {WEIGHT:g} of the say, gives " in found.reason[0]
@@ -275,8 +282,8 @@ def test_a_subnetwork_that_was_asked_for(store: str) -> None:
     found = explanation(report)
     assert found.decided_by == ("score", "probability")
     for i, (answer, other) in enumerate(found.candidates()):
-        assert answer["probability"] == pytest.approx(report.confidence[i])
-        assert found.margin[i] == pytest.approx(math.log(answer["probability"] / other["probability"]))
+        assert answer.probability == pytest.approx(report.confidence[i])
+        assert found.margin[i] == pytest.approx(math.log(answer.probability / other.probability))
     assert f"its subnetwork gives {report.labels[0]} {report.confidence[0]:.3f}, " in found.reason[0]
 
 
@@ -298,7 +305,7 @@ def test_without_a_gate_the_other_routers_still_explain(store: str, mixed: Batch
     with writer(str(own)) as locked:
         locked.commit(locked.manifest.model_copy(update={"gates": ()}))
     found = explanation(predict(str(own), mixed, router="fisher", explain=True))
-    assert all(c["distance"] is None for image in found.candidates() for c in image)
+    assert all(c.distance is None for image in found.candidates() for c in image)
     assert "gate" not in found.reason[0]
     assert "deviates least from" in found.reason[0]
 
@@ -376,12 +383,11 @@ def test_the_screen_says_one_sentence_an_image(call: Call) -> None:
     assert "sure" not in call()
 
 
-def one(task: str, label: int | None = 1, **figures: float | None) -> dict[str, Any]:
+def one(task: str, label: int | None = 1, **figures: float | None) -> Considered:
     """A candidate."""
     expert = {"task9": "e2"}.get(task, "e1")
     base = {"probability": 0.25, "loss": 0.5, "deviation": 1.0, "p_value": 0.5, "distance": 1.5, "log_likelihood": -3.0}
-    known = dict.fromkeys(FIGURES) | base | {"margin": 2.0}
-    return {"task": task, "expert": expert, "label": label, "by": "score", **known, **figures}
+    return Considered(**{"task": task, "expert": expert, "label": label, "margin": 2.0, "by": "score"} | base | figures)
 
 
 FIRST = one("task1", 5, distance=1.0, log_likelihood=-2.0, opinion=0.1, probability=0.75, deviation=-0.5, margin=0.0)
@@ -411,23 +417,24 @@ NEAR = "for the gate at 1.00 of its usual distance"
         (Case("gate", True, None), FIRST, [one("task1", 6)],
          "its batch is task1's, the only task; at 1.00 of its usual distance; 6 of the same task at 1.50 of it, 2 nats "
          "behind [context: subnetwork of task1 0.750 sure, deviation -0.5 spreads; p = 0.5]"),
-        (Case("loss", False, None), FIRST | {"task_score": -0.5}, [one("task1", 6), one("task2", 9, task_score=-1.5)],
+        (Case("loss", False, None), replace(FIRST, task_score=-0.5),
+         [one("task1", 6), one("task2", 9, task_score=-1.5)],
          "task1 has the least loss, 0.5 nats (task2 1.5); its subnetwork gives 5 0.750, 6 0.250 "
          f"[context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
-        (Case("loss", True, None), FIRST | {"task_score": -0.5}, [one("task1", 6)],
+        (Case("loss", True, None), replace(FIRST, task_score=-0.5), [one("task1", 6)],
          f"task1 is the only task; its subnetwork gives 5 0.750, 6 0.250 [context: {NEAR}; p = 0.5]"),
-        (Case("gradient", True, None), FIRST | {"task_score": -0.5}, [one("task2", 9, task_score=-1.5)],
+        (Case("gradient", True, None), replace(FIRST, task_score=-0.5), [one("task2", 9, task_score=-1.5)],
          "its batch's gradients deviate least from task1, +0.50 spreads (task2 +1.50); its subnetwork gives 5 0.750 "
          f"[context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
-        (Case("paper", False, None), FIRST | {"task_score": 0.5, "expert_score": -0.1},
+        (Case("paper", False, None), replace(FIRST, task_score=0.5, expert_score=-0.1),
          [one("task2", 9, task_score=-1.5, expert_score=-0.1), one("task9", None, expert_score=-0.75)],
          "e1 has the least loss, +0.10 spreads (e2 +0.75); its gradients deviate least from task1, -0.50 spreads "
          f"(task2 +1.50); its subnetwork gives 5 0.750 [context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
-        (Case("paper", True, None), FIRST | {"task_score": 0.5, "expert_score": -0.1},
+        (Case("paper", True, None), replace(FIRST, task_score=0.5, expert_score=-0.1),
          [one("task9", 9, expert_score=-0.75)],
          "e1 has the least mean loss over its batch, +0.10 spreads (e2 +0.75); task1 is the only task in e1; its "
          f"subnetwork gives 5 0.750 [context: {NEAR}, 9 of task9 at 1.50 of it; p = 0.5]"),
-        (Case("paper", True, None), FIRST | {"task_score": 0.5, "expert_score": -0.1},
+        (Case("paper", True, None), replace(FIRST, task_score=0.5, expert_score=-0.1),
          [one("task2", 9, task_score=-0.25, expert_score=-0.1)],
          "e1 has the least mean loss over its batch, +0.10 spreads; its batch's scores agree best with task1's, "
          f"0.5 (task2 -0.25); its subnetwork gives 5 0.750 [context: {NEAR}, 9 of task2 at 1.50 of it; p = 0.5]"),
@@ -439,12 +446,12 @@ NEAR = "for the gate at 1.00 of its usual distance"
          "subnetwork, with 0.1 of the say, gives 0.750 and 0.250; 9 of task2 2 nats behind [context: at 1.00 of its "
          "usual distance, 9 of task2 at 1.50 of it; subnetwork of task2 0.250 sure, deviation -0.5 and +1.0 spreads; "
          "p = 0.5]"),
-        (Case("fused", False, None, densities=True, given=True), FIRST | {"opinion": 0.0}, [one("task1", 6)],
+        (Case("fused", False, None, densities=True, given=True), replace(FIRST, opinion=0.0), [one("task1", 6)],
          "6 of the same task 2 nats behind [context: at 1.00 of its usual distance; subnetwork of task1 0.750 sure, "
          "deviation -0.5 spreads; p = 0.5]"),
-        (Case("task", False, None), FIRST | {"distance": None}, [one("task1", 6)],
+        (Case("task", False, None), replace(FIRST, distance=None), [one("task1", 6)],
          "its subnetwork gives 5 0.750, 6 0.250 [context: p = 0.5]"),
     ],
 )  # fmt: skip
-def test_sentences(case: Case, answer: dict[str, Any], others: list[dict[str, Any]], reason: str) -> None:
+def test_sentences(case: Case, answer: Considered, others: list[Considered], reason: str) -> None:
     assert sentence(case, (answer, *others)) == f"5 by task1 (e1): {reason}"

@@ -21,22 +21,22 @@ from pictures import bars
 from safetensors.torch import load_file, save_file
 from torchvision import models
 
-from clmoe_cli import model_files, render
-from clmoe_cli.app import app
-from clmoe_cli.commands import export as exporting
-from clmoe_cli.commands import measuring
-from clmoe_cli.commands.export import export
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual import plain, training
-from clmoe_cli.continual.fusion import mixed
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import export as exporting
+from clmoe_cli.api import measuring, model_files
+from clmoe_cli.api.export import export
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
+from clmoe_cli.backbone.session import Seeing
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.process import run
-from clmoe_cli.seeing import Seeing
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing.decide import mixed
+from clmoe_cli.method.subnetwork import plain, training
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.report import render
 from store_schema import ClmoeError, Store, StoreMissing, UsageProblem
 
 ROOT = Path(__file__).parent.parent

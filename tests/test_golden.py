@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_store as small
 
-from clmoe_cli.commands.predict import predict
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
 from store_schema import Store, layout, verify
 

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import small_store as small
 import torch
 
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.placement import Thresholds
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Thresholds, compare
+from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Store
 
 ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)
@@ -74,6 +77,28 @@ def two_tasks(store: str, options: LearnOptions) -> None:
     """A first task from few images, and a second one that reads it."""
     learn(store, spots([5, 9], 0, 12, 0), options)
     learn(store, spots([30, 40], 2, 600, 1), options)
+
+
+def test_a_task_reads_the_weights_of_constructive_tasks_and_of_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, constructive = small.build(tmp_path / "store", 1), set[str]()
+
+    def judged(known: KnownTask, *args: Any) -> Candidate:
+        return replace(compare(known, *args), constructive=known.name in constructive)
+
+    monkeypatch.setattr("clmoe_cli.api.learn.compare", judged)
+    for number in (2, 3):
+        constructive |= {"task1"} if number == 3 else set()
+        report = learn(str(root), small.batch(number), replace(small.OPTIONS, expert="e1"))
+        assert (report.task, report.expert) == (f"task{number}", "e1")
+    store = Store.open(root)
+    masks = {t.name: store.read_subnetwork(t.name).masks for t in store.manifest.tasks}
+    one, two, three = (masks[f"task{n}"] for n in (1, 2, 3))
+    for layer in one:
+        assert not (one[layer] & two[layer]).any()
+        assert not (two[layer] & three[layer]).any()
+    assert any((one[layer] & three[layer]).any() for layer in one)
 
 
 def test_more_images_refine_a_task_and_leave_the_others_bit_for_bit(tmp_path: Path) -> None:

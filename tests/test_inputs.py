@@ -13,10 +13,10 @@ import small_store as small
 from pictures import bars
 from PIL import Image
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.inputs import Kind, decided, following
+from clmoe_cli.api.inputs import Kind, decided, following
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Raw, read_batch
-from clmoe_cli.process import run
 from store_schema import FeaturesRecord, InputRecord, Store, UsageProblem, verify
 
 SIZE8, SIZE12 = (InputRecord(image_size=size, channels=3) for size in (8, 12))

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Epoch, Schedule
+from clmoe_cli.api import resuming
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Epoch, Schedule
 from store_schema import Interrupted, Store
 
 OPTIONS = LearnOptions(arch="cnn:4,8", method=Options(Schedule(epochs=3), Tolerance(floor=0.05)))
@@ -157,6 +157,7 @@ def test_what_is_known_and_what_is_not(two: Path) -> None:
     assert detect(str(two), noise).verdict == "new"
 
 
+@pytest.mark.campaign
 def test_a_network_of_torchvision_and_images_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, first, second = tmp_path / "store", batch([0, 4], 80, 0, 32), batch([2, 7], 80, 1, 32)
     learn(str(root), first, SINGLE)

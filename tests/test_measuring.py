@@ -16,21 +16,21 @@ from pictures import bars
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from clmoe_cli.commands import cautions, measuring
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.measuring import opinion_weight
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.reports import LearnReport
-from clmoe_cli.continual import gaussians
-from clmoe_cli.continual.learning import Learned, Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import cautions, measuring
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.measuring import opinion_weight
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.planning import plan
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reports import LearnReport
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Label
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Label
+from clmoe_cli.method.learn_task import Learned, Options
+from clmoe_cli.method.routing import gaussians
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Accuracy, ClassAccuracy, Store, TaskRecord, layout
 
 OPTIONS: dict[str, Any] = {"arch": "mlp:24,24", "method": Options(Schedule(epochs=3))}
@@ -64,12 +64,12 @@ def test_what_is_reported_is_what_new_images_are_answered(name: str, tmp_path: P
         report = learn(str(tmp_path / "s"), data(classes, 0), LearnOptions(if_known="new", **OPTIONS))
         new, told = data(classes, 1), report.accuracy
         answer, within = (predict(str(tmp_path / "s"), new, task=task).accuracy for task in (None, report.task))
-        for reported, found in ((told["answer"], answer), (told["within"], within)):
+        for reported, found in ((told.answer, answer), (told.within, within)):
             assert reported is not None
             assert found is not None
-            error = np.sqrt(found * (1 - found) * (1 / len(new.images) + 1 / float(told["held_out"] or 0)))
+            error = np.sqrt(found * (1 - found) * (1 / len(new.images) + 1 / float(told.held_out or 0)))
             # And an image, where all are right.
-            assert abs(reported - found) <= 3 * error + 1 / float(told["held_out"] or 0)
+            assert abs(reported - found) <= 3 * error + 1 / float(told.held_out or 0)
         assert answer is not None
         assert within is not None
         assert within >= answer - np.sqrt(answer * (1 - answer) / len(new.images))
@@ -88,7 +88,7 @@ def test_held_out_images_are_answered_as_predict_answers(
         held.append(learned.held)
         return original(loader, batch, kind, classes, learned, *more)
 
-    monkeypatch.setattr("clmoe_cli.commands.gating.measured", spy)
+    monkeypatch.setattr("clmoe_cli.api.gating.measured", spy)
     monkeypatch.setattr(gaussians, "without", lambda own, part: own)
     monkeypatch.setattr(measuring, "opinion_weight", lambda *told: 0.3)
     for classes in tasks:
@@ -98,17 +98,17 @@ def test_held_out_images_are_answered_as_predict_answers(
         rows, told = held.pop().numpy(), report.accuracy
         asked = Batch(batch.images[rows], batch.labels[rows], "held out")
         found, within = (predict(str(tmp_path / "s"), asked, task=task) for task in (None, report.task))
-        assert (told["held_out"], report.opinion) == (len(rows), 0.3)
+        assert (told.held_out, report.opinion) == (len(rows), 0.3)
         # An image more or less: what other tasks' subnetworks say of it learn does not ask.
-        assert told["answer"] == pytest.approx(found.accuracy, abs=1.001 / len(rows))
-        assert told["within"] == pytest.approx(within.accuracy, abs=1e-12)
+        assert told.answer == pytest.approx(found.accuracy, abs=1.001 / len(rows))
+        assert told.within == pytest.approx(within.accuracy, abs=1e-12)
         largest = np.unique(batch.labels, return_counts=True)[1].max()
-        assert told["guessing"] == pytest.approx(largest / len(batch.images))
+        assert told.guessing == pytest.approx(largest / len(batch.images))
         for own in report.per_class:
-            here = asked.labels == own["label"]
-            assert own["images"] == int(here.sum())
-            right = float((found.label[here] == own["label"]).mean())
-            assert own["accuracy"] == pytest.approx(right, abs=1.001 / int(here.sum()))
+            here = asked.labels == own.label
+            assert own.images == int(here.sum())
+            right = float((found.label[here] == own.label).mean())
+            assert own.accuracy == pytest.approx(right, abs=1.001 / int(here.sum()))
 
 
 def logs(right: float, n: int, y: Tensor) -> Tensor:
@@ -152,11 +152,11 @@ def test_without_held_out_images_the_gate_answers_alone_and_folds_are_counted(tm
     x, y = bars([0, 6], 40, 3)
     report = learn(str(tmp_path / "s"), Batch(x[:, None], y, ""), LearnOptions(**OPTIONS))
     assert report.opinion == 0.0
-    assert [c["images"] for c in report.per_class] == [20, 20]
-    assert report.accuracy["held_out"] == 40
-    assert report.accuracy["answer"] == report.accuracy["within"]
-    assert float(report.accuracy["answer"] or 0) > 0.9
-    assert (report.accuracy["subnetwork"], report.accuracy["dense"]) == (None, None)
+    assert [c.images for c in report.per_class] == [20, 20]
+    assert report.accuracy.held_out == 40
+    assert report.accuracy.answer == report.accuracy.within
+    assert float(report.accuracy.answer or 0) > 0.9
+    assert (report.accuracy.subnetwork, report.accuracy.dense) == (None, None)
 
 
 def codes(found: list[cautions.Caution] | LearnReport) -> list[str]:
@@ -278,7 +278,7 @@ def shapes(n: int, seed: int) -> Batch:
 def test_warnings_of_learning(tmp_path: Path) -> None:
     easy = learn(str(tmp_path / "easy"), shapes(300, 0), LearnOptions(**OPTIONS))
     assert codes(easy) == []
-    assert float(easy.accuracy["answer"] or 0) > 0.9
+    assert float(easy.accuracy.answer or 0) > 0.9
     assert float(predict(str(tmp_path / "easy"), shapes(200, 1)).accuracy or 0) > 0.9
     noise = shapes(300, 2)
     noise.labels[:] = np.random.default_rng(1).permutation(noise.labels)  # type: ignore[index]

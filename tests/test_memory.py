@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clmoe_cli.commands import common, measuring
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual import fisher, images
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import common, measuring
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
+from clmoe_cli.method import images
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing import mahalanobis
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 
 SHAPE = (1, 24, 24)
 QUICK = LearnOptions(arch="mlp:4", method=Options(Schedule(epochs=1), Tolerance(floor=0.5, epochs=1, final_epochs=1)))
@@ -37,7 +38,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were many images."""
     for module, name, value in (
         (common, "IN_MEMORY", 0), (common, "NUMBERS", 1 << 16), (images, "NUMBERS", 1 << 16),
-        (fisher, "MOST", 1 << 17), (measuring, "MOST", 30),
+        (mahalanobis, "MOST", 1 << 17), (measuring, "MOST", 30),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 

@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clmoe_cli.choices import ROUTERS
-from clmoe_cli.commands.checks import judged
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.export import export
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.names import new_task, one_of
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, would_prune
-from clmoe_cli.commands.segment import learn_stream
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.checks import judged
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.export import export
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.names import new_task
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.planning import plan
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, would_prune
+from clmoe_cli.api.segment import learn_stream
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.labels import Codebook, clashes, nfc
+from clmoe_cli.data.labels import Codebook, clashes
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.runtime.choices import ROUTERS
+from clmoe_cli.runtime.words import nfc, one_of
 from store_schema import BadInput, Store, UsageProblem
 
 QUICK = LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=2)))

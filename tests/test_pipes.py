@@ -16,14 +16,15 @@ import pytest
 import shells
 import small_store as small
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import gating
-from clmoe_cli.commands.predict import PredictReport, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual import routing
-from clmoe_cli.continual.gate import Gate
+from clmoe_cli.api import gating
+from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.predictions import Prediction
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.routing import paper
+from clmoe_cli.method.routing.subspaces import Gate
 from store_schema import Store
 
 ROWS = 180
@@ -40,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "CHUNK", AT_ONCE)
-    monkeypatch.setattr(routing, "CHUNK", AT_ONCE)
+    monkeypatch.setattr(paper, "CHUNK", AT_ONCE)
 
 
 WAYS = [
@@ -91,7 +92,7 @@ def test_parts_are_what_is_decided_at_a_time(options: dict[str, Any], sizes: lis
     whole = predict(str(root / "store"), batch, on_part=parts.append, **options)
     assert [len(part.labels) for part in parts] == sizes
     assert [row for part in parts for row in part.rows()] == whole.rows()
-    assert whole.rows()[-1]["file"] == f"{ROWS - 1}.png"
+    assert whole.rows()[-1].file == f"{ROWS - 1}.png"
     assert all(part.scores is None for part in parts)
     assert whole.scores is not None
 
@@ -105,8 +106,8 @@ def test_all_rows_are_of_one_state_of_the_store(router: str, tmp_path: Path, mon
     images = np.concatenate([small.batch(number).images for number in (1, 2, 3)])
     batch = Batch(images, None, "in the order of the tasks")
     expected = predict(store, batch, router=router).rows()
-    assert {row["task"] for row in expected[:AT_ONCE]} != {row["task"] for row in expected}
-    found: list[dict[str, Any]] = []
+    assert {row.task for row in expected[:AT_ONCE]} != {row.task for row in expected}
+    found: list[Prediction] = []
 
     def take(part: PredictReport) -> None:
         if not found:
@@ -121,9 +122,9 @@ def test_all_rows_are_of_one_state_of_the_store(router: str, tmp_path: Path, mon
 
 SLOW = """
 import os, sys
-from clmoe_cli.commands import gating
-from clmoe_cli.process import run
-from clmoe_cli.app import main
+from clmoe_cli.api import gating
+from clmoe_cli.cli.process import run
+from clmoe_cli.cli.app import main
 gating.CHUNK = 16
 real = gating.decide_images
 def waiting(*args):
@@ -243,8 +244,8 @@ def test_a_learn_goes_on_when_nobody_reads_its_progress(root: Path, tmp_path: Pa
 
 BUG = """
 import sys
-import clmoe_cli.commands.inspect as module
-from clmoe_cli.app import main
+import clmoe_cli.api.inspect as module
+from clmoe_cli.cli.app import main
 def broken(*args, **kwargs):
     raise RuntimeError("oh")
 module.inspect = broken

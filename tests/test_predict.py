@@ -17,20 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import bars
 
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.scoring import calibration_error, score
-from clmoe_cli.continual.features import features
-from clmoe_cli.continual.fusion import OPINION
-from clmoe_cli.continual.gaussians import GaussianGate
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
+from clmoe_cli.api.predictions import Confusion
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reports import plain
+from clmoe_cli.api.scoring import calibration_error, score
 from clmoe_cli.data import Batch
-from clmoe_cli.labels import Codebook
-from clmoe_cli.state import Loader
+from clmoe_cli.data.labels import Codebook
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing.decide import OPINION
+from clmoe_cli.method.routing.features import features
+from clmoe_cli.method.routing.gaussians import GaussianGate
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Store, StoreIncompatible, UsageProblem, writer
 
 PAIRS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 11)}
@@ -83,20 +85,20 @@ def test_the_shortlist_alone_is_read(store: str, monkeypatch: pytest.MonkeyPatch
         return original(self, task, *groups)
 
     monkeypatch.setattr(Store, "read_subnetwork", spy)
-    monkeypatch.setattr("clmoe_cli.continual.gaussians.GaussianGate.shortlist.__defaults__", (2,))
+    monkeypatch.setattr("clmoe_cli.method.routing.gaussians.GaussianGate.shortlist.__defaults__", (2,))
     predict(store, batch_of(PAIRS["task2"], 1, 3))
     assert read
     assert "task2" in read
     assert len(read) <= 2
     read.clear()
-    monkeypatch.setattr("clmoe_cli.continual.fusion.TASKS", 1)
+    monkeypatch.setattr("clmoe_cli.method.routing.decide.TASKS", 1)
     predict(store, batch_of(PAIRS["task3"], 40, 3), route="batch")
     assert read == {"task3"}
 
 
 def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     # These bars the gate parts so well that no subnetwork has earned a say: it is given one.
-    monkeypatch.setattr("clmoe_cli.commands.gating.opinion_of", lambda task: OPINION)
+    monkeypatch.setattr("clmoe_cli.api.gating.opinion_of", lambda task: OPINION)
     fused, gate = predict(store, mixed), predict(store, mixed, router="gate")
     assert not np.array_equal(fused.confidence, gate.confidence)
     asked: list[int] = []
@@ -105,7 +107,7 @@ def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypa
         asked.append(len(x))
         return torch.zeros(len(x), 2, dtype=torch.float64)
 
-    monkeypatch.setattr("clmoe_cli.continual.steady.logits", silent)
+    monkeypatch.setattr("clmoe_cli.method.reproducible.logits", silent)
     assert np.array_equal(predict(store, mixed, router="gate").confidence, gate.confidence)
     assert not asked
     # An opinion of one half each, at its weight: what it takes from the surer class it gives to the other.
@@ -149,7 +151,7 @@ def test_a_pruned_task_was_never_seen(store: str, mixed: Batch, tmp_path: Path) 
     gates = [Store.open(path).manifest.gates[0] for path in (own, never)]
     assert gates[0] == gates[1]
     found, wanted = (predict(str(path), mixed, router="gate") for path in (own, never))
-    assert found.to_json() == wanted.to_json() | {"predictions": found.rows()}
+    assert found.to_json() == wanted.to_json() | {"predictions": plain(found.rows())}
     assert np.array_equal(found.confidence, wanted.confidence)
     assert np.array_equal(found.p_value, wanted.p_value)
     after = predict(str(own), batch_of(PAIRS["task4"], 60, 5), task="task4")
@@ -187,8 +189,8 @@ def test_a_large_batch_is_answered_in_parts(store: str, monkeypatch: pytest.Monk
         seen.append(len(x))
         return features(x, shape, name)
 
-    monkeypatch.setattr("clmoe_cli.commands.gating.features", spy)
-    monkeypatch.setattr("clmoe_cli.commands.gating.CHUNK", 50)
+    monkeypatch.setattr("clmoe_cli.api.gating.features", spy)
+    monkeypatch.setattr("clmoe_cli.api.gating.CHUNK", 50)
     found = predict(store, batch, route="batch")
     assert seen == [50, 50, 50, 30]
     assert np.array_equal(found.label, wanted.label)
@@ -275,10 +277,10 @@ def test_scores_by_hand() -> None:
     assert found.accuracy == 0.5
     assert found.accuracy_by_task == {"a": 0.5, "b": pytest.approx(2 / 3)}
     assert found.confusion == (
-        {"tasks": ["a"], "images": 2, "answered": {"a": 2}},
-        {"tasks": ["a", "b"], "images": 2, "answered": {"b": 2}},
-        {"tasks": ["b"], "images": 1, "answered": {"b": 1}},
-        {"tasks": [], "images": 1, "answered": {"a": 1}},
+        Confusion(("a",), 2, {"a": 2}),
+        Confusion(("a", "b"), 2, {"b": 2}),
+        Confusion(("b",), 1, {"b": 1}),
+        Confusion((), 1, {"a": 1}),
     )
     # Names of class folders are text.
     tasks: dict[str, tuple[int | str, ...]] = {"a": (1, 5), "b": (2, 5)}
@@ -304,7 +306,7 @@ def test_calibration_error_equals_the_slow_reference(confidence: list[float], ri
 def test_statistics_of_very_many_images_rest_on_some(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clmoe_cli.commands.measuring.MOST", 60)
+    monkeypatch.setattr("clmoe_cli.api.measuring.MOST", 60)
     x, y = bars([2, 5], 400, 1)
     # The second half looks otherwise: it must have its share.
     x[200:] = 255 - x[200:].transpose(0, 2, 1)
@@ -317,8 +319,8 @@ def test_statistics_of_very_many_images_rest_on_some(
 
 def test_inspect_counts_the_gate(store: str) -> None:
     found = inspect(store).bytes
-    assert found["gates"] == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
-    assert found["total"] == sum(ref.size for ref in Store.open(store).manifest.objects())
+    assert found.gates == {"1×16×16": Store.open(store).manifest.gates[0].solved.size}
+    assert found.total == sum(ref.size for ref in Store.open(store).manifest.objects())
 
 
 def test_the_command_line(store: str, mixed: Batch, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from reading_back import guesses, likeness
 from small_store import OPTIONS
 
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.continual import privacy
-from clmoe_cli.continual.features import features, width
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch
+from clmoe_cli.method import privacy
+from clmoe_cli.method.routing.features import features, width
 from store_schema import Store
 
 SIDE = 14
@@ -147,6 +147,19 @@ def test_noise_has_the_size_that_is_stated() -> None:
     correlation = (1 / k) / (1 / k + size).sqrt()
     assert torch.allclose(correlation[: privacy.LEAST], torch.tensor(privacy.LEAST**-0.5, dtype=torch.float64))
     assert bool((size[privacy.LEAST - 1 :] == 0).all())
+
+
+def test_means_have_the_noise_that_is_stated() -> None:
+    """Of 8 classes of two images, and of 8 of a hundred, each of as much variance within in every column."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.repeat_interleave(torch.arange(16), torch.tensor([2] * 8 + [100] * 8))
+    values = 10 * torch.randn((16, 300), generator=rng)[y] + 3 * torch.randn((len(y), 300), generator=rng)
+    draw = privacy.drawing(values)
+    few, many = privacy.noise(values, y, 16, draw), privacy.one_more(values, y, 16, draw)
+    assert not few[8:].any()
+    assert not many[:8].any()
+    for found, share in ((few[:8], (privacy.LEAST - 2) / 2**2), (many[8:], (privacy.LEAST - 1) / 100**2)):
+        assert float(found.square().mean()) == pytest.approx(share * 3**2, rel=0.2)
 
 
 def test_small_classes_have_a_mean_together_or_that_of_the_others() -> None:

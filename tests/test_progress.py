@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.commands.segment import learn_stream
-from clmoe_cli.commands.tasks import make_tasks
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.steps import Step
-from clmoe_cli.continual.training import Epoch, Quality, Schedule
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.segment import learn_stream
+from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.progress import Progress, duration
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Epoch, Quality, Schedule
+from clmoe_cli.report.progress import Progress, duration
+from clmoe_cli.runtime.events import Step
 from store_schema import Store
 
 OPTIONS = LearnOptions(arch="mlp:16,16", method=Options(Schedule(epochs=2)))
@@ -169,9 +169,9 @@ def test_durations_are_short() -> None:
 
 SCRIPT = """
 import sys
-from clmoe_cli import progress
-from clmoe_cli.continual.steps import Step
-from clmoe_cli.continual.training import Epoch, Quality
+from clmoe_cli.report import progress
+from clmoe_cli.runtime.events import Step
+from clmoe_cli.method.subnetwork.training import Epoch, Quality
 progress.SOON, progress.BEAT = 0.0, 3600.0
 how = sys.argv[1]
 with progress.progress(how == "quiet") as shown:

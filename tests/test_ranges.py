@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import ranges
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.reports import Caution
+from clmoe_cli.api import ranges
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.planning import plan
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.reports import Caution
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
 from store_schema import BadInput, GateRecord, ObjectRef, Store
 
 WAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

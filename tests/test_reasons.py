@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from test_growth import ALL_CONSTRUCTIVE, spots
 
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.reports import LearnReport
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.reports import LearnReport
 from clmoe_cli.data import Batch
-from clmoe_cli.tables import tables
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.report.tables import tables
 
 OPTIONS = LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=3)), thresholds=ALL_CONSTRUCTIVE)
 
@@ -47,8 +47,8 @@ def test_why_this_expert(store: str) -> None:
     assert report.onset.reason == "it has classes that no known task near it has: 2, 3"
     free = 100 - max(layer.frozen_percent for layer in told(store, spots([5, 9], 0, 200, 3)).layers)
     (candidate,) = report.candidates
-    start = f"into expert e1, since it overlaps with task1 more than by chance ({candidate['overlap']:.2f} against "
-    assert report.reason.startswith(f"{start}{candidate['chance_overlap']:.2f}; at least -")
+    start = f"into expert e1, since it overlaps with task1 more than by chance ({candidate.overlap:.2f} against "
+    assert report.reason.startswith(f"{start}{candidate.chance_overlap:.2f}; at least -")
     # What was free before it came.
     layer, share = report.reason.rpartition(" and layer ")[2].removesuffix(" % free").split(" has ")
     assert layer == "hidden1.weight"
@@ -97,7 +97,7 @@ def test_a_class_of_another_task_is_named(store: str, monkeypatch: pytest.Monkey
     known = spots([5, 9], 0, 600, 7)
     assert known.labels is not None
     # Looked at are the first images alone, which are all of the first task.
-    monkeypatch.setattr("clmoe_cli.commands.common.sample", lambda n, limit, rng: torch.arange(n)[:limit])
+    monkeypatch.setattr("clmoe_cli.api.common.sample", lambda n, limit, rng: torch.arange(n)[:limit])
     late = Batch(known.images, np.where(np.arange(600) == 500, 3, known.labels), "")
     report = told(store, late)
     assert report.onset.reason == "it has classes that are not of task1, which its images fit: 3"

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.training import Epoch, Schedule
+from clmoe_cli.api import resuming
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.subnetwork.training import Epoch, Schedule
 from store_schema import Interrupted, Store, checkpoints, verify
 
 OPTIONS = LearnOptions(arch="mlp:24,24", method=Options(Schedule(epochs=4)))
@@ -139,8 +139,8 @@ def test_checkpoints_take_a_bounded_share_of_the_time(own: Path, monkeypatch: py
 
 WAITING = """
 import sys, time
-from clmoe_cli.app import main
-from clmoe_cli.commands import resuming
+from clmoe_cli.cli.app import main
+from clmoe_cli.api import resuming
 from store_schema import checkpoints
 
 # A checkpoint after every epoch; after so many the process waits for a signal.
@@ -158,6 +158,7 @@ main()
 """
 
 
+@pytest.mark.campaign
 def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) -> None:
     """Real processes, SIGKILL and SIGINT."""
     x, y = bars([2, 7], 600, 1)

@@ -15,16 +15,16 @@ import pytest
 import torch
 from pictures import bars
 
-from clmoe_cli.commands import common
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.predict import EVERY, PredictReport, predict
-from clmoe_cli.continual.learning import KINDS as DEVIATIONS
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.routing import deviations
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import common
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.predict import EVERY, PredictReport, predict
 from clmoe_cli.data import Batch
-from clmoe_cli.state import Loader
+from clmoe_cli.method.learn_task import KINDS as DEVIATIONS
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.routing.paper import deviations
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
 DECIDED = ("label", "task", "expert", "known", "p_value")

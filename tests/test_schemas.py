@@ -16,9 +16,9 @@ import small_store as small
 from jsonschema import Draft202012Validator, ValidationError
 from pictures import bars
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.schemas import DIALECT, names, schema
-from clmoe_cli.process import run
+from clmoe_cli.api.schemas import DIALECT, names, schema
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from store_schema import Store, layout
 
 GOLDEN = Path(__file__).parent / "golden" / "schemas"
@@ -212,9 +212,8 @@ def test_the_script_writes_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_schemas_need_no_torch() -> None:
-    code = (
-        "import sys\nfrom clmoe_cli.app import main\ntry: main(['schema'])\nfinally: assert 'torch' not in sys.modules"
-    )
+    code = "import sys\nfrom clmoe_cli.cli.app import main\ntry: main(['schema'])\n"
+    code += "finally: assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=False, env=shells.clean(), timeout=60
     )

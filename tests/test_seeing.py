@@ -19,16 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from clmoe_cli.app import app
-from clmoe_cli.backbones import Backbone
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.inputs import following
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.predict import predict
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.inputs import following
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.predict import predict
+from clmoe_cli.backbone.session import Seeing, check_same
+from clmoe_cli.backbone.torchvision_models import Backbone
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
+from clmoe_cli.cli.reading import How, read
 from clmoe_cli.data import Batch, Raw, spool
-from clmoe_cli.process import run
-from clmoe_cli.reading import How, read
-from clmoe_cli.seeing import Seeing, check_same
 from store_schema import FeaturesRecord, InputRecord, Store, StoreIncompatible, UsageProblem, verify
 
 SIDE = 32

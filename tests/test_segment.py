@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clmoe_cli.app import app
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.segment import _Part, learn_stream
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.segment import _Part, learn_stream
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
 from store_schema import BadInput, Store
 
 QUICK = ("--arch", "mlp:32,32", "--epochs", "3", "-q", "--seed", "0")

@@ -22,10 +22,12 @@ from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
 
-from clmoe_cli import panels, plots, render
-from clmoe_cli.commands.inspect import InspectReport, inspect
-from clmoe_cli.overview import cells, overview
-from clmoe_cli.pages import report_page
+from clmoe_cli.api.contents import Bytes
+from clmoe_cli.api.inspect import InspectReport, inspect
+from clmoe_cli.api.reports import Accuracy
+from clmoe_cli.report import html, panels, render
+from clmoe_cli.report.html import report_page
+from clmoe_cli.report.overview import cells, overview
 from store_schema import Store, UsageProblem
 
 FOUR = {f"features.{i}.weight": (12, 12) for i in range(4)}
@@ -54,21 +56,21 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InspectReport
 
 
 def empty() -> InspectReport:
-    return InspectReport(0, 3, "0" * 64, (), (), 0.0, (), (), {"experts": {}, "tasks": {}, "gates": {}, "total": 0})
+    return InspectReport(0, 3, "0" * 64, (), (), 0.0, (), (), Bytes({}, {}, {}, 0))
 
 
 def test_single_shared_and_free_are_counted(tmp_path: Path) -> None:
     root = made_up(tmp_path / "store", [4, 1, 3])
     opened, report = Store.open(root), inspect(str(root))
     for expert in report.experts:
-        for layer in expert["layers"]:
-            masks = [opened.read_subnetwork(name).masks[layer["name"]] for name in expert["tasks"]]
+        for layer in expert.layers:
+            masks = [opened.read_subnetwork(name).masks[layer.name] for name in expert.tasks]
             counted = {"single": 0, "shared": 0, "free": 0}
             for place in np.ndindex(*masks[0].shape):
                 readers = sum(bool(mask[place]) for mask in masks)
                 counted["free" if readers == 0 else "single" if readers == 1 else "shared"] += 1
-            assert {key: layer[key] for key in counted} == counted
-            assert layer["frozen"] == counted["single"] + counted["shared"]
+            assert {"single": layer.single, "shared": layer.shared, "free": layer.free} == counted
+            assert layer.frozen == counted["single"] + counted["shared"]
             assert (counted["shared"] > 0) == (len(masks) > 1)
 
 
@@ -100,17 +102,17 @@ def test_a_screen_of_80_columns_is_enough(name: str, reports: dict[str, InspectR
     assert "…" not in text
     assert "\x1b" not in text
     for task in report.tasks:
-        row = next(line for line in lines if line.split()[:1] == [task["name"]])
-        assert f"{100 * task['accuracy']['subnetwork']:.2f} %" in row
-        assert row.endswith(str(task["bytes"]))
+        row = next(line for line in lines if line.split()[:1] == [task.name])
+        assert f"{100 * task.accuracy.subnetwork:.2f} %" in row
+        assert row.endswith(str(task.bytes))
     bars = [line for line in lines if "░" in line and "weights read by" not in line]
-    layers = [layer for expert in report.experts for layer in expert["layers"]]
+    layers = [layer for expert in report.experts for layer in expert.layers]
     assert len(bars) == len(layers)
     for bar, layer in zip(bars, layers, strict=True):
-        assert bar.startswith(layer["name"])
-        assert f" {layer['frozen_percent']:.2f} %" in bar
+        assert bar.startswith(layer.name)
+        assert f" {layer.frozen_percent:.2f} %" in bar
         widths = [bar.count(sign) for sign in "█▒░"]
-        assert widths == cells([layer["shared"], layer["single"], layer["free"]], sum(widths))
+        assert widths == cells([layer.shared, layer.single, layer.free], sum(widths))
 
 
 def test_layers_have_columns_where_there_is_room(reports: dict[str, InspectReport]) -> None:
@@ -119,8 +121,8 @@ def test_layers_have_columns_where_there_is_room(reports: dict[str, InspectRepor
     assert narrow == ["task", "classes", "accuracy", "selected", "reused", "bytes"]
     assert screen(reports["deep"], width=1000).splitlines()[1].split()[3:-1] == list(TWENTY)
     task = reports["deep"].tasks[1]
-    whole = sum(layer["parameters"] for layer in task["layers"])
-    shares = [100 * sum(layer[key] for layer in task["layers"]) / whole for key in ("selected", "reused")]
+    whole = sum(layer.parameters for layer in task.layers)
+    shares = [100 * sum(getattr(layer, key) for layer in task.layers) / whole for key in ("selected", "reused")]
     assert " ".join(f"{share:.2f} %" for share in shares) in " ".join(screen(reports["deep"]).split())
 
 
@@ -158,10 +160,10 @@ def test_curves_are_the_history(reports: dict[str, InspectReport]) -> None:
     figure = drawn(panels.frozen, report)
     assert len([axis for axis in figure.axes if axis.axison]) == 5
     for axis, expert in zip(figure.axes, report.experts, strict=False):
-        entries = [e for e in report.history if e["task"] in expert["tasks"]]
-        assert [label.get_text() for label in axis.get_xticklabels()] == expert["tasks"]
+        entries = [e for e in report.history if e.task in expert.tasks]
+        assert [label.get_text() for label in axis.get_xticklabels()] == list(expert.tasks)
         for i, line in enumerate(axis.lines):
-            wanted = [e["experts"][expert["id"]]["layers"][i]["frozen_percent"] for e in entries]
+            wanted = [e.experts[expert.id].layers[i].frozen_percent for e in entries]
             assert list(line.get_ydata()) == wanted
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(SMALL)
 
@@ -169,11 +171,11 @@ def test_curves_are_the_history(reports: dict[str, InspectReport]) -> None:
 def test_a_curve_has_the_commits_of_its_expert(reports: dict[str, InspectReport]) -> None:
     report = reports["several"]
     last = report.history[-1]
-    changed = {**last["experts"], "e1": report.history[2]["experts"]["e1"]}
+    changed = {**last.experts, "e1": report.history[2].experts["e1"]}
     later = (
-        {**last, "action": "prune", "task": "gone", "experts": changed},
-        {**last, "action": "refine", "task": "task2", "experts": changed},
-        {**last, "action": "prune", "task": None, "experts": {}},
+        replace(last, action="prune", task="gone", experts=changed),
+        replace(last, action="refine", task="task2", experts=changed),
+        replace(last, action="prune", task=None, experts={}),
     )
     axis = drawn(panels.frozen, replace(report, history=(*report.history, *later))).axes[0]
     names = [label.get_text() for label in axis.get_xticklabels()]
@@ -193,19 +195,20 @@ def test_many_experts_layers_and_tasks_are_thinned_out(reports: dict[str, Inspec
     assert [named[0], named[-1]] == [next(iter(TWENTY)), list(TWENTY)[-1]]
     ticks = drawn(panels.accuracy, reports["hundred"]).axes[0].get_xticks()
     assert 20 <= len(ticks) <= 53
-    names, counts = panels.bars(reports["deep"])
-    assert len(names) == 40
-    wide = replace(reports["deep"], experts=reports["deep"].experts * 2)
-    assert panels.bars(wide)[0] == ["e1", "e2", "e1", "e2"]
-    assert panels.bars(wide)[1][0] == {key: sum(c[key] for c in counts[:20]) for key in ("shared", "single", "free")}
+    bars = panels.bars(reports["deep"])
+    assert len(bars) == 40
+    wide = panels.bars(replace(reports["deep"], experts=reports["deep"].experts * 2))
+    assert [bar.name for bar in wide] == ["e1", "e2", "e1", "e2"]
+    for key in ("parameters", "shared", "single", "free"):
+        assert getattr(wide[0], key) == sum(getattr(bar, key) for bar in bars[:20])
 
 
 def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectReport]) -> None:
     report = reports["several"]
     points = drawn(panels.accuracy, report).axes[0].lines
     for line, key in zip(points, ("dense", "subnetwork"), strict=True):
-        assert list(line.get_ydata()) == [100 * task["accuracy"][key] for task in report.tasks]
-    unmeasured = {**report.tasks[3], "accuracy": {"dense": None, "subnetwork": None, "held_out": 0}}
+        assert list(line.get_ydata()) == [100 * getattr(task.accuracy, key) for task in report.tasks]
+    unmeasured = replace(report.tasks[3], accuracy=Accuracy())
     some = replace(report, tasks=(*report.tasks[:3], unmeasured, *report.tasks[4:]))
     assert 4 not in drawn(panels.accuracy, some).axes[0].lines[0].get_xdata()
     image = drawn(panels.overlap, report).axes[0].images[0].get_array()
@@ -214,17 +217,17 @@ def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectR
     texts = {text.get_text() for text in drawn(panels.overlap, reports["six"]).axes[0].texts}
     assert {f"{value:.2f}" for row in reports["six"].overlap for value in row if value is not None} == texts
     axis = drawn(panels.shares, report).axes[0]
-    layers = [layer for expert in report.experts for layer in expert["layers"]]
+    layers = [layer for expert in report.experts for layer in expert.layers]
     for container, key in zip(axis.containers, ("shared", "single", "free"), strict=True):
-        widths = [100 * layer[key] / layer["parameters"] for layer in layers]
+        widths = [100 * getattr(layer, key) / layer.parameters for layer in layers]
         assert [bar.get_width() for bar in container] == pytest.approx(widths)
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_pictures_name_the_tasks(name: str, reports: dict[str, InspectReport], tmp_path: Path) -> None:
-    plots.draw(reports[name], tmp_path / "plot.svg")
+    html.draw(reports[name], tmp_path / "plot.svg")
     texts = {e.text for e in ElementTree.parse(tmp_path / "plot.svg").iter() if e.tag.endswith("}text")}
-    tasks = [panels._plain(task["name"], 16) for task in reports[name].tasks]
+    tasks = [panels._plain(task.name, 16) for task in reports[name].tasks]
     assert set(tasks) <= texts if len(tasks) <= 20 else tasks[0] in texts
     assert [path.name for path in tmp_path.iterdir()] == ["plot.svg"]
 
@@ -232,7 +235,7 @@ def test_pictures_name_the_tasks(name: str, reports: dict[str, InspectReport], t
 def test_pictures_open_and_are_the_same_each_time(reports: dict[str, InspectReport], tmp_path: Path) -> None:
     for suffix in (".png", ".svg", ".pdf", ".html"):
         for copy in ("a", "b"):
-            plots.draw(reports["hostile"], tmp_path / f"{copy}{suffix}")
+            html.draw(reports["hostile"], tmp_path / f"{copy}{suffix}")
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     pixels = imread(tmp_path / "a.png")
     assert pixels.shape[1] == 1800
@@ -297,19 +300,19 @@ def test_the_page_holds_the_report(name: str, reports: dict[str, InspectReport])
     text = report_page(report).decode()
     page = harmless(text)
     shown = set(page.texts)
-    assert {report.content_hash, f"{report.frozen_percent:.2f} %", *(e["id"] for e in report.experts)} <= shown
+    assert {report.content_hash, f"{report.frozen_percent:.2f} %", *(e.id for e in report.experts)} <= shown
     for task in report.tasks:
-        assert task["name"].replace("\u202e", "\N{REPLACEMENT CHARACTER}") in shown
-        layers = task["layers"]
-        selected, whole = (sum(layer[key] for layer in layers) for key in ("selected", "parameters"))
+        assert task.name.replace("\u202e", "\N{REPLACEMENT CHARACTER}") in shown
+        layers = task.layers
+        selected, whole = (sum(getattr(x, key) for x in layers) for key in ("selected", "parameters"))
         assert f"{100 * selected / whole:.2f} %" in shown
     assert page.seen.count("svg") == 4
     if name == "several":
         row = text[text.index("<td>task8</td>") :].split("</tr>")[0]
-        state = report.history[7]["experts"]["e2"]["layers"]
-        after = 100 * sum(x["frozen"] for x in state) / sum(x["parameters"] for x in state)
+        state = report.history[7].experts["e2"].layers
+        after = 100 * sum(x.frozen for x in state) / sum(x.parameters for x in state)
         assert f">{after:.2f} %<" in row
-        assert f">{100 * report.tasks[7]['accuracy']['subnetwork']:.2f} %<" in row
+        assert f">{100 * report.tasks[7].accuracy.subnetwork:.2f} %<" in row
     assert "not verified" in text
 
 
@@ -320,7 +323,7 @@ def test_names_are_harmless_in_a_page(reports: dict[str, InspectReport], tmp_pat
     assert "<script" not in text
     assert "<img" not in text
     assert "\u202e" not in text
-    plots.draw(reports["hostile"], tmp_path / "plot.html")
+    html.draw(reports["hostile"], tmp_path / "plot.html")
     page = harmless((tmp_path / "plot.html").read_text())
     assert "<script>alert(1…" in page.texts
 
@@ -329,7 +332,7 @@ def test_an_empty_store_can_be_shown(tmp_path: Path) -> None:
     assert screen(empty()) == "0 tasks, 0.00 % of shared weights frozen, 0 bytes, generation 0\n"
     harmless(report_page(empty()).decode())
     for suffix in (".png", ".html"):
-        plots.draw(empty(), tmp_path / f"plot{suffix}")
+        html.draw(empty(), tmp_path / f"plot{suffix}")
     no_states = replace(inspect(str(made_up(tmp_path / "s", [2]))), history=())
     harmless(report_page(no_states).decode())
 
@@ -343,8 +346,8 @@ def test_without_matplotlib_it_says_so_before_any_work(tmp_path: Path, monkeypat
 
 REPORT = """
 import sys
-from clmoe_cli.process import run
-from clmoe_cli.app import app
+from clmoe_cli.cli.process import run
+from clmoe_cli.cli.app import app
 code = run(app, sys.argv[1:])
 assert "torch" not in sys.modules
 sys.exit(code)

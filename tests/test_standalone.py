@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from clmoe_cli.continual import features as feature_module
-from clmoe_cli.continual import standalone
-from clmoe_cli.continual.features import features, kind
-from clmoe_cli.continual.fusion import mixed
-from clmoe_cli.continual.gaussians import GaussianGate, Gaussians, fit, solve
-from clmoe_cli.continual.standalone import Mixture, Reading, Within
+from clmoe_cli.method.routing import features as feature_module
+from clmoe_cli.method.routing import standalone
+from clmoe_cli.method.routing.decide import mixed
+from clmoe_cli.method.routing.features import features, kind
+from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians, fit, solve
+from clmoe_cli.method.routing.standalone import Mixture, Reading, Within
 
 KINDS = {
     "table": ((9,), None, 1.0),

@@ -13,29 +13,31 @@ from pictures import bars
 from safetensors.torch import save_file
 from torchvision import models
 
-from clmoe_cli.app import app
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.starting import Start
-from clmoe_cli.continual import learning, masks, skeletons
-from clmoe_cli.continual.experts import parse_arch
-from clmoe_cli.continual.images import Labelled
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.steps import silent
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api import resuming
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.starting import Start
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.process import run
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.learn_task import Identity, Options, Setting, Shared, learn_task
+from clmoe_cli.method.networks import modules
+from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
+from clmoe_cli.runtime.events import silent
 from store_schema import BadInput, StoreIncompatible, UsageProblem, verify
 from store_schema import Store as Opened
 
 ARCH, SHAPE = "cnn:4,8", (1, 16, 16)
-STILL = learning.Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
+STILL = Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
 
 
 def weights(path: Path, seed: int) -> str:
     """A file for ``ARCH``: everything but the output layer, which nobody needs."""
-    fresh = skeletons.initial_parameters(skeletons.build(ARCH, SHAPE, 2), torch.Generator().manual_seed(seed))
+    fresh = modules.initial_parameters(modules.build(ARCH, SHAPE, 2), torch.Generator().manual_seed(seed))
     rng = torch.Generator().manual_seed(seed + 100)
     for name, value in fresh.items():
         if name.startswith("norm"):
@@ -50,7 +52,7 @@ def batch(classes: list[int], seed: int, n: int = 80) -> Batch:
 
 
 def told(file: str | None, **more: object) -> LearnOptions:
-    options = LearnOptions(arch=ARCH, weights=file, method=learning.Options(Schedule(epochs=1)))
+    options = LearnOptions(arch=ARCH, weights=file, method=Options(Schedule(epochs=1)))
     return replace(options, **more)
 
 
@@ -71,9 +73,8 @@ def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
 
     def learned(begin: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         rng = torch.Generator().manual_seed(0)
-        task = learning.learn_task(
-            "a", "e1", net, zeros, none, none, Labelled(x, y), 2, STILL, rng, start=begin
-        ).subnetwork
+        setting = Setting(STILL, rng, start=begin)
+        task = learn_task(Identity("a", "e1", 2), net, Shared(zeros, none, none), Labelled(x, y), setting).subnetwork
         own = {name: task.mask.get(name, torch.tensor(True)) for name in task.params}
         return {name: torch.where(own[name], value, torch.nan) for name, value in task.params.items()}
 
@@ -96,9 +97,9 @@ def test_weights_that_a_later_task_must_not_touch_stay(files: tuple[str, str]) -
     frozen = {name: torch.rand(value.shape, generator=rng) < 0.5 for name, value in base.items()}
     readable = {name: mask & (torch.rand(mask.shape, generator=rng) < 0.5) for name, mask in frozen.items()}
     x, y = torch.from_numpy(given.scaled().reshape(80, -1)), torch.from_numpy(given.labels) // 4
-    data = Labelled(x, y)
-    args = ("a", "e1", net, base, frozen, readable, data, 2, STILL, torch.Generator().manual_seed(0))
-    task = learning.learn_task(*args, start=start.params).subnetwork
+    setting = Setting(STILL, torch.Generator().manual_seed(0), start=start.params)
+    shared = Shared(base, frozen, readable)
+    task = learn_task(Identity("a", "e1", 2), net, shared, Labelled(x, y), setting).subnetwork
     assert start.params is not None
     for name, mask in task.mask.items():
         assert not bool((mask & frozen[name] & ~readable[name]).any())
@@ -129,7 +130,7 @@ def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> Non
         learn(store, batch([5, 9], 3), told(files[0], expert="e2", if_known="new"))
     later = learn(store, batch([5, 9], 3), told(files[0], expert="e1", if_known="new"))
     assert (later.expert, later.new_expert) == ("e1", False)
-    assert {c["task"] for c in later.candidates} == {first.task}
+    assert {c.task for c in later.candidates} == {first.task}
     assert verify(tmp_path / "store") == []
 
 

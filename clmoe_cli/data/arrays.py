@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
@@ -22,6 +21,7 @@ from clmoe_cli.data.sources import check_source, kind_of, open_source
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
+from clmoe_cli.runtime.events import OnStep, begun, silent
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import InputRecord
 

@@ -41,7 +41,7 @@ class Batch:
     ``images``: C-contiguous uint8 (0 to 255) or float32 (as stored), ``[N, D]`` or ``[N, C, H, W]``, N ≥ 1; large ones
     lie on disk (:mod:`clmoe_cli.data.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by
     the user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
-    ``[N, D]`` (:mod:`clmoe_cli.seeing`).
+    ``[N, D]`` (:mod:`clmoe_cli.backbone.session`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
     ``others``: folders with the parts of a split that this batch is the part to learn of.

@@ -19,7 +19,6 @@ from typing import IO
 
 import numpy as np
 
-from clmoe_cli.continual.steps import OnStep, begun, silent
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.precision import LOSSY, lost_column
@@ -27,6 +26,7 @@ from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import LABEL_KEYS, check_names
 from clmoe_cli.data.transforms import shape_after
+from clmoe_cli.runtime.events import OnStep, begun, silent
 
 LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
 """Names of a column that is taken for the labels when nobody says which one is."""

@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from clmoe_cli.continual.steps import OnStep, begun, silent, whole
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
 from clmoe_cli.data.listing import Listing, list_pictures
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.transforms import shape_after, transformed
+from clmoe_cli.runtime.events import OnStep, begun, silent, whole
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 

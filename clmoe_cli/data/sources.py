@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
-from clmoe_cli.continual.steps import OnStep, Step, silent
 from clmoe_cli.data import npy
 from clmoe_cli.data.npz import one_line, read_problem
 from clmoe_cli.data.spool import pipe
+from clmoe_cli.runtime.events import OnStep, Step, silent
 from store_schema.errors import BadInput, UsageProblem
 
 MAX_STREAM_BYTES = 64 << 30

@@ -12,7 +12,7 @@ import pytest
 import small_store as small
 from tracing import CALLS, Strace
 
-from clmoe_cli.commands import resuming
+from clmoe_cli.api import resuming
 from store_schema import ClmoeError, verify
 
 
@@ -80,7 +80,9 @@ def clmoe(verb: list[str], root: Path) -> list[str]:
     return [sys.executable, "-m", "clmoe_cli", *verb, "--store", str(root)]
 
 
-@pytest.mark.parametrize("name", small.COMMANDS)
+@pytest.mark.parametrize(
+    "name", ["later learn", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("first learn", "prune"))]
+)
 def test_killed_at_system_calls(
     name: str, tmp_path: Path, whole: bool, record_property: pytest.RecordProperty, strace: Strace
 ) -> None:

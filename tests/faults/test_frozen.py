@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_store as small
 
-from clmoe_cli.commands.inspect import inspect
+from clmoe_cli.api.inspect import inspect
 from store_schema import ExpertWeights, Store, StoreDamaged, encode_weights, verify, writer
 
 
@@ -55,7 +55,7 @@ def test_outputs_of_every_task_are_certified(tmp_path: Path, monkeypatch: pytest
     """What the outputs are computed with is checked by them alone, when the hash of the weights is blind."""
     root = small.build(tmp_path / "store", 2)
     inspect(str(root), check=True)
-    from clmoe_cli.commands import certify
+    from clmoe_cli.api import certify
 
     real = certify.probe
     monkeypatch.setattr(certify, "probe", lambda net, params: real(net, params) * (1 + 2e-7))

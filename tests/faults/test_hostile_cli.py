@@ -21,8 +21,8 @@ import small_store as small
 from test_data import BAD
 from test_hostile import HOSTILE
 
-from clmoe_cli.app import app
-from clmoe_cli.process import run
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from store_schema import ObjectRef, Store, layout
 from store_schema.store import head_bytes
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import small_store as small
 
-from clmoe_cli.commands import resuming
-from clmoe_cli.commands.inspect import inspect
-from clmoe_cli.commands.learn import learn
-from clmoe_cli.commands.prune import PruneOptions, prune
-from clmoe_cli.continual.training import Epoch
+from clmoe_cli.api import resuming
+from clmoe_cli.api.inspect import inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.method.subnetwork.training import Epoch
 from store_schema import Interrupted, Store
 
 NAMES = ("../../evil", "/etc/passwd", "a/b", "..", "C:\\x", "task 1", "ключ", "'; rm -rf /", "e1", "%s{0}", "-rf")
@@ -26,7 +26,7 @@ def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["deep"]
     assert [p.name for p in root.parent.iterdir()] == ["store"]
     assert not any(name in str(p) for p in root.rglob("*") if name not in ("..", "e1"))
-    assert inspect(str(root), check=True).tasks[0]["name"] == name
+    assert inspect(str(root), check=True).tasks[0].name == name
     assert small.answers(root, name)
     learn(str(root), small.batch(2), small.OPTIONS)
     prune(str(root), PruneOptions(task=name), lambda plan: True)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import small_store as small
 
-from clmoe_cli.commands import resuming
+from clmoe_cli.api import resuming
 from store_schema import ClmoeError, files, verify
 
 
@@ -180,6 +180,7 @@ def test_a_power_cut_leaves_the_old_state_or_the_new(
     assert seen == {small.state(before), small.state(after)}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("dropped", ["sync", "sync_folder"])
 def test_a_missing_fsync_would_be_found(dropped: str, tmp_path: Path) -> None:
     """The campaign can fail: without one kind of fsync it does."""

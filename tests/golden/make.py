@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the tests of the same name
 import small_store as small
 
-from clmoe_cli.commands.predict import predict
+from clmoe_cli.api.predict import predict
 from store_schema import Store, layout
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clmoe_cli.commands.schemas import names, schema
+from clmoe_cli.api.schemas import names, schema
 
 FOLDER = Path(__file__).parent / "schemas"
 

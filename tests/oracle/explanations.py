@@ -9,10 +9,10 @@ import torch
 from oracle import gaussians
 from torch import Tensor
 
-from clmoe_cli.continual.features import features
-from clmoe_cli.continual.gate import Subspaces
-from clmoe_cli.continual.gaussians import Gaussians
-from clmoe_cli.continual.routing import Subnetwork
+from clmoe_cli.method.routing.features import features
+from clmoe_cli.method.routing.gaussians import Gaussians
+from clmoe_cli.method.routing.paper import Subnetwork
+from clmoe_cli.method.routing.subspaces import Subspaces
 
 
 def distances(value: Tensor, tasks: Sequence[Gaussians]) -> tuple[list[list[float]], list[list[float]]]:

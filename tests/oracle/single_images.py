@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clmoe_cli.continual.experts import STATISTICS, Network
+from clmoe_cli.method.networks.base import STATISTICS, Network
 
 
 def gradients(net: Network, params: dict[str, Tensor], x: Tensor, y: Tensor) -> list[dict[str, Tensor]]:

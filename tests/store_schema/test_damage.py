@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from store_schema import (
     ExpertWeights,
     Store,
     StoreDamaged,
+    encode_subnetwork,
     encode_weights,
     verify,
     writer,
@@ -86,6 +88,36 @@ def test_verify_notices_a_swapped_object_and_a_changed_parent(make_store: Make) 
     parent = root / "manifests" / "1.json"
     parent.write_text(parent.read_text().replace('"images": 100', '"images": 101'))
     assert {f.file for f in verify(root) if f.damage} == {str(parent)}
+
+
+def test_another_valid_object_of_the_same_task_is_damage(make_store: Make) -> None:
+    """Only its hash tells that these are not the bytes that were committed; they are not the next commit's either."""
+    root = make_store("a")
+    ref, record = Store.open(root).manifest.tasks[0].subnetwork, Store.open(root).read_subnetwork("a")
+    path = root / "objects" / ref.sha256[:2] / f"{ref.sha256}.h5"
+    good = path.read_bytes()
+    path.write_bytes(encode_subnetwork(replace(record, probe_outputs=record.probe_outputs + 1)))
+    assert path.stat().st_size == ref.size
+    with pytest.raises(StoreDamaged, match="damaged file"):
+        Store.open(root).read_subnetwork("a")
+    assert named_as_damaged(root) == str(path)
+    with writer(root) as locked:
+        assert locked.put(good, "h5") == ref
+    assert path.read_bytes() == good
+    assert verify(root) == []
+
+
+def test_a_manifest_that_head_does_not_name_is_refused(make_store: Make) -> None:
+    """It is a valid one of this generation, and says of a task what was never committed."""
+    root = make_store("a", "b")
+    path = root / "manifests" / "2.json"
+    changed = path.read_text().replace('"images": 100', '"images": 101')
+    path.write_text(changed)
+    with pytest.raises(StoreDamaged, match="HEAD and its manifest do not agree"):
+        Store.open(root)
+    with pytest.raises(StoreDamaged, match="HEAD and its manifest do not agree"), writer(root):
+        pass
+    assert str(path) in named_as_damaged(root)
 
 
 def test_a_thawed_weight_is_caught_though_all_hashes_are_right(make_store: Make) -> None:

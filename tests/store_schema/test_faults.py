@@ -137,6 +137,45 @@ def test_any_operation_that_fails_loses_nothing(
     assert finished >= 2  # sweeping afterwards never fails a commit
 
 
+def test_a_commit_makes_everything_durable_before_head_names_it(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is synced before it gets its name and its folder after, and HEAD is the last that gets one."""
+    root = make_store("a")
+    opened: dict[int, Path] = {}
+    done: list[tuple[str, Path]] = []
+    create, sync, rename, sync_folder = files.create, files.sync, files.rename, files.sync_folder
+
+    def created(path: Path) -> int:
+        fd = create(path)
+        opened[fd] = path
+        return fd
+
+    def synced(fd: int) -> None:
+        done.append(("sync", opened[fd]))
+        sync(fd)
+
+    def renamed(source: Path, target: Path) -> None:
+        assert done[-1] == ("sync", source), target
+        done.append(("rename", target))
+        rename(source, target)
+
+    def folder_synced(path: Path) -> None:
+        done.append(("sync folder", path))
+        sync_folder(path)
+
+    steps = {"create": created, "sync": synced, "rename": renamed, "sync_folder": folder_synced}
+    for name, step in steps.items():
+        monkeypatch.setattr(files, name, step)
+    with writer(root) as locked:
+        commit_task(locked, "b", 1)
+    named = [path for what, path in done if what == "rename"]
+    for i, (what, path) in enumerate(done):
+        assert what != "rename" or done[i + 1] == ("sync folder", path.parent), path
+    assert [path.suffix for path in named[:-2]] == [".safetensors", ".h5", ".safetensors"]
+    assert named[-2:] == [root / "manifests" / "2.json", root / "HEAD"]
+
+
 def test_a_writer_goes_on_from_a_head_whose_last_fsync_failed(
     make_store: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

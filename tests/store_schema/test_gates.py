@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from store_samples import Make
 
-from clmoe_cli.commands.prune import PruneOptions, prune
+from clmoe_cli.api.prune import PruneOptions, prune
 from store_schema import (
     ClmoeError,
     SolvedGate,

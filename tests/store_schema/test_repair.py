@@ -66,6 +66,15 @@ def test_a_changed_head_loses_nothing(make_store: Make) -> None:
             assert (root / "HEAD").read_bytes() == good
 
 
+def test_of_whole_generations_the_newest_stands(make_store: Make) -> None:
+    root = make_store("a", "b", "c")
+    assert (root / "manifests" / "2.json").exists()
+    (root / "HEAD").unlink()
+    found = repair(root)
+    assert (found.generation, found.lost) == (3, ())
+    assert names(root) == ["a", "b", "c"]
+
+
 def test_a_whole_store_stays_as_it_is(make_store: Make) -> None:
     root = make_store("a", "b")
     before = contents(root)

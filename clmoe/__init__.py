@@ -1,0 +1,71 @@
+"""Continual learning of classifiers in a persistent store of experts: the public Python API.
+
+    import clmoe
+
+    clmoe.learn("clmoe-store", clmoe.read_batch("task1.npz", labels="required"))
+    report = clmoe.predict("clmoe-store", clmoe.read_batch("new.npz", labels="optional"))
+
+Importing it imports no torch. Each function returns a frozen report; ``report.to_json()`` is what ``--json`` prints.
+Errors are subclasses of :class:`ClmoeError`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clmoe_cli import __version__
+    from clmoe_cli.api.detect import detect
+    from clmoe_cli.api.export import export
+    from clmoe_cli.api.inspect import InspectReport, inspect
+    from clmoe_cli.api.learn import learn
+    from clmoe_cli.api.options import LearnOptions
+    from clmoe_cli.api.planning import plan
+    from clmoe_cli.api.predict import PredictReport, predict
+    from clmoe_cli.api.prune import PruneOptions, prune, would_prune
+    from clmoe_cli.api.reports import Caution, DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
+    from clmoe_cli.api.segment import learn_stream
+    from clmoe_cli.api.tasks import make_tasks
+    from clmoe_cli.data.arrays import read_batch
+    from clmoe_cli.data.batch import Batch
+    from store_schema.errors import BadInput, ClmoeError, StoreDamaged, StoreLocked, StoreMissing, UsageProblem
+
+_HOME = {
+    "clmoe_cli": ("__version__",),
+    "clmoe_cli.api.detect": ("detect",),
+    "clmoe_cli.api.export": ("export",),
+    "clmoe_cli.api.inspect": ("InspectReport", "inspect"),
+    "clmoe_cli.api.learn": ("learn",),
+    "clmoe_cli.api.options": ("LearnOptions",),
+    "clmoe_cli.api.planning": ("plan",),
+    "clmoe_cli.api.predict": ("PredictReport", "predict"),
+    "clmoe_cli.api.prune": ("PruneOptions", "prune", "would_prune"),
+    "clmoe_cli.api.reports": (
+        "Caution", "DetectReport", "ExportReport", "LearnReport", "RemovalReport", "StreamReport",
+    ),
+    "clmoe_cli.api.segment": ("learn_stream",),
+    "clmoe_cli.api.tasks": ("make_tasks",),
+    "clmoe_cli.data.arrays": ("read_batch",),
+    "clmoe_cli.data.batch": ("Batch",),
+    "store_schema.errors": ("BadInput", "ClmoeError", "StoreDamaged", "StoreLocked", "StoreMissing", "UsageProblem"),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportReport", "InspectReport", "LearnOptions",
+    "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "StoreDamaged", "StoreLocked", "StoreMissing",
+    "StreamReport", "UsageProblem", "__version__", "detect", "export", "inspect", "learn", "learn_stream", "make_tasks",
+    "plan", "predict", "prune", "read_batch", "would_prune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the API, imported when it is asked for."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

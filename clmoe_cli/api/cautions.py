@@ -1,0 +1,127 @@
+"""What looks wrong with a task that was just learned: warnings that stop nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from clmoe_cli.api.measuring import Confusion
+from clmoe_cli.api.reports import Caution
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Label
+from clmoe_cli.method import privacy
+from clmoe_cli.method.learn_task import FEW
+from clmoe_cli.method.routing.calibration import MINIMUM
+from store_schema import TaskRecord
+
+IMBALANCE = 10
+"""A class with so many times the images of another is named."""
+NAMED = 5
+ALIKE, ALIKE_AT_LEAST = 0.4, 0.25
+"""Share of a class's held-out images that another class takes where both may be the same, as found and less its error.
+
+Half of them are expected, and of a few images more or less are found.
+"""
+TELLING = 8
+"""Fewer held-out images of a class count only with those of the task's other classes."""
+
+
+def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
+    """Warnings on labelled data before training; ``known``: the labels that the store has."""
+    assert batch.labels is not None
+    labels, counts = np.unique(batch.labels, return_counts=True)
+    by_count = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    found = []
+    least, most = min(by_count, key=lambda c: by_count[c]), max(by_count, key=lambda c: by_count[c])
+    if by_count[most] >= IMBALANCE * by_count[least]:
+        text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"
+        found.append(Caution("imbalance", f"{text}; look at the accuracy of each class, not at the mean"))
+    scarce = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM]
+    if len(batch.labels) < FEW:
+        text = (
+            f"only {len(batch.labels)} images: all are trained on, and accuracy comes from fits that leave a fifth out"
+        )
+        found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
+    if scarce:
+        text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"
+        found.append(Caution("few-images", text))
+    hidden = [f"{c!r} ({n})" for c, n in by_count.items() if n < privacy.LEAST]
+    if hidden:
+        text = f"fewer than {privacy.LEAST} images of {_listed(hidden)}: so that none can be read back from the store"
+        found.append(Caution("privacy", f"{text}, their mean is kept with noise only, which costs accuracy there"))
+    found += _look_alike(by_count, known)
+    return found
+
+
+def _look_alike(labels: Iterable[Label], known: Iterable[Label]) -> list[Caution]:
+    """Labels that differ in case and blanks only from others of the data or of the store."""
+    own = {label for label in labels if isinstance(label, str)}
+    alike: dict[str, set[str]] = defaultdict(set)
+    for label in own | {label for label in known if isinstance(label, str)}:
+        alike[" ".join(label.casefold().split())].add(label)
+    pairs = [" and ".join(map(repr, sorted(group))) for group in alike.values() if len(group) > 1 and group & own]
+    if not pairs:
+        return []
+    return [Caution("look-alike", f"labels look alike and are different classes: {_listed(sorted(pairs))}")]
+
+
+def of_task(task: TaskRecord) -> list[Caution]:
+    """Warnings on what was learned."""
+    accuracy = task.accuracy
+    if accuracy.within is None or accuracy.guessing is None or not accuracy.held_out or len(task.classes) < 2:
+        return []
+    n, chance = accuracy.held_out, accuracy.guessing
+    error = math.sqrt(chance * (1 - chance) / n)
+    # So few images, or so rare a second class, that even being right throughout might be chance: nothing can be said.
+    if chance + 2 * error >= 1:
+        return []
+    guessed = accuracy.within <= chance + error
+    # Where one class is most of the images, being right in each class tells more than being right.
+    shares = [(c.images, c.accuracy) for c in accuracy.per_class or () if c.accuracy is not None]
+    even = 1 / len(task.classes)
+    spread = math.sqrt(sum(even * (1 - even) / images for images, _ in shares)) / max(1, len(shares))
+    balanced = sum(share for _, share in shares) / max(1, len(shares))
+    if not guessed or balanced > even + 2 * spread:
+        return []
+    text = f"images of {task.name} that were left out are answered no better than by guessing ({100 * chance:.1f} %)"
+    return [Caution("guessing", f"{text}: look at the data")]
+
+
+def of_conflict(new: str, task: str | None, confused: Iterable[Confusion]) -> list[Caution]:
+    """For data whose labels conflict with known tasks; ``new``: what it was learned as.
+
+    ``task``: whose images look the same while the labels disagree. ``confused``: for which known classes the new ones
+    are taken. The same images under two names are taken for either in about half of the cases.
+    """
+    back = f"clmoe prune --task {new} --yes takes it back"
+    if task is not None:
+        text = f"labels conflict with those of {task}, whose images look the same: both are now in the store"
+        return [Caution("conflict", f"{text}; if that is a mistake, {back}")]
+    confused = tuple(confused)
+    throughout = _same(sum(one.taken for one in confused), sum(one.images for one in confused))
+    pairs = [
+        f"{one.label!r} as {one.other!r} of {one.task} ({100 * one.taken / one.images:.0f} %)"
+        for one in confused
+        if (one.images >= TELLING or throughout) and _same(one.taken, one.images)
+    ]
+    if not pairs:
+        return []
+    text = f"held-out images of {new} are answered as classes of other tasks: {_listed(pairs)}"
+    return [Caution("conflict", f"{text}; images of those suffer as much; if two names are one class, {back}")]
+
+
+def _same(taken: int, images: int) -> bool:
+    """Whether so many of a class's images are taken for another class as when both are one."""
+    if taken < 2:
+        return False
+    share = taken / images
+    surely = share - math.sqrt(share * (1 - share) / images)
+    return share >= ALIKE and surely >= ALIKE_AT_LEAST
+
+
+def _listed(texts: list[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more

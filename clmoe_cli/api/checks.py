@@ -1,0 +1,168 @@
+"""Data that must not be learned from: they would drown what is there, or make a task forget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from clmoe_cli.api import common
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Codebook, clashes
+from clmoe_cli.data.npz import name_list
+from clmoe_cli.method.images import Rows
+from clmoe_cli.method.learn_task import FEW
+from clmoe_cli.method.routing.calibration import MINIMUM
+from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime.events import OnStep, begun, silent
+from clmoe_cli.runtime.words import nfc, one_of
+from store_schema import BadInput, ExpertRecord, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
+
+LARGEST = 1e4
+"""Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
+
+CHUNK = 1024
+
+BALANCE = 8
+"""Refining needs of each class at least this fraction of an even share."""
+
+
+def check_expert(store: str, expert: str | None) -> None:
+    """Refuses the name of an expert (UsageProblem) before a store is made that cannot have it."""
+    if expert not in (None, "new"):
+        try:
+            Store.open(store)
+        except StoreMissing:
+            one_of("expert", str(expert), ["new"])
+
+
+def check_seed(manifest: Manifest, seed: int | None) -> None:
+    """Refuses another seed than the store's (UsageProblem)."""
+    if seed is not None and manifest.generation > 0 and seed != manifest.seed:
+        raise UsageProblem(
+            "the store has another seed",
+            found=str(seed),
+            expected=str(manifest.seed),
+            hint="leave --seed out: a store keeps the seed that it was created with",
+        )
+
+
+def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) -> None:
+    """Refuses images [N, D], in units of the expert's input scale, of which one is far beyond the others (BadInput)."""
+    parts, done, to = [], 0, begun(on_step, "range", len(x), "images")
+    for part in x.split(CHUNK):
+        parts.append(part.abs().amax(dim=1))
+        done += len(part)
+        to(done)
+    largest = torch.cat(parts)
+    beyond = largest > LARGEST
+    if bool(beyond.any()):
+        worst = int(largest.argmax())
+        most = 2 * int(beyond.sum()) > len(beyond)
+        unit = "give the values in the unit that the store's tasks were learned in"
+        raise BadInput(
+            "most images have values far beyond the store's" if most else "an image has values far beyond the others",
+            where=source,
+            key=f"image {worst}",
+            found=f"{float(largest[worst]) / scale:.3g}",
+            expected=f"at most {LARGEST / scale:.3g}",
+            hint=unit if most else "repair it or leave it out",
+        )
+
+
+def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond what any of the experts reads (BadInput)."""
+    if batch.images.dtype == np.uint8:
+        return
+    scale = min(expert.input_scale for expert in experts)
+    check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+
+
+def check_unit(batch: Batch, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them."""
+    if batch.images.dtype != np.uint8:
+        scale = common.input_scale(batch, on_step)
+        check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+
+
+def check_labels(manifest: Manifest, batch: Batch) -> None:
+    """Refuses integers that the store knows as text, and text that it knows as integers (BadInput).
+
+    They would become twins: two classes that look the same. A store that has both takes both.
+    """
+    found = clashes((label for task in manifest.tasks for label in task.classes), batch.classes())
+    if not found:
+        return
+    texts = {nfc(str(label)) for label in found}
+    task = next(t for t in manifest.tasks if texts & {nfc(str(label)) for label in t.classes})
+    twin = next(label for label in task.classes if nfc(str(label)) in texts)
+    as_text = isinstance(found[0], str)
+    shown = ", ".join(repr(label) for label in found[:8]) + (", …" if len(found) > 8 else "")
+    hint = "y.astype(int)" if as_text else "y.astype(str)"
+    if batch.files is not None:
+        hint = "name the class folders otherwise, or give the labels as integers: in an npz, or a table"
+    raise BadInput(
+        "labels clash with those of the store",
+        where=batch.source,
+        found=f"{shown} as {'text' if as_text else 'integers'}",
+        expected=f"{'integers' if as_text else 'text'}, as {twin!r} of task {task.name}",
+        hint=hint,
+    )
+
+
+def check_known(store: str, batch: Batch) -> None:
+    """:func:`check_labels` of a store that is not locked, and may not be there yet."""
+    with suppress(StoreMissing):
+        check_labels(Store.open(store).manifest, batch)
+
+
+def judged(store: str, batch: Batch) -> tuple[Batch, str]:
+    """A batch whose labels are to judge answers, and a warning where the store does not know some of them, else "".
+
+    Folders of which no name is a class are no labels, and are left out.
+    """
+    if batch.labels is None:
+        return batch, ""
+    try:
+        known = Codebook.of(*(task.classes for task in Store.open(store).manifest.tasks))
+    except StoreMissing:  # who answers says so
+        return batch, ""
+    book, codes = known.reading(batch.labels)
+    foreign = name_list([str(label) for label in book.labels[len(known.labels) :]])
+    count = int((codes >= len(known.labels)).sum())
+    if count == len(codes) and batch.files is not None:
+        text = f"no task has a class of the name of a folder ({foreign}): the folders are not taken for labels"
+        return replace(batch, labels=None), text
+    return batch, f"no task knows the labels {foreign}: {count} of {len(codes)} images count as wrong" if count else ""
+
+
+def check_refining(batch: Batch, old: TaskRecord) -> None:
+    """Refuses data that would teach a task less than they would make it forget (BadInput).
+
+    Statistics are taken anew from them, so they must be many enough, and of every class of the task.
+    """
+    assert batch.labels is not None
+    least = max(FEW, min(old.images, 8 * MINIMUM))
+    if len(batch.labels) < least:
+        raise BadInput(
+            "too few images to refine with",
+            where=batch.source,
+            found=str(len(batch.labels)),
+            expected=f"at least {least}",
+            hint="what is known of the task is measured anew on them: collect more first",
+        )
+    counts = np.bincount(Codebook.of(old.classes).encode(batch.labels), minlength=len(old.classes))
+    even = math.ceil(len(batch.labels) / (BALANCE * len(old.classes)))
+    scarce = [f"{c!r} ({n})" for c, n in zip(old.classes, counts.tolist(), strict=True) if n < even]
+    if scarce:
+        raise BadInput(
+            "some classes are missing or too rare to refine with",
+            where=batch.source,
+            found=", ".join(scarce),
+            expected=f"at least {even} images of each class of task {old.name}",
+            hint="the task would forget the others: add images of them",
+        )

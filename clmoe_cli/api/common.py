@@ -1,0 +1,123 @@
+"""What several use cases share: images as tensors, names with a suggestion, evidence of known tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.data import Batch
+from clmoe_cli.method.images import Images, Rows
+from clmoe_cli.method.networks.base import Network
+from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.scaling import Scaling, centring, standardising
+from clmoe_cli.runtime.events import OnStep, counted, silent
+from clmoe_cli.store_tensors import Loader
+from store_schema import BadInput, ExpertRecord, Manifest
+
+ONSET_IMAGES = 256
+COUNTED = 0.01
+"""Layers that hold less of an expert's weights do not count when its free capacity is judged."""
+IN_MEMORY = 256 << 20
+"""Bytes up to which images are kept as float32."""
+NUMBERS = 1 << 22
+"""Numbers looked at at a time, where all images are looked at once."""
+
+
+def flat(batch: Batch, scaling: Scaling) -> Tensor:
+    """Images as an expert or the gate reads them: [N, D] float32."""
+    return scaling.apply(torch.from_numpy(batch.scaled().reshape(len(batch.images), -1)))
+
+
+def rows(batch: Batch, scaling: Scaling) -> Rows:
+    """The same, read when they are looked at where they would take much memory."""
+    return flat(batch, scaling) if batch.images.size * 4 <= IN_MEMORY else unread(batch, scaling)
+
+
+def unread(batch: Batch, scaling: Scaling) -> Images:
+    """The same, read when they are looked at."""
+
+    def read(index: Tensor) -> Tensor:
+        return flat(part(batch, index), scaling)
+
+    return Images(read, torch.arange(len(batch.images)), math.prod(batch.input_shape))
+
+
+def new_scaling(batch: Batch, net: Network, on_step: OnStep = silent) -> Scaling:
+    """How an expert of that architecture reads its inputs that is made for a batch: vectors are standardised."""
+    plain = Scaling(input_scale(batch, on_step))
+    if not isinstance(net, MLP):
+        return plain
+    found = standardising if len(batch.input_shape) == 1 else centring
+    return found(rows(batch, plain), plain.factor)
+
+
+def part(batch: Batch, index: Tensor) -> Batch:
+    """The images (and labels) at these positions."""
+    return batch.taken(index.numpy())
+
+
+def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
+    """Experts that read this kind of input: its shape, after the same transform. BadInput when there are none."""
+    found = [e for e in manifest.experts if reads(e, batch) and manifest.tasks_of(e.id)]
+    if not found:
+        known = sorted({kind_text(e.input_shape, e.input) for e in manifest.experts})
+        raise BadInput(
+            "no expert knows images of this shape",
+            where=batch.source,
+            found=kind_text(batch.input_shape, batch.input),
+            expected=" or ".join(known) or "none: the store has no task",
+            hint="give the columns that were learned, in their order, or learn a task of these first"
+            if len(batch.input_shape) == 1 and batch.input is None
+            else "reshape the images, or learn a task of this shape first",
+        )
+    return found
+
+
+def reads(record: ExpertRecord, batch: Batch) -> bool:
+    """Whether the batch is of the kind of input that the expert reads."""
+    return (record.input_shape, record.input) == (batch.input_shape, batch.input)
+
+
+def input_scale(batch: Batch, on_step: OnStep = silent) -> float:
+    """Scale of an expert's inputs, fixed when the expert is made: 1 for pixels in 0 to 1 and standardised vectors.
+
+    Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
+    The median image decides: a few broken ones must not shrink all others to nothing.
+    """
+    every = torch.arange(len(batch.images)).split(max(1, NUMBERS // math.prod(batch.input_shape)))
+    # A call for each part: a comprehension would hold one part while it reads the next.
+    parts = counted(every, on_step, "scale", "parts")
+    rms = float(np.median(np.concatenate([_root_mean_squares(part(batch, index)) for index in parts])))
+    return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
+
+
+def _root_mean_squares(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Of each image, [N]."""
+    x = batch.scaled().reshape(len(batch.images), -1)
+    means: np.ndarray[tuple[int], np.dtype[np.float64]] = np.square(x, dtype=np.float64).mean(axis=1)
+    return np.sqrt(means)
+
+
+def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Positions of at most ``limit`` of n images, in random order without repetition."""
+    return torch.randperm(n, generator=generator)[:limit]
+
+
+def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows]:
+    """A batch as each of these experts reads it; held in memory once for those that read it alike."""
+    scalings = {expert: loader.scaling(expert) for expert in experts}
+    own: dict[str, Rows] = {e: unread(batch, s) for e, s in scalings.items() if s.standardised}
+    shared = {s.factor: s for s in scalings.values() if not s.standardised}
+    alike = {factor: rows(batch, s) for factor, s in shared.items()}
+    return [own[e] if e in own else alike[scalings[e].factor] for e in experts]
+
+
+def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
+    """sha256 of the bytes of probe outputs."""
+    return hashlib.sha256(np.ascontiguousarray(outputs).tobytes()).hexdigest()

@@ -1,0 +1,174 @@
+"""What ``inspect`` tells of a store's experts, tasks, commits and bytes. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clmoe_cli.api.reports import Accuracy, ClassAccuracy, Features
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Entries of a layer that tasks use."""
+
+    name: str
+    parameters: int
+    frozen: int
+    frozen_percent: float
+
+
+@dataclass(frozen=True)
+class Shares(Frozen):
+    """The same; weights of one task, of several, and of none, which add up to the layer's."""
+
+    single: int
+    shared: int
+    free: int
+
+
+@dataclass(frozen=True)
+class FrozenRows:
+    """Output rows of an expert that tasks own."""
+
+    frozen: int
+    frozen_percent: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The same, and how many rows there are."""
+
+    rows: int
+    frozen: int
+    frozen_percent: float
+
+
+@dataclass(frozen=True)
+class Input:
+    """What pictures go through before an expert reads them; null leaves a step out."""
+
+    image_size: int | None
+    channels: int | None
+    features: Features | None
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert of the store."""
+
+    id: str
+    arch: str
+    input_shape: tuple[int, ...]
+    kind: str
+    input: Input | None
+    tasks: tuple[str, ...]
+    layers: tuple[Shares, ...]
+    frozen_percent: float
+    output_rows: Rows
+    owned_parameters: int
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A task's share of a layer."""
+
+    name: str
+    parameters: int
+    selected: int
+    reused: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a task's images agreed with a task of its expert before it was learned, and what chance gives."""
+
+    task: str
+    hamming: float
+    overlap: float
+    divergence: float
+    chance_overlap: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the store; ``measured`` is null of tasks of older versions."""
+
+    name: str
+    expert: str
+    classes: tuple[int | str, ...]
+    accuracy: Accuracy
+    per_class: tuple[ClassAccuracy, ...]
+    opinion: float | None
+    measured: tuple[Measured, ...] | None
+    layers: tuple[Selected, ...]
+    owned_parameters: int
+    images: int
+    learned_at: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Then:
+    """An expert as it was after a commit."""
+
+    layers: tuple[Frozen, ...]
+    output_rows: FrozenRows
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit and what was frozen after it; experts that are gone are left out."""
+
+    generation: int
+    action: str
+    task: str | None
+    experts: dict[str, Then]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Sizes of the files of each expert, task and gate."""
+
+    experts: dict[str, int]
+    tasks: dict[str, int]
+    gates: dict[str, int]
+    total: int
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What ``--repair`` found damaged, which generation stands now, and which tasks that costs."""
+
+    generation: int
+    found: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+def percent(part: int, whole: int) -> float:
+    """A share in percent, as reports have it."""
+    return round(100.0 * part / whole, 4) if whole else 0.0
+
+
+def shares(name: str, parameters: int, single: int, shared: int) -> Shares:
+    """What of so many weights one task reads, several do, and none does."""
+    frozen = single + shared
+    return Shares(name, parameters, frozen, percent(frozen, parameters), single, shared, parameters - frozen)
+
+
+def together(name: str, layers: Sequence[Shares]) -> Shares:
+    """Several layers as one."""
+    single, shared = sum(layer.single for layer in layers), sum(layer.shared for layer in layers)
+    return shares(name, sum(layer.parameters for layer in layers), single, shared)
+
+
+def selected(name: str, parameters: int, chosen: int, reused: int) -> Selected:
+    """What of so many weights a task has chosen, and what of that earlier tasks had."""
+    return Selected(name, parameters, chosen, reused, percent(chosen, parameters))
+
+
+def chosen(name: str, layers: Sequence[Selected]) -> Selected:
+    """A task's share of several layers as one."""
+    picked, reused = sum(layer.selected for layer in layers), sum(layer.reused for layer in layers)
+    return selected(name, sum(layer.parameters for layer in layers), picked, reused)

@@ -1,0 +1,179 @@
+"""``predict --explain``: asks what was not needed to decide, and tells of each image why this answer, not another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clmoe_cli.api import common, gating
+from clmoe_cli.api.predictions import Considered, Level, Prediction
+from clmoe_cli.api.reasons import Case, sentence
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.method.explain import FIGURES, Asked, Candidates, Said, of_decision, of_subnetworks
+from clmoe_cli.method.images import Rows, taken
+from clmoe_cli.method.reproducible import logits
+from clmoe_cli.method.routing import paper
+from clmoe_cli.method.routing.decide import Decision, Explain
+from clmoe_cli.method.routing.features import features, known
+from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.store_tensors import Loader
+
+CHUNK = 256
+"""Images whose candidates are objects at a time."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why N images were answered as they were.
+
+    ``runner_up_task``, ``runner_up_label`` [N]: the best class of another task; where no other was compared, the next
+    class of the same; ``runner_up_labels``: as Python values. ``margin`` [N] ≥ 0: how far that stays behind, in units
+    of the evidence. ``reason``: N sentences. ``decided_by``: the figures that decided; the others are context.
+    ``why``: the :meth:`candidates` as arrays, with ``names`` and ``homes`` of the tasks and of their experts.
+    """
+
+    runner_up_task: NDArray[np.str_]
+    runner_up_label: NDArray[np.generic]
+    runner_up_labels: tuple[Label, ...]
+    margin: NDArray[np.float64]
+    reason: tuple[str, ...]
+    decided_by: tuple[str, ...]
+    why: Candidates
+    names: list[str]
+    homes: list[str]
+    book: Codebook
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Columns for tables, all [N]."""
+        return {
+            "runner_up_task": self.runner_up_task,
+            "runner_up_label": self.runner_up_label,
+            "margin": self.margin,
+            "reason": np.array(self.reason, dtype=np.str_),
+        }
+
+    def told(self, rows: Sequence[Prediction], candidates: bool = True) -> list[Prediction]:
+        """Predictions of the images with what explains them; their :meth:`candidates` only if they are wanted."""
+        every: Iterable[tuple[Considered, ...] | None] = self.candidates() if candidates else [None] * len(rows)
+        columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason, every)
+        return [
+            replace(row, runner_up_task=task, runner_up_label=label, margin=margin, reason=reason, explanation=own)
+            for row, task, label, margin, reason, own in zip(rows, *columns, strict=True)
+        ]
+
+    def candidates(self) -> Iterator[tuple[Considered, ...]]:
+        """Of each image what it was compared with, the answer first; some images at a time are turned into such."""
+        labels, levels = (*self.book.labels, None), (*get_args(Level), None)  # −1 finds the last
+        margins, by = self.why.margins()
+        by[:, 0] = -1
+        values = (self.why.task, self.why.code, margins, by, self.why.figures)
+        for part in zip(*(value.split(CHUNK) for value in values), strict=True):
+            for image in zip(*(value.tolist() for value in part), strict=True):
+                yield tuple(
+                    Considered(
+                        task=self.names[task],
+                        expert=self.homes[task],
+                        label=labels[code],
+                        margin=margin,
+                        by=levels[level],
+                        **{name: None if f != f else f for name, f in zip(FIGURES, figures, strict=True)},
+                    )
+                    for task, code, margin, level, figures in zip(*image, strict=True)
+                    if task >= 0
+                )
+
+
+def explained(found: Decision, case: Case, names: list[str], homes: list[str], book: Codebook) -> Explanation | None:
+    """The explanation of a decision that came with its candidates, None for others.
+
+    ``names`` and ``homes``: of the tasks, and of their experts, by position.
+    """
+    why = found.why
+    if not isinstance(why, Candidates):
+        return None
+    rival = why.rival()[:, None]
+    codes = why.code.gather(1, rival)[:, 0].numpy()
+    told = Explanation(
+        runner_up_task=np.array(names, dtype=np.str_)[why.task.gather(1, rival)[:, 0].numpy()],
+        runner_up_label=book.decode(codes),
+        runner_up_labels=tuple(book.labels[code] for code in codes.tolist()),
+        margin=why.margins()[0].gather(1, rival)[:, 0].numpy(),
+        reason=(),
+        decided_by=case.decided_by,
+        why=why,
+        names=names,
+        homes=homes,
+        book=book,
+    )
+    return replace(told, reason=tuple(sentence(case, image) for image in told.candidates()))
+
+
+def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[Rows] | None = None) -> Asked:
+    """What asks the named tasks' subnetworks about images of a batch.
+
+    ``inputs``: the batch as each task reads it; then the gate is asked as well, if the store has one that this version
+    reads. Without, few images must be asked about at a time.
+    """
+    manifest = loader.manifest
+    record = manifest.gate(batch.input_shape, batch.input)
+    seen = None
+    if inputs is not None and record is not None and known(record.features, batch.input_shape):
+        seen = common.rows(batch, Scaling(record.input_scale))
+        for name in names:  # all that is needed is read before the first answer is out
+            loader.answering(name)
+
+    def ask(position: int, rows: torch.Tensor) -> Said:
+        task = loader.task(names[position])
+        if inputs is None:
+            x: Rows = common.flat(common.part(batch, rows), loader.scaling(task.expert))
+        else:
+            x = taken(inputs[position], rows)
+        logs = logits(task.net, task.params, x).log_softmax(dim=1)
+        raw, own = paper.deviations(task, x, ["fisher"])["fisher"], task.calibration["fisher"]
+        said = Said(logs, own.standardised(raw), own.p_values(raw))
+        if seen is None or record is None:
+            return said
+        spaces, distances = loader.answering(task.name)[0], []
+        for some in rows.split(gating.CHUNK):
+            values = features(taken(seen, some), batch.input_shape, record.features)
+            distances.append(torch.stack([spaces.distances(values, c) for c in range(logs.shape[1])], dim=1))
+        usual = spaces.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
+        return Said(logs, said.deviation, said.p_value, torch.cat(distances).double(), usual)
+
+    return ask
+
+
+def of_gate(loader: Loader, batch: Batch, names: Sequence[str]) -> Explain:
+    """What explains the gate's decisions about images of a batch."""
+    return partial(of_decision, asked=asked(loader, batch, names))
+
+
+def of_evidence(
+    loader: Loader,
+    names: Sequence[str],
+    book: Codebook,
+    router: str | None,
+    together: int | None,
+    evidence: torch.Tensor,
+    found: Decision,
+    inputs: Sequence[Rows],
+    rows: torch.Tensor,
+    ask: Asked,
+) -> Candidates:
+    """The candidates of a decision by ``evidence`` [n, T] of a router, or (None) within the only task.
+
+    ``rows`` [n]: which of the images that each task reads as ``inputs`` they are; of batches the whole.
+    """
+    levels = {} if router is None else {"task_score": evidence}
+    if router == "paper":
+        some = [taken(x, rows) for x in inputs]
+        levels["expert_score"] = paper.weigh(paper.by_expert, loader.tasks(names), some, together)
+    codes = [torch.tensor(book.codes(loader.manifest.task(name).classes)) for name in names]
+    return of_subnetworks(codes, levels, found.task, found.code, rows, ask)

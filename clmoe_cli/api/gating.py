@@ -1,0 +1,242 @@
+"""The gate's part in ``learn`` and ``predict``: statistics of a new task, the solved gate of a shape, decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from clmoe_cli.api import common, ranges
+from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.measuring import Kind, Measured, measured, measured_subspaces
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.method.learn_task import Learned
+from clmoe_cli.method.routing.decide import (
+    OPINION,
+    Decision,
+    Explain,
+    Sources,
+    decide_given,
+    decide_images,
+    decide_within,
+    task_of_batch,
+)
+from clmoe_cli.method.routing.features import features, is_image, kind, known
+from clmoe_cli.method.routing.gaussians import Gaussians, alone, one_unit, solve
+from clmoe_cli.method.routing.subspaces import COARSE, Subspaces
+from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime.events import OnStep, begun, silent
+from clmoe_cli.store_tensors import Loader, gate_arrays, solved_arrays
+from store_schema import (
+    GateRecord,
+    Manifest,
+    SolvedGate,
+    StoreIncompatible,
+    TaskRecord,
+    Writer,
+    coarse_form,
+    encode_gate,
+    encode_gaussians,
+    rows_of,
+)
+
+CHUNK = 2000
+"""Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
+EMBEDDING = 128
+"""Columns from which vectors may be an embedding; of tables, square roots are not better (docs/method.md)."""
+PIXELS = 1 << 25
+"""Numbers of the images decided at a time."""
+
+
+def check(manifest: Manifest, batch: Batch, hint: str) -> None:
+    """StoreIncompatible where tasks of this kind of input have no gate, or one of other features than here."""
+    shape, through = batch.input_shape, batch.input
+    record = manifest.gate(shape, through)
+    missing = record is None and manifest.tasks_of_shape(shape, through)
+    if missing or (record is not None and not known(record.features, shape)):
+        raise StoreIncompatible(
+            "the store has no gate that this version can read",
+            key=kind_text(shape, through),
+            found=record.features if record else "none",
+            expected=features_of(None, batch),
+            hint=hint,
+        )
+
+
+def features_of(manifest: Manifest | None, batch: Batch) -> str:
+    """Name of the gate's features for this kind of input: what its tasks have, else this version's."""
+    record = None if manifest is None else manifest.gate(batch.input_shape, batch.input)
+    if record is not None:
+        return record.features
+    if batch.input is not None and batch.input.features is not None:
+        return kind(batch.input_shape, backbone=True)
+    wide = not is_image(batch.input_shape) and math.prod(batch.input_shape) >= EMBEDDING
+    return kind(batch.input_shape, root=wide and _amounts(batch))
+
+
+def _amounts(batch: Batch) -> bool:
+    """Whether vectors hold amounts of one unit: nothing below zero, and columns that vary about as much."""
+    total, squares, n = torch.zeros(()), torch.zeros(()), len(batch.images)
+    for rows in torch.arange(n).split(max(1, common.NUMBERS // math.prod(batch.input_shape))):
+        x = torch.from_numpy(common.part(batch, rows).scaled()).flatten(1).double()
+        if float(x.min()) < 0:
+            return False
+        total, squares = total + x.sum(dim=0), squares + x.square().sum(dim=0)
+    return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
+
+
+def kind_of(manifest: Manifest, batch: Batch, without: int, on_step: OnStep = silent) -> Kind:
+    """The batch's kind of input, with the tasks that read it but the one of number ``without``."""
+    others = [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input) if t.number != without]
+    return Kind(features_of(manifest, batch), _scale(manifest, batch, on_step), tuple(others))
+
+
+def measure(
+    loader: Loader, batch: Batch, number: int, classes: tuple[Label, ...], learned: Learned, on_step: OnStep = silent
+) -> Measured:
+    """What the gate measures of task ``number``, which was just learned from ``batch``, by its kind's rule."""
+    manifest = loader.manifest
+    kind, record = kind_of(manifest, batch, number, on_step), manifest.gate(batch.input_shape, batch.input)
+    if record is not None and record.rule is None:
+        return measured_subspaces(batch, kind, classes, on_step)
+    return measured(loader, batch, kind, classes, learned, on_step)
+
+
+def updated(
+    locked: Writer, loader: Loader, batch: Batch, number: int, found: Subspaces, on_step: OnStep = silent
+) -> tuple[GateRecord, ...]:
+    """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
+    manifest, shape, through = locked.manifest, batch.input_shape, batch.input
+    name = features_of(manifest, batch)
+    if isinstance(found, Gaussians):
+        tasks = [t for t in manifest.tasks_of_shape(shape, through) if t.number != number]
+        every = {t.number: t.name for t in tasks}
+        parts = [found if n == number else loader.gaussians(every[n]) for n in sorted({*every, number})]
+        data = encode_gaussians(solved_arrays(solve(parts)), name)
+    else:
+        data = encode_gate(_with_subspaces(locked, batch, number, found), name)
+    old = manifest.gate(shape, through)
+    record = GateRecord(
+        input_shape=shape,
+        input_scale=_scale(manifest, batch, on_step),
+        features=name,
+        solved=locked.put(data, "safetensors"),
+        input=through,
+        rule="gaussians" if isinstance(found, Gaussians) else None,
+    )
+    record = record.model_copy(update=ranges.widened(old, batch))
+    return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
+
+
+def _with_subspaces(locked: Writer, batch: Batch, number: int, found: Subspaces) -> SolvedGate:
+    """The solved gate of subspaces with those of task ``number`` in their place."""
+    manifest, shape, through = locked.manifest, batch.input_shape, batch.input
+    arrays = gate_arrays(found)
+    own = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
+    old = locked.store.read_gate(shape, through) if manifest.generation else None
+    if isinstance(old, SolvedGate):
+        tasks = manifest.tasks_of_shape(shape, through)
+        counts = [len(t.classes) for t in tasks]
+        before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
+        after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
+        own = before.joined(own).joined(after)
+    return own
+
+
+def without(locked: Writer, record: GateRecord, names: Collection[str]) -> GateRecord | None:
+    """A gate without the classes of the named tasks: as if it had never seen them; None when none is left."""
+    tasks = locked.manifest.tasks_of_shape(record.input_shape, record.input)
+    kept = [t.name not in names for t in tasks]
+    if all(kept):
+        return record
+    if not any(kept):
+        return None
+    if record.rule is None:
+        solved = locked.store.read_gate(record.input_shape, record.input)
+        assert isinstance(solved, SolvedGate)
+        data = encode_gate(solved.taken(rows_of([len(t.classes) for t in tasks], kept)), record.features)
+    else:
+        loader = Loader(locked.store)
+        parts = [loader.gaussians(t.name) for t, stays in zip(tasks, kept, strict=True) if stays]
+        data = encode_gaussians(solved_arrays(solve(parts)), record.features)
+    return record.model_copy(update={"solved": locked.put(data, "safetensors")})
+
+
+@dataclass(frozen=True)
+class Route:
+    """Whose images are asked about: each by itself (the default), ``batches`` of so many consecutive ones of one task,
+    or all of the ``only`` task that is named."""
+
+    batches: int | None = None
+    only: bool = False
+
+
+def decide(
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str,
+    route: Route,
+    on_step: OnStep = silent,
+    explain: Explain | None = None,
+) -> Iterator[Decision]:
+    """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
+
+    ``names``: the tasks with images of this kind, in the order of learning. ``explain``: with it the decision says what
+    it was made from. Raises StoreIncompatible for a store without a gate, or one of other features.
+    """
+    manifest = loader.manifest
+    check(manifest, batch, "choose another --router, as fisher")
+    scale, name = _scale(manifest, batch), features_of(manifest, batch)
+    solved = alone(loader.gaussians(names[0])) if route.only else loader.gate(batch.input_shape, batch.input)
+    codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
+
+    def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
+        x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
+        return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
+
+    weights = [opinion_of(manifest.task(name)) for name in names]
+    sources = Sources(
+        solved,
+        codes,
+        lambda task: loader.answering(names[task])[0],
+        opinion if router == "fused" else None,
+        explain,
+        weights,
+    )
+
+    def seen(rows: torch.Tensor) -> torch.Tensor:
+        return features(common.flat(common.part(batch, rows), Scaling(scale)), batch.input_shape, name)
+
+    everything = torch.arange(len(batch.images))
+    to = begun(on_step, "deciding", len(everything), "images")
+    chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
+    if route.batches is None:
+        by_itself = decide_given if route.only else decide_images
+        for rows in everything.split(chunk):
+            yield by_itself(sources, seen(rows), rows)
+            to(int(rows[-1]) + 1)
+        return
+    for together in everything.split(route.batches):
+        some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
+        values = seen(some)
+        found = task_of_batch(sources, values)
+        for rows in together.split(chunk):
+            own = values if len(some) == len(together) else seen(rows)
+            yield decide_within(sources, found, own, rows)
+            to(int(rows[-1]) + 1)
+
+
+def _scale(manifest: Manifest, batch: Batch, on_step: OnStep = silent) -> float:
+    """What inputs of this kind are multiplied by: fixed by the first task of the kind."""
+    record = manifest.gate(batch.input_shape, batch.input)
+    return record.input_scale if record else common.input_scale(batch, on_step)
+
+
+def opinion_of(task: TaskRecord) -> float:
+    """The weight of a task's subnetwork beside the gate; tasks of formats 1 and 2 have none of their own."""
+    return OPINION if task.opinion is None else task.opinion

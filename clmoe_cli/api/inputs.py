@@ -1,0 +1,152 @@
+"""Which transform pictures are read with when nobody says: that of the store's tasks. Imports no torch.
+
+Rules, in this order: what the options say; images that an expert reads as they are, if their shape is its own; the one
+transform that the store's experts have and the source can go through; none. ``learn``, ``detect`` and ``predict``
+follow the same rules, so that more pictures of a task, and questions to it, are read as its own were. A backbone is
+part of the transform: where all that the store knows of pictures went through one, those of another size do too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from clmoe_cli.backbone.session import NONE, Seeing, backbone_of
+from clmoe_cli.data.batch import Raw
+from clmoe_cli.runtime.words import nfc
+from store_schema import InputRecord, Manifest, Store, StoreMissing, UsageProblem
+
+AS_THEY_ARE = 0
+"""The ``image_size`` that says: no transform, whatever the store has."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input that a store knows: the shape of one image after ``input``, and ``input``."""
+
+    shape: tuple[int, ...]
+    input: InputRecord | None
+
+    def takes(self, raw: Raw) -> bool:
+        """Whether such a source can become this kind. A folder's colour is known only when all of it is read."""
+        if self.seen:
+            return raw.shape is not None and len(raw.shape) == 3
+        if raw.shape is None or len(raw.shape) != 3 or len(self.shape) != 3:
+            return raw.shape == self.shape and self.same_size
+        channels = self.input.channels if self.input else None
+        fits = raw.folder or channels is not None or raw.shape[0] == self.shape[0]
+        return fits and (not self.same_size or raw.shape[1:] == self.shape[1:])
+
+    @property
+    def same_size(self) -> bool:
+        """Whether pictures must have the right size themselves."""
+        return self.input is None or self.input.image_size is None
+
+    @property
+    def seen(self) -> bool:
+        """Whether a backbone sees the pictures; the shape is then that of its features."""
+        return self.input is not None and self.input.features is not None
+
+
+def following(
+    store: str, *, image_size: int | None = None, task: str | None = None, seeing: Seeing | None = None
+) -> Callable[[Raw], InputRecord | None]:
+    """What decides how a source is read, for :func:`clmoe_cli.data.read_batch`.
+
+    ``image_size``: the option, 0 for images as they are, None if it was not given. ``task``: only this task's expert
+    is to read them. ``seeing``: what is said of a backbone; it then takes the features
+    (:meth:`~clmoe_cli.backbone.session.Seeing.features`). A store that does not exist has no say.
+
+    Raises, when it decides, UsageProblem where several transforms fit or options contradict each other, what
+    :meth:`~clmoe_cli.backbone.session.Seeing.record` raises, and the store's errors.
+    """
+    seeing = seeing or Seeing()
+
+    def choose(raw: Raw) -> InputRecord | None:
+        asked = seeing.arch not in (None, NONE)
+        if asked:
+            _check_pictures(raw, image_size)
+        if image_size == AS_THEY_ARE:
+            return None
+        try:
+            manifest = Store.open(store).manifest
+            known, found = backbone_of(manifest), [k for k in kinds(manifest, task) if k.takes(raw)]
+        except StoreMissing:
+            if asked and seeing.experts is None:
+                raise
+            known, found = None, []
+        if seeing.weights is not None and known is None and not asked:
+            raise UsageProblem("--features-weights without a backbone", hint="--features ARCH names it")
+        if seeing.arch is not None:
+            found = [k for k in found if k.seen == asked]
+        record, seen = _through(found, image_size)
+        return seeing.record(known, record.image_size if record else None) if seen or asked else record
+
+    return choose
+
+
+def _check_pictures(raw: Raw, image_size: int | None) -> None:
+    """UsageProblem for what cannot go through the backbone that was asked for."""
+    if raw.shape is not None and len(raw.shape) != 3:
+        found = f"vectors of {raw.shape[0]} numbers"
+        raise UsageProblem("--features needs pictures", found=found, hint="leave out --features")
+    if image_size == AS_THEY_ARE:
+        raise UsageProblem("--features and --image-size 0 contradict each other", hint="leave one of them out")
+
+
+def _through(fitting: Sequence[Kind], image_size: int | None) -> tuple[InputRecord | None, bool]:
+    """The transform to use of the kinds that take a source, and whether the store's backbone is part of it."""
+    if image_size is not None:
+        exact = [k for k in fitting if k.input is not None and k.input.image_size == image_size]
+        sized = decided(exact) or InputRecord(image_size=image_size)
+        return sized, bool(fitting) and all(k.seen for k in exact or fitting)
+    exact = [k for k in fitting if k.same_size]
+    if any(k.input is None for k in exact):
+        return None, False
+    record = decided(exact or fitting)
+    return record, record is not None and record.features is not None
+
+
+def kinds(manifest: Manifest, task: str | None = None) -> list[Kind]:
+    """The kinds of input that the store's tasks read, or that of one task; none for an unknown task."""
+    tasks = [t for t in manifest.tasks if task is None or nfc(task) == nfc(t.name)]
+    experts = [manifest.expert(t.expert) for t in tasks]
+    return list(dict.fromkeys(Kind(e.input_shape, e.input) for e in experts))
+
+
+def decided(found: Sequence[Kind]) -> InputRecord | None:
+    """The transform of these kinds; of some that differ in colour only, the pictures decide. None where there is none.
+
+    Raises UsageProblem for several.
+    """
+    records = list(dict.fromkeys(k.input for k in found if k.input is not None))
+    if len(records) < 2:
+        return records[0] if records else None
+    colourless = {record.model_copy(update={"channels": None}) for record in records}
+    if len(colourless) == 1:
+        return colourless.pop()
+    raise UsageProblem(
+        "the store knows several ways to read pictures",
+        found=" or ".join(f"({input_text(record)})" for record in records),
+        hint=f"--image-size N decides, --features ARCH or {NONE}, and in predict --task NAME",
+    )
+
+
+def input_text(record: InputRecord) -> str:
+    """``image size 64, colour``."""
+    parts = [] if record.image_size is None else [f"image size {record.image_size}"]
+    if record.channels is not None:
+        parts.append("grey" if record.channels == 1 else "colour")
+    if record.features is not None:
+        parts.append(f"features of {record.features.arch}")
+    return ", ".join(parts)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """``1×28×28``."""
+    return "×".join(map(str, shape))
+
+
+def kind_text(shape: Sequence[int], record: InputRecord | None) -> str:
+    """``3×64×64``, and where images went through something ``3×64×64 (image size 64, colour)``."""
+    return shape_text(shape) if record is None else f"{shape_text(shape)} ({input_text(record)})"

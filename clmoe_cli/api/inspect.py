@@ -1,0 +1,240 @@
+"""``inspect``: what the store holds; frozen percentages. Imports no torch unless verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clmoe_cli.api.contents import (
+    Bytes,
+    Commit,
+    Expert,
+    Frozen,
+    FrozenRows,
+    Input,
+    Measured,
+    Repaired,
+    Rows,
+    Shares,
+    Task,
+    Then,
+    percent,
+    selected,
+    shares,
+    together,
+)
+from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
+from clmoe_cli.runtime.events import OnStep, Step, counted, silent, whole
+from store_schema import (
+    InputRecord,
+    Manifest,
+    Store,
+    StoreDamaged,
+    TaskRecord,
+    read_consistently,
+    repair,
+    verify,
+    would_repair,
+)
+
+AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
+
+
+@dataclass(frozen=True)
+class InspectReport(Report):
+    """The contract's object: experts, tasks, overlap matrix, history, bytes; ``findings`` of ``--verify``.
+
+    Of each layer of an expert, weights that one task reads (``single``), several tasks (``shared``) and none
+    (``free``) add up to its ``parameters``; the first two are ``frozen``. ``overlap`` is of the stored masks, which
+    overlap by construction, since later tasks read earlier ones whole; ``measured`` of a task is what placement
+    measured with its expert's tasks before it was learned (None: learned before that was kept).
+    """
+
+    schema: ClassVar[str] = "clmoe.inspect/1"
+    generation: int
+    seed: int
+    content_hash: str
+    experts: tuple[Expert, ...]
+    tasks: tuple[Task, ...]
+    frozen_percent: float
+    overlap: tuple[tuple[float | None, ...], ...]
+    history: tuple[Commit, ...]
+    bytes: Bytes
+    verified: bool | None = None
+    repaired: Repaired | None = None
+    dry_run: bool = False
+
+
+def inspect(
+    store: str, *, check: bool = False, mend: bool = False, dry_run: bool = False, on_step: OnStep = silent
+) -> InspectReport:
+    """Reports on a store, which is only read.
+
+    ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
+    its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file.
+    ``mend``: before anything else, a damaged store goes back to its newest generation that is whole
+    (:func:`store_schema.repair`); with ``dry_run`` it stays as it is, and the report is what it would be afterwards.
+    """
+    if mend and dry_run:
+        found, left = would_repair(store)
+        if check:
+            _certify(left, on_step)
+        return replace(_inspect(left, check, on_step), repaired=Repaired(**vars(found)), dry_run=True)
+    if mend:
+        with whole(on_step, "repairing"):
+            repaired = Repaired(**vars(repair(store)))
+        return replace(inspect(store, check=check, on_step=on_step), repaired=repaired)
+    if check:
+        findings = [
+            f
+            for f in verify(store, lambda what, done, total: on_step(Step(f"checking {what}", done, total, what)))
+            if f.damage
+        ]
+        if findings:
+            raise StoreDamaged(
+                f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
+                where=", ".join(f.file for f in findings),
+                found="; ".join(f.problem for f in findings),
+                expected="every file as it was committed",
+                hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
+            )
+        read_consistently(store, lambda opened: _certify(opened, on_step))
+    return replace(read_consistently(store, lambda opened: _inspect(opened, check, on_step)), dry_run=dry_run)
+
+
+def _certify(opened: Store, on_step: OnStep) -> None:
+    from clmoe_cli.api.certify import certify_outputs
+
+    certify_outputs(opened, on_step)
+
+
+def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
+    manifest = opened.manifest
+    bits = {
+        t.name: opened.read_subnetwork(t.name, ("masks",)).masks
+        for t in counted(manifest.tasks, on_step, "reading the store", "tasks")
+    }
+    experts = tuple(_expert(manifest, e.id, bits) for e in manifest.experts)
+    whole = together("", [layer for expert in experts for layer in expert.layers])
+    return InspectReport(
+        generation=manifest.generation,
+        seed=manifest.seed,
+        content_hash=manifest.content_hash(),
+        experts=experts,
+        tasks=tuple(map(_task, manifest.tasks)),
+        frozen_percent=whole.frozen_percent,
+        overlap=_overlap(manifest, bits),
+        history=_history(manifest),
+        bytes=_bytes(manifest),
+        verified=True if check else None,
+    )
+
+
+def _task(task: TaskRecord) -> Task:
+    measured = None
+    if task.measured is not None:
+        measured = tuple(Measured(m.task, m.hamming, m.overlap, m.divergence, m.chance_overlap) for m in task.measured)
+    return Task(
+        name=task.name,
+        expert=task.expert,
+        classes=task.classes,
+        accuracy=accuracy_of(task),
+        per_class=per_class_of(task),
+        opinion=task.opinion,
+        measured=measured,
+        layers=tuple(selected(own.name, own.parameters, own.selected, own.reused) for own in task.layers),
+        owned_parameters=task.owned_parameters,
+        images=task.images,
+        learned_at=task.learned_at,
+        bytes=task.subnetwork.size,
+    )
+
+
+def _expert(manifest: Manifest, expert: str, bits: AllBits) -> Expert:
+    record = manifest.expert(expert)
+    tasks = manifest.tasks_of(expert)
+    layers: list[Shares] = []
+    for layer in record.layers:
+        used, several = np.zeros((2, *layer.shape), dtype=bool)
+        for t in tasks:
+            several |= used & bits[t.name][layer.name]
+            used |= bits[t.name][layer.name]
+        frozen, shared = int(used.sum()), int(several.sum())
+        layers.append(shares(layer.name, used.size, frozen - shared, shared))
+    rows = sum(len(t.classes) for t in tasks)
+    return Expert(
+        id=expert,
+        arch=record.arch,
+        input_shape=record.input_shape,
+        kind=kind_text(record.input_shape, record.input),
+        input=None if record.input is None else _input(record.input),
+        tasks=tuple(t.name for t in tasks),
+        layers=tuple(layers),
+        frozen_percent=together("", layers).frozen_percent,
+        output_rows=Rows(rows, rows, 100.0 if rows else 0.0),
+        owned_parameters=sum(t.owned_parameters for t in tasks),
+    )
+
+
+def _input(record: InputRecord) -> Input:
+    seen = None if record.features is None else Features(record.features.arch, record.features.sha256)
+    return Input(record.image_size, record.channels, seen)
+
+
+def _history(manifest: Manifest) -> tuple[Commit, ...]:
+    """Frozen weights per layer after each commit; output rows in percent of the rows that the expert has now."""
+    sizes = {(e.id, layer.name): int(np.prod(layer.shape)) for e in manifest.experts for layer in e.layers}
+    rows_now = {e.id: sum(len(t.classes) for t in manifest.tasks_of(e.id)) for e in manifest.experts}
+    entries = []
+    for entry in manifest.history:
+        experts = {}
+        for expert, frozen in entry.frozen.items():
+            if expert not in rows_now:
+                continue
+            rows = entry.output_rows.get(expert, 0)
+            experts[expert] = Then(
+                layers=tuple(_frozen(name, sizes[expert, name], count) for name, count in frozen.items()),
+                output_rows=FrozenRows(rows, percent(rows, max(rows, rows_now[expert]))),
+            )
+        entries.append(Commit(entry.generation, entry.action, entry.task, experts))
+    return tuple(entries)
+
+
+def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...], ...]:
+    """Cohen's kappa of every two tasks, [T, T] in the order of the tasks; None where they share no expert."""
+    names = [t.name for t in manifest.tasks]
+    matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
+    for expert in manifest.experts:
+        own = [i for i, t in enumerate(manifest.tasks) if t.expert == expert.id]
+        differ = np.zeros((len(own), len(own)))
+        chance = np.zeros_like(differ)
+        for layer in expert.layers:
+            packed = np.stack([bits[names[i]][layer.name].ravel() for i in own]) if own else np.zeros((0, 1))
+            flat = packed.astype(np.float32)
+            counts = flat.sum(axis=1, dtype=np.float64)
+            both = (flat @ flat.T).astype(np.float64)
+            density = counts / flat.shape[1]
+            differ += counts[:, None] + counts[None, :] - 2 * both
+            a, b = density[:, None], density[None, :]
+            chance += flat.shape[1] * (a * (1 - b) + b * (1 - a))
+        kappa = 1.0 - np.divide(differ, chance, out=np.zeros_like(differ), where=chance > 0)
+        for i, row in zip(own, kappa, strict=True):
+            for j, value in zip(own, row, strict=True):
+                matrix[i][j] = round(float(value), 6)
+    return tuple(map(tuple, matrix))
+
+
+def _bytes(manifest: Manifest) -> Bytes:
+    experts = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
+    tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
+    gates = {kind_text(g.input_shape, g.input): g.solved.size for g in manifest.gates}
+    return Bytes(experts, tasks, gates, sum(sum(sizes.values()) for sizes in (experts, tasks, gates)))
+
+
+def _frozen(name: str, parameters: int, frozen: int) -> Frozen:
+    return Frozen(name, parameters, frozen, percent(frozen, parameters))

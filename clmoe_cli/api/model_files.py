@@ -1,0 +1,118 @@
+"""Models that leave: safetensors and ONNX files that anyone reads without ``clmoe`` (docs/export.md).
+
+What a model is, its classes and what it reads lie in both as one JSON object under ``clmoe`` in the metadata. A single
+entry, since the writer of safetensors keeps several in no particular order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from clmoe_cli.api.reports import Json
+from store_schema.errors import UsageProblem
+
+SPARSE = ("indices", "values", "shape")
+"""What stands for a tensor ``name`` that is kept sparse: ``name.indices`` and so on."""
+
+
+def to_safetensors(values: Mapping[str, Tensor], about: Mapping[str, Json], sparse: Collection[str]) -> bytes:
+    """The bytes of a safetensors file; the same values give the same bytes.
+
+    Of those named in ``sparse`` the positions in C order (int32 [n]) and the values (float32 [n]) of all entries whose
+    bits are not zero are kept, and the shape (int64 [rank]), where that is shorter.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        flat = value.contiguous().view(-1)
+        # By its bits: a zero with a sign is kept.
+        indices = flat.view(torch.int32).nonzero()[:, 0] if name in sparse else None
+        if indices is None or 8 * (len(indices) + value.ndim) >= 4 * value.numel():
+            found[name] = value.contiguous()
+            continue
+        parts = (indices.to(torch.int32), flat[indices], torch.tensor(value.shape))
+        found |= {f"{name}.{kind}": part for kind, part in zip(SPARSE, parts, strict=True)}
+    return save(found, metadata={"clmoe": json.dumps(about, sort_keys=True)})
+
+
+def from_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The dense tensors of such a file, and what it says of itself."""
+    found = load_file(path)
+    for key in [key for key in found if key.endswith(".indices")]:
+        name = key.removesuffix(".indices")
+        indices, values, shape = (found.pop(f"{name}.{kind}") for kind in SPARSE)
+        dense = torch.zeros(tuple(shape.tolist()), dtype=values.dtype)
+        dense.view(-1)[indices.long()] = values
+        found[name] = dense
+    with safe_open(path, framework="pt") as file:
+        return found, json.loads(file.metadata()["clmoe"])
+
+
+def check_onnx() -> None:
+    """Raises UsageProblem where the packages that write ONNX files (the extra ``export``) are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageProblem(
+            "onnx files need the packages onnx and onnxscript", hint="pip install 'clmoe[export]'"
+        ) from error
+
+
+def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
+    """The bytes of an ONNX file of a module that makes logits and probabilities [N, C] of images [N, *shape].
+
+    The same module gives the same bytes; nothing in them tells where it was exported.
+    """
+    # Its older exporter, of TorchScript, cannot pool to a size that does not divide the map's, and is to go.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net,
+            (torch.zeros((2, *shape)),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits", "probabilities"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert program is not None
+    model = program.model_proto
+    graph = model.graph
+    # Traces with the paths of this machine's files.
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    model.metadata_props.add(key="clmoe", value=json.dumps(about, sort_keys=True))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
+    """Logits of batches of images by the model in a file, and the name of what ran it.
+
+    That is onnxruntime where it is installed, else the slow reference of the package onnx.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        session: Any = ReferenceEvaluator(path)
+        runner = "onnx.reference"
+    else:
+        onnxruntime.set_default_logger_severity(3)  # it tells of graphics cards that it does not find
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        runner = "onnxruntime"
+    return [torch.from_numpy(session.run(["logits"], {"images": part.numpy()})[0]) for part in parts], runner

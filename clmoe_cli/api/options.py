@@ -1,0 +1,67 @@
+"""What ``learn`` can be told, and what it refuses before it touches a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clmoe_cli.data import Batch
+from clmoe_cli.method import learn_task
+from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.subnetwork.pruning import SCORES
+from clmoe_cli.method.tasks.placement import Thresholds
+from clmoe_cli.runtime.choices import EVIDENCE, IF_KNOWN
+from clmoe_cli.runtime.words import one_of
+from store_schema import BadInput, UsageProblem
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """Everything that ``learn`` can be told; the defaults need no touch.
+
+    ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
+    the onset. ``seed`` counts when the store is created; a store keeps its seed. ``weights``: a safetensors file that
+    free weights start from. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
+    """
+
+    name: str | None = None
+    arch: str = "mlp:500,500"
+    seed: int | None = None
+    expert: str | None = None
+    if_known: str = "skip"
+    alpha: float = 0.01
+    method: learn_task.Options = field(default_factory=learn_task.Options)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    lock_timeout: float | None = None
+    weights: str | None = None
+    evidence: str = "gate"
+
+
+def check(batch: Batch, options: LearnOptions) -> None:
+    """Refuses data that cannot be learned (BadInput) and options that make no sense (UsageProblem)."""
+    if batch.labels is None:
+        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
+    classes = batch.classes()
+    if len(classes) < 2:
+        raise BadInput(
+            "a task needs at least two classes",
+            where=batch.source,
+            found=f"only {classes[0]!r}",
+            expected="two or more",
+            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
+        )
+    if options.name is not None and not (
+        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
+    ):
+        raise UsageProblem(
+            "not a name for a task",
+            key="--name",
+            found=ascii(options.name[:60]),
+            expected="1 to 200 printable characters",
+        )
+    one_of("value of --if-known", options.if_known, IF_KNOWN)
+    one_of("score", options.method.score, SCORES)
+    one_of("evidence", options.evidence, EVIDENCE)
+    try:
+        parse_arch(options.arch, batch.input_shape)
+    except ValueError as error:
+        raise UsageProblem(str(error)) from error

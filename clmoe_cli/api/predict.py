@@ -1,0 +1,304 @@
+"""``predict``: labels for images of any learned task, without a task id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clmoe_cli.api import common, explaining, gating, ranges
+from clmoe_cli.api.checks import check_values
+from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
+from clmoe_cli.api.processes import decided_together, read_together
+from clmoe_cli.api.reasons import Case
+from clmoe_cli.api.reports import Caution, Json, Report
+from clmoe_cli.api.scoring import Scores, score
+from clmoe_cli.backbone.session import check_backbone
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.method.images import taken
+from clmoe_cli.method.reproducible import logits
+from clmoe_cli.method.routing import paper
+from clmoe_cli.method.routing.decide import Decision
+from clmoe_cli.method.routing.paper import DEFAULT_ROUTER, GATED, ROUTERS
+from clmoe_cli.runtime.choices import ROUTES
+from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.events import OnStep, begun, counted, silent
+from clmoe_cli.runtime.words import one_of
+from clmoe_cli.store_tensors import Loader
+from store_schema import BadInput, Manifest, UsageProblem
+
+EVERY = (*GATED, *ROUTERS)
+
+
+@dataclass(frozen=True)
+class PredictReport(Report):
+    """One row per image, in the order of the file.
+
+    ``label`` [N] (int64, or strings), ``task`` and ``expert`` [N] names, ``confidence`` [N] in 0 to 1, ``known``
+    [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
+    ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
+    the first row, of a part of the file. ``explained``: why, where it was asked for. ``warnings``: what looks
+    wrong with the file as a whole.
+    """
+
+    schema: ClassVar[str] = Predicted.schema
+    label: NDArray[np.generic]
+    labels: tuple[Label, ...]
+    task: NDArray[np.str_]
+    expert: NDArray[np.str_]
+    confidence: NDArray[np.float64]
+    known: NDArray[np.bool_]
+    p_value: NDArray[np.float64]
+    router: str | None
+    route: Route
+    scores: Scores | None
+    file: NDArray[np.str_] | None = None
+    skipped: int = 0
+    first: int = 0
+    explained: explaining.Explanation | None = None
+    warnings: tuple[Caution, ...] = ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right labels, when the file has labels."""
+        return None if self.scores is None else self.scores.accuracy
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The columns of an ``.npz`` output."""
+        own: dict[str, NDArray[np.generic]] = {} if self.file is None else {"file": self.file}
+        own |= {"label": self.label, "task": self.task, "expert": self.expert, "confidence": self.confidence}
+        own |= {"known": self.known, "p_value": self.p_value}
+        return own if self.explained is None else own | self.explained.arrays()
+
+    def rows(self, candidates: bool = True) -> list[Prediction]:
+        """One object per image; of what is explained the ``candidates`` only if they are wanted."""
+        columns = zip(
+            [None] * len(self.labels) if self.file is None else self.file.tolist(),
+            self.labels,
+            self.task.tolist(),
+            self.expert.tolist(),
+            self.confidence.tolist(),
+            self.known.tolist(),
+            [None if np.isnan(p) else p for p in self.p_value.tolist()],
+            strict=True,
+        )
+        rows = [
+            Prediction(
+                index=i,
+                file=file,
+                label=label,
+                task=task,
+                expert=expert,
+                confidence=confidence,
+                known=known,
+                p_value=p_value,
+            )
+            for i, (file, label, task, expert, confidence, known, p_value) in enumerate(columns, start=self.first)
+        ]
+        return rows if self.explained is None else self.explained.told(rows, candidates)
+
+    def printed(self) -> Predictions:
+        """What ``--json`` prints."""
+        return Predictions(**vars(self._over_all()), predictions=tuple(self.rows()))
+
+    def written(self, output: str) -> Written:
+        """What ``--json`` prints where the predictions are in the file ``output``."""
+        return Written(**vars(self._over_all()), output=output)
+
+    def _over_all(self) -> Predicted:
+        scores = self.scores
+        return Predicted(
+            router=self.router,
+            route=self.route,
+            rejected=int((~self.known).sum()),
+            skipped=self.skipped,
+            warnings=self.warnings,
+            decided_by=None if self.explained is None else self.explained.decided_by,
+            accuracy=None if scores is None else scores.accuracy,
+            accuracy_by_task=None if scores is None else scores.accuracy_by_task,
+            confusion=None if scores is None else scores.confusion,
+            calibration_error=None if scores is None else scores.calibration_error,
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract's object."""
+        return self.printed().to_json()
+
+
+def predict(
+    store: str,
+    batch: Batch,
+    *,
+    router: str = DEFAULT_ROUTER,
+    route: str = "image",
+    batch_size: int | None = None,
+    task: str | None = None,
+    reject: float | None = None,
+    device: str = "cpu",
+    on_part: Callable[[PredictReport], None] | None = None,
+    on_step: OnStep = silent,
+    explain: bool = False,
+) -> PredictReport:
+    """Predicts every image of a batch; the store is only read.
+
+    ``route``: ``image`` (each by itself) or ``batch`` (all images are one task's, or every ``batch_size``
+    consecutive ones). ``task``: no routing, answer
+    among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``on_part`` is told the
+    rows of the next images, without scores, as soon as they are decided; each row once, all of one state of the store.
+    ``explain``: the report says of each image why; the answers stay the same.
+
+    Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
+    read, and the store's errors.
+    """
+    one_of("router", router, list(EVERY))
+    one_of("value of --route", route, ROUTES)
+    if reject is not None and not 0.0 <= reject <= 1.0:
+        raise UsageProblem("--reject is a rate", found=str(reject), expected="a number from 0 to 1")
+    if batch_size is not None and (route != "batch" or batch_size < 1):
+        raise UsageProblem(
+            "--batch-size says how many consecutive images belong to one task",
+            found=f"{batch_size} with --route {route}",
+            expected="1 or more, with --route batch",
+        )
+    together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
+    return read_together(
+        store,
+        lambda opened: _predict(
+            Loader(opened, device), batch, router, together, task, reject, on_part, on_step, explain
+        ),
+    )
+
+
+def _predict(
+    loader: Loader,
+    batch: Batch,
+    router: str,
+    together: int | None,
+    only: str | None,
+    reject: float | None,
+    on_part: Callable[[PredictReport], None] | None,
+    on_step: OnStep,
+    explain: bool,
+) -> PredictReport:
+    names = _candidates(loader.manifest, batch, only)
+    kind = loader.manifest.gate(batch.input_shape, batch.input)
+    # What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
+    gated = router in GATED and (only is None or (kind is not None and kind.rule is not None))
+    book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
+    homes = [loader.manifest.task(name).expert for name in names]
+    check_values([loader.manifest.expert(home) for home in set(homes)], batch, on_step)
+
+    def decide(own: Batch) -> Iterator[Decision]:
+        if gated:
+            why = explaining.of_gate(loader, own, names) if explain else None
+            route = gating.Route(only=True) if only else gating.Route(together)
+            return gating.decide(loader, own, names, book, router, route, on_step, why)
+        return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
+
+    densities = kind is not None and kind.rule is not None
+    by = router if gated or only is None else "task"
+    case = Case(by, together is not None and not only, reject, densities, given=only is not None)
+
+    def told(found: Decision, first: int = 0) -> PredictReport:
+        codes, p_value = found.code.numpy(), found.p_value.numpy()
+        files = None if batch.files is None else np.array(batch.files[first : first + len(codes)], dtype=np.str_)
+        return PredictReport(
+            label=book.decode(codes),
+            labels=tuple(book.labels[i] for i in codes.tolist()),
+            task=np.array(names, dtype=np.str_)[found.task.numpy()],
+            expert=np.array(homes, dtype=np.str_)[found.task.numpy()],
+            confidence=found.confidence.numpy(),
+            known=np.ones(len(codes), dtype=bool) if reject is None else ~(p_value < reject),
+            p_value=p_value,
+            router=None if only else router,
+            route="task" if only else "image" if together is None else "batch",
+            scores=None,
+            file=files,
+            skipped=len(batch.skipped),
+            first=first,
+            explained=explaining.explained(found, case, names, homes, book),
+        )
+
+    if on_part is not None and gated and collectives.world() == 1:
+        # Read before the first row is out: a commit that sweeps one of these files later must not start it all again.
+        for name in names:
+            loader.answering(name)
+            if explain:
+                loader.task(name)
+    parts, done = [], 0
+    for part in decided_together(batch, together or 1, decide):
+        if on_part is not None:
+            on_part(told(part, done))
+        parts.append(part)
+        done += len(part.code)
+    found = Decision.joined(parts)
+    report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
+    if batch.labels is None:
+        return report
+    classes = {name: loader.manifest.task(name).classes for name in names}
+    return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
+
+
+def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
+    """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
+    check_backbone(manifest, batch)
+    if only is None:
+        common.experts_for(manifest, batch)
+        return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]
+    only = one_of("task", only, [t.name for t in manifest.tasks])
+    record = manifest.expert(manifest.task(only).expert)
+    if not common.reads(record, batch):
+        raise BadInput(
+            "the task's expert reads images of another shape",
+            where=batch.source,
+            key=only,
+            found=kind_text(batch.input_shape, batch.input),
+            expected=kind_text(record.input_shape, record.input),
+        )
+    return [only]
+
+
+def _routed(
+    loader: Loader,
+    batch: Batch,
+    names: list[str],
+    book: Codebook,
+    router: str | None,
+    together: int | None,
+    on_step: OnStep,
+    explain: bool,
+) -> Iterator[Decision]:
+    """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
+    tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
+    inputs = common.inputs_of(loader, [task.expert for task in tasks], batch)
+    to = begun(on_step, "routing" if router else "answering", len(batch.images), "images")
+    ask = explaining.asked(loader, batch, names, inputs) if explain else None
+    for rows in torch.arange(len(batch.images)).split((together if router else None) or paper.CHUNK):
+        x = [taken(every, rows) for every in inputs]
+        evidence = torch.zeros(len(rows), 1, dtype=torch.float64)
+        if router is not None:
+            evidence = paper.weigh(ROUTERS[router], tasks, x, together)
+        chosen, posterior = evidence.argmax(dim=1), evidence.softmax(dim=1)
+        codes = torch.zeros(len(rows), dtype=torch.long)
+        confidence = torch.zeros(len(rows), dtype=torch.float64)
+        p_value = torch.zeros(len(rows), dtype=torch.float64)
+        for i in chosen.unique().tolist():
+            task, where = tasks[i], (chosen == i).nonzero()[:, 0]
+            own = taken(x[i], where)
+            best = logits(task.net, task.params, own).softmax(dim=1).max(dim=1)
+            classes = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
+            codes[where] = classes[best.indices]
+            confidence[where] = best.values * posterior[where, i]
+            p_value[where] = task.calibration["fisher"].p_values(paper.deviations(task, own, ["fisher"])["fisher"])
+        found = Decision(chosen, codes, confidence, p_value)
+        if ask is not None:
+            why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
+            found = replace(found, why=why)
+        yield found
+        to(int(rows[-1]) + 1)

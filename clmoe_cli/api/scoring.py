@@ -1,0 +1,75 @@
+"""How right predictions are, when the file has labels: accuracy, the confusion of tasks, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clmoe_cli.api.predictions import Confusion
+from clmoe_cli.data.labels import Codebook, Label
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What labels tell about predictions.
+
+    ``accuracy``: share of right labels. ``accuracy_by_task``: the same over the images whose label the task knows.
+    ``confusion``: for each set of tasks that know the same labels, how many images there are and which tasks
+    answered them. ``calibration_error``: expected calibration error of the confidence, 0 to 1.
+    """
+
+    accuracy: float
+    accuracy_by_task: dict[str, float]
+    confusion: tuple[Confusion, ...]
+    calibration_error: float
+
+
+def score(
+    truth: NDArray[np.generic],
+    predicted: NDArray[np.int64],
+    book: Codebook,
+    task: NDArray[np.str_],
+    confidence: NDArray[np.float64],
+    classes: Mapping[str, tuple[Label, ...]],
+) -> Scores:
+    """Compares labels [N] of a file with ``predicted`` codes, the tasks that answered, and the confidence, all [N].
+
+    ``book``: what the codes mean; ``classes``: the labels of each task that could have answered. The integer 1
+    and the string "1" are the same label, unless the book has both.
+    """
+    every, read = book.reading(truth)
+    right = read == predicted
+    codes, which = np.unique(read, return_inverse=True)
+    knows = np.array([np.isin(codes, every.codes(own)) for own in classes.values()])  # [T, values]
+    by_task = {}
+    for name, own in zip(classes, knows, strict=True):
+        here = own[which]
+        if here.any():
+            by_task[name] = float(right[here].mean())
+    sets, of_value = np.unique(knows, axis=1, return_inverse=True)
+    names = np.array(list(classes))
+    confusion = []
+    for i, known in enumerate(sets.T):
+        here = of_value.reshape(-1)[which] == i
+        answered, counts = np.unique(task[here], return_counts=True)
+        confusion.append(
+            Confusion(
+                tasks=tuple(names[known].tolist()),
+                images=int(here.sum()),
+                answered={str(k): int(n) for k, n in zip(answered, counts, strict=True)},
+            )
+        )
+    order = sorted(confusion, key=lambda row: [list(classes).index(name) for name in row.tasks] or [len(names)])
+    return Scores(float(right.mean()), by_task, tuple(order), calibration_error(confidence, right))
+
+
+def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Expected calibration error over 15 bins of equal width (Naeini et al. 2015; Guo et al. 2017), 0 to 1."""
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gap = np.bincount(bins, confidence - right, minlength=BINS)
+    return float(np.abs(gap).sum() / len(confidence))

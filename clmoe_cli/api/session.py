@@ -1,0 +1,106 @@
+"""One ``learn`` on one snapshot of a store: what it was given, and what follows from that at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from clmoe_cli.api import checks, common, gating
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.reports import Caution, OnWarning
+from clmoe_cli.api.starting import Start
+from clmoe_cli.backbone.session import check_backbone
+from clmoe_cli.data import Batch
+from clmoe_cli.data.labels import Label
+from clmoe_cli.method.subnetwork.training import OnEpoch
+from clmoe_cli.runtime.events import OnStep, silent
+from clmoe_cli.runtime.words import one_of
+from clmoe_cli.store_tensors import Loader, derived_seed, generator
+from store_schema import ExpertRecord, Manifest, Store
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told of epochs, of steps that may take long, and of what looks wrong."""
+
+    on_epoch: OnEpoch = lambda epoch: None
+    on_step: OnStep = silent
+    on_warning: OnWarning = lambda caution: None
+
+
+@dataclass(frozen=True)
+class Session:
+    """Labelled data, options and start of a ``learn``, and the snapshot of the store that it builds on.
+
+    ``warnings`` grows as things that look wrong are seen.
+    """
+
+    store: Store
+    batch: Batch
+    options: LearnOptions
+    start: Start
+    listeners: Listeners = field(default_factory=Listeners)
+    warnings: list[Caution] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The snapshot's manifest."""
+        return self.store.manifest
+
+    @property
+    def on_step(self) -> OnStep:
+        """Who is told of steps."""
+        return self.listeners.on_step
+
+    @cached_property
+    def loader(self) -> Loader:
+        """Reads the snapshot, each object at most once."""
+        return Loader(self.store, self.options.method.device)
+
+    @property
+    def number(self) -> int:
+        """The number that a new task has."""
+        return self.manifest.next_task
+
+    @property
+    def seed(self) -> int:
+        """The seed of a new task."""
+        return derived_seed(self.manifest.seed, self.number, "task")
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """What samples of the data are drawn with, in the order of the steps."""
+        return generator(self.seed)
+
+    @cached_property
+    def classes(self) -> tuple[Label, ...]:
+        """The classes of the data."""
+        return self.batch.classes()
+
+    @cached_property
+    def experts(self) -> list[ExpertRecord]:
+        """Experts with tasks that read this kind of input."""
+        return [e for e in self.manifest.experts if common.reads(e, self.batch) and self.manifest.tasks_of(e.id)]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The tasks of these experts."""
+        own = {e.id for e in self.experts}
+        return [t.name for t in self.manifest.tasks if t.expert in own]
+
+    def warn(self, *found: Caution) -> None:
+        """Tells whoever listens at once, and keeps it for the report."""
+        for caution in found:
+            self.warnings.append(caution)
+            self.listeners.on_warning(caution)
+
+    def check(self) -> None:
+        """Raises UsageProblem, BadInput or StoreIncompatible for what the store cannot learn."""
+        checks.check_seed(self.manifest, self.options.seed)
+        checks.check_labels(self.manifest, self.batch)
+        if self.options.expert not in (None, "new"):
+            one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
+        check_backbone(self.manifest, self.batch)
+        gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

@@ -1,0 +1,1 @@
+"""Frozen networks in front of the experts: what turns pictures into features."""

@@ -1,0 +1,127 @@
+"""The backbone that a command's pictures go through: found out, checked against the store's, and used once for each.
+
+torch is imported when the first picture needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clmoe_cli.data.batch import Batch
+from clmoe_cli.data.spool import Spool, blocks, rows_of
+from clmoe_cli.runtime.events import OnStep, after, begun, silent, whole
+from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
+from store_schema.records import FeaturesRecord, InputRecord, Manifest
+
+if TYPE_CHECKING:
+    from clmoe_cli.backbone.torchvision_models import Backbone
+
+NONE = "none"
+"""The ``arch`` that says: no backbone, whatever the store has."""
+
+
+class Seeing:
+    """What the options say of a backbone, and the backbone, once it is needed.
+
+    ``arch``: the architecture, ``none`` for no backbone, None for the store's. ``weights``: a safetensors file, None
+    for the published ones. ``experts``: of ``learn``, the architecture of its experts; None where nothing is learned.
+    ``device``: where to compute.
+    """
+
+    def __init__(
+        self,
+        arch: str | None = None,
+        weights: str | None = None,
+        experts: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.arch, self.weights, self.experts, self.device = arch, weights, experts, device
+        self.on_step: OnStep = silent
+        self._loaded: Backbone | None = None
+
+    def record(self, known: FeaturesRecord | None, size: int | None) -> InputRecord:
+        """What pictures go through: resized to ``size`` (None: the backbone's own), colour, the backbone.
+
+        ``known``: the store's backbone. Raises UsageProblem for experts that read no features or a size that the
+        backbone does not read, StoreIncompatible for another backbone than the store's, or other weights, BadInput
+        for weights that cannot be had.
+        """
+        if self.experts is not None and not self.experts.startswith("mlp:"):
+            raise UsageProblem(
+                "experts that read features are perceptrons", key="--arch", found=repr(self.experts),
+                expected="mlp:WIDTH[,WIDTH…]", hint=f"leave --arch out, or read the pictures: --features {NONE}",
+            )  # fmt: skip
+        arch = self.arch or (known.arch if known else None)
+        assert arch is not None
+        if known is not None and known.arch != arch:
+            raise _other(arch, known, f"--features {known.arch}, or another --store")
+        from clmoe_cli.backbone.torchvision_models import load
+
+        if self._loaded is None:
+            with whole(self.on_step, f"loading {arch}"):
+                self._loaded = load(arch, self.weights, None if size is None else (size, size))
+        found = FeaturesRecord(arch=arch, sha256=self._loaded.sha256)
+        if known is not None or self.experts is None:
+            check_same(known, found)
+        # Grey pictures are repeated to three channels in any case: one kind of input, whatever their colour.
+        return InputRecord(image_size=size or self._loaded.image_size, channels=3, features=found)
+
+    def features(self, batch: Batch) -> Batch:
+        """The same batch with features [N, width] float32 in place of pictures that go through a backbone.
+
+        Some pictures are in memory at a time; many features lie on disk. Raises BadInput for pixels that are no
+        shares of one and for features that are not finite, DiskProblem.
+        """
+        if batch.input is None or batch.input.features is None or len(batch.input_shape) != 3:
+            return batch
+        import torch
+
+        backbone = self._loaded
+        assert backbone is not None
+        rows, n = rows_of(batch.input_shape, batch.images.itemsize), len(batch.images)
+        to = begun(self.on_step, f"features of {backbone.arch}", n, "pictures")
+        with Spool((n, backbone.width), np.dtype(np.float32), batch.source) as spool:
+            for first, block in blocks(batch.images, rows):
+                try:
+                    spool.append(backbone.features(torch.from_numpy(block), self.device, after(to, first)).numpy())
+                except ClmoeError as error:
+                    error.where = error.where or batch.source
+                    raise
+            return replace(batch, images=spool.finish())
+
+
+def backbone_of(manifest: Manifest) -> FeaturesRecord | None:
+    """The one backbone of a store; None where no expert reads features."""
+    return next((e.input.features for e in manifest.experts if e.input and e.input.features), None)
+
+
+def check_backbone(manifest: Manifest, batch: Batch) -> None:
+    """Raises StoreIncompatible for a batch that went through another backbone than the store's."""
+    known, found = backbone_of(manifest), batch.input.features if batch.input else None
+    if known is not None and found is not None:
+        check_same(known, found)
+
+
+def check_same(recorded: FeaturesRecord | None, found: FeaturesRecord | None) -> None:
+    """Raises StoreIncompatible when a store was made with another backbone, or with other weights of the same."""
+    if recorded == found:
+        return
+    hint = "leave out --features"
+    if recorded is not None and found is not None and found.arch == recorded.arch:
+        hint = "give the weights that it was made with by --features-weights FILE, or another --store"
+    elif recorded is not None:
+        hint = f"--features {recorded.arch}, or another --store"
+    raise _other(_shown(found), recorded, hint)
+
+
+def _other(found: str, recorded: FeaturesRecord | None, hint: str) -> StoreIncompatible:
+    return StoreIncompatible(
+        "the store was made with other features", found=found, expected=_shown(recorded), hint=hint
+    )
+
+
+def _shown(named: FeaturesRecord | None) -> str:
+    return "no backbone" if named is None else f"{named.arch} with weights {named.sha256[:16]}"

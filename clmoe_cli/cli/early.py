@@ -1,0 +1,68 @@
+"""What a command refuses before it imports torch and reads data: a file that is not there, a word without meaning."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+
+from clmoe_cli.data import sources
+from clmoe_cli.runtime.distributed.processes import leading
+from clmoe_cli.runtime.words import one_of
+from store_schema.errors import UsageProblem
+
+_NETWORK = re.compile(
+    r"^@register_model\((?:name=\"(?P<given>\w+)\")?.*\)\n(?:@.*\n)*def (?P<name>\w+)\(", re.MULTILINE
+)
+
+__all__ = ["check_arch", "check_source", "check_words"]
+
+
+def check_source(source: str) -> None:
+    """What :func:`clmoe_cli.data.sources.check_source` refuses.
+
+    Of several processes the first alone asks: what only another one cannot read is said once they have joined.
+    """
+    if leading():
+        sources.check_source(source)
+
+
+def check_arch(text: str) -> None:
+    """UsageProblem for what is no name of an architecture; whether it can read the images is found out later."""
+    kind, _, sizes = text.partition(":")
+    if kind in ("mlp", "cnn"):
+        if re.fullmatch(r"\s*[1-9][0-9]{0,5}\s*(,\s*[1-9][0-9]{0,5}\s*)*", sizes):
+            return
+        close = None
+    else:
+        known = torchvision_networks()
+        if not known or text in known:
+            return
+        close = next(iter(difflib.get_close_matches(kind, [*known, "mlp", "cnn"], n=1)), None)
+        close = f"{close}:{sizes}" if close in ("mlp", "cnn") and sizes else close
+    raise UsageProblem(
+        f"unknown architecture {text!r}",
+        key="--arch",
+        expected="mlp:500,500 or cnn:32,64 and the like, or a network of torchvision",
+        hint=f"did you mean {close!r}?" if close else None,
+    )
+
+
+def torchvision_networks() -> list[str]:
+    """Names of the networks in torchvision's sources, which are not imported; none where they are not found.
+
+    Those for detection, segmentation and video are in folders of their own, and not among them.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return []
+    sources = sorted((Path(found.origin).parent / "models").glob("*.py"))
+    matches = [match for path in sources for match in _NETWORK.finditer(path.read_text(encoding="utf-8"))]
+    return [match["given"] or match["name"] for match in matches]
+
+
+def check_words(*asked: tuple[str, str, tuple[str, ...]]) -> None:
+    """UsageProblem for the first (kind, value, choices) whose value is not among its choices."""
+    for kind, value, choices in asked:
+        one_of(kind, value, choices)

@@ -1,0 +1,46 @@
+"""``clmoe inspect``: its flags."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clmoe_cli.cli import flags
+from clmoe_cli.report.progress import note, progress
+
+
+def inspect(
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file and every task's outputs.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Go back to the newest generation of which every file is whole.")
+    ] = False,
+    dry_run: flags.DryRunOption = False,
+    plot: flags.PlotOption = None,
+    report_file: flags.ReportOption = None,
+    format_: flags.FormatOption = None,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Show experts, tasks, frozen shares, overlaps, history and bytes."""
+    from clmoe_cli.api.inspect import inspect as call
+    from clmoe_cli.report import render
+
+    if format_ is not None:
+        render.check_format(format_)
+    render.check_pictures(plot, report_file)
+    with progress(quiet) as shown:
+        report = call(store, check=verify, mend=repair, dry_run=dry_run, on_step=shown.step)
+    if not quiet:
+        render.repair_notes(report)
+    for path in render.draw_pictures(report, plot, report_file):
+        if not quiet:
+            note(f"wrote {path}")
+    if verbose and not quiet:
+        note(f"generation {report.generation}, content {report.content_hash}")
+    if format_ is not None and not json_:
+        print(render.frozen_table(report, format_), end="")
+    else:
+        render.show(report, json_)

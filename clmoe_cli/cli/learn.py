@@ -1,0 +1,131 @@
+"""``clmoe learn``: its flags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clmoe_cli.cli import flags
+from clmoe_cli.cli.completion import homes
+from clmoe_cli.report.progress import note, progress
+from clmoe_cli.runtime.distributed.processes import leading, together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clmoe_cli.api.reports import LearnReport
+
+
+def learn(
+    data: Annotated[
+        str,
+        typer.Option(help="Labelled images: an .npz, a .csv, a folder of class folders, or - (npz or csv on stdin)."),
+    ],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    image_size: flags.ImageSizeOption = None,
+    skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
+    name: flags.NameOption = None,
+    segment: flags.SegmentOption = False,
+    boundaries: flags.BoundariesOption = None,
+    arch: flags.ArchOption = "mlp:500,500",
+    weights: flags.WeightsOption = None,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    epochs: flags.EpochsOption = 40,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
+    score: flags.ScoreOption = "gradient-weight",
+    max_drop: flags.MaxDropOption = 0.3,
+    expert: Annotated[
+        str | None, typer.Option(autocompletion=homes, help="Put the task into this expert, or into a 'new' one.")
+    ] = None,
+    if_known: flags.IfKnownOption = "skip",
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
+    evidence: flags.EvidenceOption = "gate",
+    batch_size: flags.BatchSizeOption = 128,
+    device: flags.DeviceOption = "auto",
+    dry_run: flags.DryRunOption = False,
+    lock_timeout: flags.TimeoutOption = None,
+    plot: flags.CurvesOption = None,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Learn a task: onset, placement, training, subnetwork, commit."""
+    from clmoe_cli.cli import early
+    from clmoe_cli.report import render
+    from clmoe_cli.runtime import choices
+
+    early.check_arch(arch)
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("value of --if-known", if_known, choices.IF_KNOWN),
+        ("score", score, choices.SCORES),
+    )
+    from clmoe_cli.report.curves import Curves, check_plot, plot_curves
+
+    if plot is not None:
+        check_plot(plot)
+    early.check_source(data)
+    from clmoe_cli.api.learn import learn as learn_one
+    from clmoe_cli.api.options import LearnOptions
+    from clmoe_cli.api.planning import plan
+    from clmoe_cli.api.segment import check_boundaries, learn_stream
+    from clmoe_cli.cli.reading import How, Seeing, answered, read
+    from clmoe_cli.method.learn_task import Options
+    from clmoe_cli.method.subnetwork.pruning import Tolerance
+    from clmoe_cli.method.subnetwork.training import Schedule
+    from clmoe_cli.runtime.devices import resolved
+
+    check_boundaries(boundaries, segment)
+    schedule = Schedule(epochs=epochs, batch_size=batch_size)
+    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
+    options = LearnOptions(
+        name=name,
+        arch=arch,
+        seed=seed,
+        expert=expert,
+        if_known=if_known,
+        alpha=alpha,
+        method=method,
+        lock_timeout=lock_timeout,
+        weights=weights,
+        evidence=evidence,
+    )
+    telling = not (quiet or dry_run)
+    quiet |= not leading()
+    how = How(image_size, skip_broken, label_column)
+    seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
+    with together(method.device), progress(quiet) as shown:
+        batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
+        if segment:
+            stream = learn_stream(
+                store,
+                batch,
+                options,
+                use_labels=boundaries != "images",
+                dry_run=dry_run,
+                on_segment=curves.hears_segments(shown.segment),
+                **curves.hears(shown.callbacks()),
+            )
+            reports: Sequence[LearnReport] = stream.segments
+        elif dry_run:
+            reports = [plan(store, batch, options, on_warning=shown.warning)]
+        else:
+            reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
+        for part in batch.others if telling else ():
+            told_of = answered(part, store, how, seeing, shown.step)
+            if not quiet:
+                note(told_of)
+    drawn = curves.drawn(reports)
+    if not quiet:
+        for report, curve in drawn if verbose else ():
+            note(f"{report.task}: {curve.summary()}")
+        render.learn_notes(reports, verbose)
+    if leading():
+        render.show(stream if segment else reports[0], json_)
+        if plot is not None and drawn:
+            plot_curves(drawn, plot)
+    if plot is not None and not quiet:
+        note(f"wrote {plot}" if drawn else f"no curve, {plot} was not written: nothing was trained")

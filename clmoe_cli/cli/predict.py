@@ -1,0 +1,89 @@
+"""``clmoe predict``: its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli.cli import flags
+from clmoe_cli.cli.completion import task_names
+from clmoe_cli.report.progress import note, progress
+from clmoe_cli.runtime.distributed.processes import leading, together
+
+
+def predict(
+    batch: Annotated[
+        str, typer.Option("--batch", "--data", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
+    ],
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    image_size: flags.ImageSizeOption = None,
+    skip_broken: flags.SkipBrokenOption = False,
+    label_column: flags.LabelColumnOption = None,
+    features: flags.FeaturesOption = None,
+    features_weights: flags.FeaturesWeightsOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write .npz, .csv, .json or .ndjson; - is ndjson on stdout, as images are decided."),
+    ] = None,
+    route: flags.RouteOption = "image",
+    batch_size: flags.RouteSizeOption = None,
+    router: flags.RouterOption = "fused",
+    task: Annotated[
+        str | None,
+        typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
+    ] = None,
+    reject: flags.RejectOption = None,
+    explain: flags.ExplainOption = False,
+    device: flags.DeviceOption = "auto",
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Predict labels without a task id."""
+    from clmoe_cli.cli import early
+    from clmoe_cli.report import render
+    from clmoe_cli.runtime import choices
+
+    early.check_words(
+        ("device", device, choices.DEVICES),
+        ("router", router, choices.ROUTERS),
+        ("value of --route", route, choices.ROUTES),
+    )
+    early.check_source(batch)
+    from clmoe_cli.api.checks import judged
+    from clmoe_cli.api.predict import predict as call
+    from clmoe_cli.cli.reading import How, Seeing, read
+    from clmoe_cli.runtime.devices import resolved
+
+    if output is not None:
+        render.check_output(output, json_)
+    quiet |= not leading()
+    where = resolved(device)
+    with together(where), progress(quiet) as shown:
+        seeing = Seeing(features, features_weights, device=where)
+        how = How(image_size, skip_broken, label_column)
+        images, warning = judged(store, read(batch, "optional", store, how, quiet, task, seeing, shown.step))
+        report = call(
+            store,
+            images,
+            route=route,
+            batch_size=batch_size,
+            router=router,
+            task=task,
+            reject=reject,
+            device=where,
+            on_part=render.print_rows if output == render.STDOUT and leading() else None,
+            on_step=shown.step,
+            explain=explain,
+        )
+    if leading():
+        render.warnings(report.warnings)
+    if warning and leading():
+        note(f"warning: {warning}")
+    if verbose and not quiet:
+        note(f"{len(images.images)} images, router {report.router or 'none'}")
+    if leading():
+        with progress(quiet) as shown:
+            render.show_predictions(report, output, json_, quiet, shown.step)

@@ -1,0 +1,106 @@
+"""From a command to an exit code: errors as one line (or JSON), interruption, pipes that nobody reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from clmoe_cli.cli.settings import DEBUG, from_file
+from clmoe_cli.report.progress import note
+from clmoe_cli.runtime.distributed.processes import speaks
+from store_schema.errors import ClmoeError, DiskProblem
+
+INTERRUPTED = 130
+NAME = "clmoe"
+COMPLETE = "_CLMOE_COMPLETE"
+"""The variable by which a shell asks what could come next."""
+TRUE = ("1", "true", "t", "yes", "y", "on")
+
+
+def usable_streams() -> None:
+    """Streams that are closed become the null device; what stdout's encoding lacks is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Open as long as the process is: a stream is nobody's to close.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def run(app: typer.Typer, args: list[str]) -> int:
+    """Runs the app; every error becomes one line on stderr and its exit code."""
+    if os.environ.get(COMPLETE):
+        return _complete(app)
+    as_json = "--json" in args or os.environ.get("CLMOE_JSON", "").strip().lower() in TRUE
+    try:
+        command = typer.main.get_command(app)  # built once: calling the app builds it again
+        settings = from_file(command)
+        if "CLMOE_JSON" not in os.environ:
+            as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
+        code = command(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Whoever read our output has gone (Typer makes an exit of it); nothing may be flushed at our own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except ClmoeError as error:
+        _trace()
+        return _fail(str(error), error.exit_code, as_json, error)
+    except OSError as error:
+        _trace()
+        problem = DiskProblem(error.strerror or str(error), where=error.filename)
+        return _fail(str(problem), problem.exit_code, as_json, problem)
+    except Exception as error:
+        # Typer's own usage errors carry their exit code and message; everything else is our bug.
+        message = getattr(error, "format_message", None)
+        _trace()
+        if message is not None:
+            return _fail(_line(message()), int(getattr(error, "exit_code", 2)), as_json)
+        text = f"bug in clmoe: {type(error).__name__}: {error} (set CLMOE_DEBUG=1 for the traceback and report it)"
+        return _fail(_line(text), 1, as_json)
+    if code == INTERRUPTED:  # Typer makes this code, silently, of a KeyboardInterrupt
+        return _fail("interrupted; the store is as it was before this command", INTERRUPTED, as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _complete(app: typer.Typer) -> int:
+    """Answers a shell that completes a command line; whatever is wrong is for the command to say, not for this."""
+    with suppress(Exception):
+        command, settings = typer.main.get_command(app), {}
+        with suppress(ClmoeError, OSError):
+            settings = from_file(command)
+        command([], prog_name=NAME, standalone_mode=False, default_map=settings)
+    return 0
+
+
+def _fail(what: str, code: int, as_json: bool, error: ClmoeError | None = None) -> int:
+    if not speaks():
+        return code  # another process says so
+    if as_json:
+        from clmoe_cli.api.reports import ErrorReport, Failure, failure_of
+
+        failure = Failure(what=what, exit_code=code) if error is None else failure_of(error)
+        note(json.dumps(ErrorReport(failure).to_json()))
+    else:
+        note(f"clmoe: {what}")
+    return code
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _trace() -> None:
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exc()

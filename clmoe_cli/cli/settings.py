@@ -1,0 +1,102 @@
+"""Where settings come from besides flags: ``clmoe.toml`` and ``CLMOE_*`` variables, and what in them means nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from clmoe_cli.report.progress import note
+from clmoe_cli.runtime.distributed.processes import leading
+from store_schema.errors import UsageProblem
+
+CONFIG = "clmoe.toml"
+PREFIX = "CLMOE_"
+DEBUG = "CLMOE_DEBUG"
+
+
+class Command(TyperCommand):
+    """A command whose help is asked for by its flag, never by a variable."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option ``--help``."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.allow_from_autoenv = False
+        return option
+
+
+def from_file(group: Any) -> dict[str, Any]:
+    """``clmoe.toml`` as defaults: top-level keys for every command of the group that has them, a table per command.
+
+    Raises UsageProblem for a file that is no TOML or has a key that no command knows.
+    """
+    path = Path(CONFIG)
+    if not path.is_file():
+        return {}
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageProblem("not a valid TOML file", where=CONFIG, found=str(error)) from error
+    result: dict[str, Any] = {}
+    names = {command: {p.name for p in sub.params} for command, sub in group.commands.items()}
+    tables = {key: value for key, value in found.items() if isinstance(value, dict)}
+    common = {key: value for key, value in found.items() if key not in tables}
+    every = set().union(*names.values())
+    for key in common:
+        if _parameter(key) not in every:
+            hint = _closest(key, (*map(_setting, every), *names)) or "settings are named like the options"
+            raise UsageProblem("unknown setting", where=CONFIG, key=key, hint=hint)
+    for table, values in tables.items():
+        if table not in names:
+            expected = f"one of {', '.join(names)}"
+            raise UsageProblem("unknown table", where=CONFIG, key=table, expected=expected, hint=_closest(table, names))
+        for key in values:
+            if _parameter(key) not in names[table]:
+                near = _closest(key, map(_setting, names[table]))
+                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}", hint=near)
+    for command, known in names.items():
+        merged = {**common, **tables.get(command, {})}
+        result[command] = {_parameter(k): v for k, v in merged.items() if _parameter(k) in known}
+    return result
+
+
+def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
+    """A line on stderr for each ``CLMOE_*`` variable that no command reads, unless ``quiet``, which is handed on.
+
+    The callback of ``--quiet``, which every command has: by then it is known whatever said it.
+    """
+    if not (quiet or context.resilient_parsing) and leading():
+        known = _variables(context.find_root().command)
+        for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+            hint = _closest(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], PREFIX)
+            note(f"warning: nothing reads the variable {ascii(name)[1:-1]}{f'; {hint}' if hint else ''}")
+    return quiet
+
+
+def _variables(group: Any) -> set[str]:
+    """The names of all variables that some command reads."""
+    own = {(command, param) for command, sub in group.commands.items() for param in sub.params}
+    explicit = {param.envvar for _, param in own if isinstance(param.envvar, str)}
+    options = {(command, param.name) for command, param in own if param.param_type_name == "option"}
+    return {DEBUG, *explicit, *(f"{PREFIX}{command}_{name}".upper() for command, name in options)}
+
+
+def _closest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f"did you mean {prefix}{close[0]}?" if close else None
+
+
+def _parameter(key: str) -> str:
+    name = key.replace("-", "_")
+    return f"{name}_" if name in ("json", "format") else name
+
+
+def _setting(parameter: str) -> str:
+    return parameter.rstrip("_").replace("_", "-")

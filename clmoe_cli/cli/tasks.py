@@ -1,0 +1,41 @@
+"""``clmoe tasks``: its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clmoe_cli.cli import flags
+from clmoe_cli.cli.completion import sources
+from clmoe_cli.report.progress import note, progress
+
+
+def tasks(
+    source: Annotated[
+        str,
+        typer.Argument(autocompletion=sources, help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10."),
+    ],
+    out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
+    classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
+    root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order and, for mnist5k, of the test part.")] = 0,
+    dry_run: flags.DryRunOption = False,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """Cut tasks from a data set into npz files."""
+    from clmoe_cli.api.tasks import make_tasks, parse_classes
+    from clmoe_cli.report import render
+
+    groups = [parse_classes(text) for text in classes]
+    folder = None if root is None else str(root)
+    with progress(quiet) as shown:
+        report = make_tasks(
+            source, str(out_dir), classes=groups, root=folder, seed=seed, dry_run=dry_run, on_step=shown.step
+        )
+    if verbose and not (quiet or dry_run):
+        note(f"{len(report.files)} files in {out_dir}")
+    render.show(report, json_)

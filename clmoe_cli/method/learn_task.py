@@ -1,0 +1,272 @@
+"""Learning one task: train the free weights, score, choose the mask, consolidate, calibrate.
+
+The frozen weights that the task may read come in through ``base``; they leave bit for bit as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from clmoe_cli.method import privacy, reproducible
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.networks.base import Network, Params, logits
+from clmoe_cli.method.routing import mahalanobis
+from clmoe_cli.method.routing.calibration import Calibration
+from clmoe_cli.method.routing.paper import Subnetwork, deviations
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.finetuning import finetune
+from clmoe_cli.method.subnetwork.gradient_scores import Halved, gradient_scores, halved, restored
+from clmoe_cli.method.subnetwork.image_scores import ImageReference, batch_calibration, image_scores
+from clmoe_cli.method.subnetwork.pruning import Tolerance, select
+from clmoe_cli.method.subnetwork.training import Annealing, OnEpoch, Quality, Run, Schedule, quality, train
+from clmoe_cli.method.subnetwork.training_state import Journal
+from clmoe_cli.method.tasks.shortlist import sketch
+from clmoe_cli.runtime.events import OnStep, begun, silent, whole
+
+KINDS = ("gradient", "fisher", "loss")
+HELD_OUT = 50
+CALIBRATION_LIMIT = 1000
+PROBES = 8
+FEW = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is learned, and on which device; the defaults need no touch."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    score: str = "gradient-weight"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one ``learn`` trains: what people have chosen, chance, progress, and where free weights start.
+
+    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
+    ``start``: pretrained parameters, shared or the task's own, that are taken in place of fresh ones of their names.
+    """
+
+    options: Options
+    generator: torch.Generator
+    on_epoch: OnEpoch = lambda epoch: None
+    journal: Journal = field(default_factory=Journal)
+    start: Mapping[str, Tensor] | None = None
+    on_step: OnStep = silent
+
+    def run(self, net: Network, parts: Split) -> Run:
+        """The training of a network on these images."""
+        schedule = self.options.schedule
+        return Run(
+            net, parts.training, parts.tuning, schedule, self.generator, self.journal, self.on_epoch, self.on_step
+        )
+
+    def begun(self, fresh: Params) -> Params:
+        """Fresh parameters, with those of ``start`` in place of the ones that it names."""
+        return fresh if self.start is None else {name: self.start.get(name, value) for name, value in fresh.items()}
+
+    def moved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same on the device that trains."""
+        return _on(self.options.device, values)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An expert's shared weights as a new task meets them.
+
+    ``weights``: their values; ``frozen``: entries that any task owns; ``readable`` ⊆ ``frozen``: those of constructive
+    tasks, which the new task may read.
+    """
+
+    weights: Mapping[str, Tensor]
+    frozen: masks.Masks
+    readable: masks.Masks
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A task's name, its expert's, and its number of classes."""
+
+    name: str
+    expert: str
+    classes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any."""
+
+    params: Params
+    mask: masks.Masks
+    dense: Params | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, to tune on (stopping, threshold) and to calibrate on; they share none.
+
+    ``held``: positions of the calibration images among all.
+    """
+
+    training: Labelled
+    tuning: Labelled
+    calibration: Labelled
+    held: Tensor
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned task: its subnetwork, scores in half precision with their scales as stored, and what is reported.
+
+    ``held``: positions of the calibration images among all; ``said`` [held, C] float64: log-probabilities that the
+    subnetwork gives to the classes of these.
+    """
+
+    subnetwork: Subnetwork
+    half_scores: Halved
+    half_image_scores: Halved
+    dense: Quality | None
+    accuracy: Quality | None
+    held_out: int
+    probe_outputs: Tensor
+    sketch: Tensor
+    held: Tensor
+    said: Tensor
+
+
+def split(data: Labelled, generator: torch.Generator) -> Split:
+    """Holds out two stratified parts.
+
+    Each is 5 % of the images, at least 50 and at most 1,000; below 400 images an eighth (p-values need 30).
+    Classes with fewer than four images stay in training. Below ``FEW`` images none is held out, since they teach
+    more than they could tell: tuning then happens on the training images, and nothing is calibrated.
+    """
+    n = len(data)
+    size = min(max(round(0.05 * n), min(HELD_OUT, n // 8)), CALIBRATION_LIMIT)
+    if n < FEW:
+        size = 0
+    order = torch.randperm(n, generator=generator)
+    common = torch.bincount(data.y)[data.y[order]] >= 4
+    by_class = order[common][data.y[order[common]].argsort(stable=True)]
+    if size == 0 or len(by_class) < 4 * size:
+        return Split(data.take(order), data.take(order), data.take(order[:0]), order[:0])
+    # Evenly spaced along the classes: stratified, alternating between the two purposes.
+    held = by_class[torch.linspace(0, len(by_class) - 1, 2 * size).round().long()]
+    rest = order[~torch.isin(order, held)]
+    return Split(data.take(rest), data.take(held[0::2]), data.take(held[1::2]), held[1::2])
+
+
+def learn_task(task: Identity, net: Network, shared: Shared, data: Labelled, setting: Setting) -> Learned:
+    """Learns one task.
+
+    Free entries of the shared weights are drawn afresh, so nothing of what earlier tasks left there is used. Entries
+    that are frozen and not readable count as zero for this task.
+    """
+    parts = split(data, setting.generator)
+    start = _start(task, net, shared, setting)
+    trained = _search(start, masks.inverse(shared.frozen), shared.readable, setting.run(net, parts), setting, parts)
+    return finish(task, net, trained, parts, setting.on_step)
+
+
+def _start(task: Identity, net: Network, shared: Shared, setting: Setting) -> Params:
+    """The parameters from which a new task trains: fresh where free, the expert's where readable, zero elsewhere."""
+    fresh, zero = setting.begun(net.initial_shared(setting.generator)), torch.zeros(())
+    weights = {
+        name: torch.where(~shared.frozen[name], value, torch.where(shared.readable[name], shared.weights[name], zero))
+        for name, value in fresh.items()
+    }
+    return weights | setting.begun(net.initial_owned(task.classes, setting.generator))
+
+
+def refine_task(
+    task: Subnetwork, net: Network, taken: masks.Masks, data: Labelled, grow: bool, setting: Setting
+) -> Learned:
+    """Improves a known task with more data; weights that other tasks use (``taken``) do not move.
+
+    ``grow``: free weights are tried as well and the mask is chosen anew, from where the task stands; otherwise
+    the task trains inside its mask. The statistics are taken anew from the new data. What makes the
+    held-out loss worse is undone. ``setting.start`` is for the free weights.
+    """
+    parts = split(data, setting.generator)
+    run, options = setting.run(net, parts), setting.options
+    before = trained = Trained(setting.moved(task.params), setting.moved(task.mask))
+    if grow:
+        free, fresh = masks.inverse(taken), setting.begun(net.initial_shared(setting.generator))
+        known = _on("cpu", task.params)
+        first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
+        trained = _search(first, free, masks.both(task.mask, taken), run, setting, parts)
+    else:
+        movable = masks.both(before.mask, setting.moved(masks.inverse(taken)))
+        how = Annealing("refine", min(options.tolerance.final_epochs, options.schedule.epochs), options.schedule.lr)
+        trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
+    if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
+        trained = replace(before, dense=trained.dense)
+    return finish(Identity(task.name, task.expert, task.classes), net, trained, parts, setting.on_step)
+
+
+def _search(
+    start: Mapping[str, Tensor], free: masks.Masks, readable: masks.Masks, run: Run, setting: Setting, parts: Split
+) -> Trained:
+    """Trains the free weights from ``start``, then finds the mask."""
+    options, free, readable = setting.options, setting.moved(free), setting.moved(readable)
+    dense, _ = train(run, run.net.ordered(setting.moved(start)), free)
+    # Training images cannot tell what a sparser mask would cost: the first round stands.
+    tolerance = options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0)
+    chosen = select(run, dense, free, tolerance, options.score)
+    # What is neither free nor readable was zero all along: some scores rank it all the same.
+    usable = {key: free[key] | readable[key] for key in free}
+    return Trained(chosen.params, masks.both(chosen.mask, usable), dense)
+
+
+def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_step: OnStep = silent) -> Learned:
+    """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
+    params, mask, classes = trained.params, _on("cpu", trained.mask), identity.classes
+    to = begun(on_step, "scores", len(parts.training), "images")
+    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
+    by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
+    if len(parts.training) < privacy.LEAST:
+        # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
+        raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}
+        by_image = {name: torch.full_like(value, float(value.mean())) for name, value in by_image.items()}
+    half = halved(masks.applied(raw, mask))
+    half_by_image = halved(masks.applied(by_image, mask))
+    held = parts.calibration
+    own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
+    with whole(on_step, "statistics"):
+        whitening = mahalanobis.fit(net, params, parts.training, own, classes)
+    # Calibrated on what will be read back from disk, half precision included.
+    task = Subnetwork(
+        identity.name, identity.expert, net, params, mask, restored(*half), whitening, {}, restored(*half_by_image)
+    )
+    with whole(on_step, "calibration"):
+        reference = ImageReference.of(mask, task.image_scores)
+        drawn = batch_calibration(net, params, held.x, reference, torch.Generator().manual_seed(0))
+        calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
+        accuracy = quality(net, params, held) if len(held) else None
+        dense = quality(net, trained.dense, held) if len(held) and trained.dense is not None else None
+    params = _on("cpu", params)
+    task = replace(task, params=params, calibration=calibration, drawn=drawn)
+    sketched, outputs = sketch(parts.training, classes), probe(net, params)
+    said = torch.empty(0, classes, dtype=torch.float64)
+    if len(held):
+        said = reproducible.logits(net, params, held.x).log_softmax(dim=1)
+    return Learned(task, half, half_by_image, dense, accuracy, len(held), outputs, sketched, parts.held, said)
+
+
+def probe_inputs(net: Network) -> Tensor:
+    """Fixed inputs [P, D] that hold no data, in 0 to 1."""
+    return torch.rand((PROBES, net.input_size), generator=torch.Generator().manual_seed(0))
+
+
+def probe(net: Network, params: Mapping[str, Tensor]) -> Tensor:
+    """Outputs [P, C] of a subnetwork on the probe inputs: the certificate of ``inspect --verify``."""
+    return logits(net, params, probe_inputs(net))
+
+
+def _on(device: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Architectures: networks that compute with parameters they are given."""

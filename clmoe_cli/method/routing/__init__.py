@@ -1,0 +1,1 @@
+"""Which task and class an input belongs to: fixed features, the gate, routers, calibrated p-values."""

@@ -1,0 +1,1 @@
+"""One task's subnetwork: training, gradient scores, pruning, fine-tuning, freezing."""

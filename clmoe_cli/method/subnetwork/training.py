@@ -1,0 +1,320 @@
+"""Training in which frozen entries do not move, whatever the optimizer.
+
+Every write to a parameter is followed by a restore of its frozen entries (:mod:`clmoe_cli.method.subnetwork.freezing`).
+The optimizer is made anew for every phase, so that no state leaks from one task into another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.networks.base import STATISTICS, Drop, Network, Params, device_of, logits
+from clmoe_cli.method.subnetwork.freezing import freeze_guard
+from clmoe_cli.method.subnetwork.training_state import (
+    Journal,
+    Phase,
+    State,
+    below,
+    optimizer_state,
+    restore_optimizer,
+    under,
+)
+from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.events import OnStep, silent, within
+
+Optimizer = torch.optim.Optimizer
+BATCHES = 30
+MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+MakeDrop = Callable[[collectives.Share], Drop]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Mean cross-entropy in nats and share of right answers on some images."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of progress: ``phase``, 1-based ``epoch`` of at most ``epochs``, training loss, held-out quality."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    loss: float
+    held_out: Quality
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    The learning rate stays at ``lr`` until the held-out loss has not improved by ``min_delta`` nats for
+    more than ``patience`` epochs, then falls by ``decay``, from the best parameters so far; after ``decays`` such
+    falls, or ``epochs`` in all, training ends. ``dropout``: share of the inputs and of the hidden units that a
+    step leaves out (Srivastava et al. 2014): what is spread over many weights loses less when most are pruned.
+    ``annealing_dropout``: the same while consolidating, where little is left to be left out.
+    """
+
+    epochs: int = 40
+    batch_size: int = 128
+    lr: float = 1e-3
+    patience: int = 2
+    decay: float = 0.2
+    decays: int = 2
+    min_delta: float = 5e-4
+    dropout: tuple[float, float] = (0.2, 0.3)
+    annealing_dropout: tuple[float, float] = (0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every phase of training one task shares: the network, its data, how long and how fast, chance, who is told.
+
+    ``training`` and ``tuning``: images to train on, and held-out ones that decide when to stop and what to prune.
+    ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
+    ``on_epoch`` and ``on_step`` hear of progress.
+    """
+
+    net: Network
+    training: Labelled
+    tuning: Labelled
+    schedule: Schedule
+    generator: torch.Generator
+    journal: Journal = field(default_factory=Journal)
+    on_epoch: OnEpoch = lambda epoch: None
+    on_step: OnStep = silent
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A phase of so many epochs in which the learning rate falls from ``lr`` to zero; ``phase`` names it for people."""
+
+    phase: str
+    epochs: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Parameters in training, what moves them, and what restores their frozen entries after each step."""
+
+    params: Params
+    optimizer: Optimizer
+    restore: Callable[[], None]
+
+    @staticmethod
+    def of(values: Params, trainable: Mapping[str, Tensor], make: MakeOptimizer) -> Moving:
+        """Copies of the values; ``trainable``: as in :func:`train`."""
+        # Running statistics are no matter of gradients: the forward pass moves them.
+        params = {name: value.clone().requires_grad_(not name.endswith(STATISTICS)) for name, value in values.items()}
+        moved = [value for value in params.values() if value.requires_grad]
+        return Moving(params, make(moved), freeze_guard(params, trainable))
+
+
+def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quality:
+    """Loss and accuracy of a network on labelled images."""
+    out = logits(net, params, data.x)
+    right = (out.argmax(dim=1) == data.y).double().mean()
+    loss, accuracy = collectives.agreed(torch.stack([F.cross_entropy(out, data.y).double(), right])).tolist()
+    return Quality(loss, accuracy)
+
+
+def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor:
+    """Cross-entropy of each image in nats, [N] float64."""
+    return collectives.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none"))
+
+
+def adam(lr: float) -> MakeOptimizer:
+    """Adam without weight decay."""
+    return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
+
+
+def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> MakeDrop:
+    """Dropout of the inputs (what layer ``first`` reads) and of hidden units of a batch, drawn from the generator."""
+
+    def of_batch(own: collectives.Share) -> Drop:
+        def drop(layer: str, a: Tensor) -> Tensor:
+            share = shares[layer != first]
+            if share == 0.0:
+                return a
+            return a * (own.random(a.shape, generator) >= share).to(a.device) / (1.0 - share)
+
+        return drop
+
+    return of_batch
+
+
+def run_epoch(
+    run: Run,
+    moving: Moving,
+    drop: MakeDrop | None = None,
+    after_step: Callable[[], None] = lambda: None,
+    on_part: Callable[[int, int], None] = lambda done, images: None,
+) -> float:
+    """One pass over the training images in random order; returns the mean loss. The parameters change in place.
+
+    Of several processes (:mod:`clmoe_cli.runtime.distributed.collectives`) each computes its share of every batch.
+
+    Few images are passed over several times, so that an epoch always has at least ``BATCHES`` steps and means
+    the same to patience, rounds and learning rates at every size of the data.
+    """
+    net, data, params = run.net, run.training, moving.params
+    batch_size = min(run.schedule.batch_size, len(data))
+    passes = _passes(len(data), batch_size)
+    order = torch.cat([torch.randperm(len(data), generator=run.generator) for _ in range(passes)])
+    device = device_of(params)
+    total, seen = torch.zeros((), device=device), 0
+    for index in order.split(batch_size):
+        if net.normalised and len(index) == 1 < len(order):
+            continue  # a single image has no statistics of its own
+        own = collectives.Share.of(len(index))
+        x, y = data.x[index[own.rows]].to(device), data.y[index[own.rows]].to(device)
+        # Half of the bits of a float32, in its range: what graphics processors are fast with.
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            out = net.logits(params, x, drop and drop(own), training=True)
+            loss = F.cross_entropy(out, y, reduction="sum") / len(index)
+        moving.optimizer.zero_grad()
+        loss.backward()
+        collectives.summed(value.grad for value in params.values())
+        moving.optimizer.step()
+        moving.restore()
+        after_step()
+        total += loss.detach() * len(index)
+        seen += len(index)
+        on_part(seen, len(order))
+    collectives.summed([total])
+    return float(total) / seen
+
+
+def train(
+    run: Run,
+    params: Mapping[str, Tensor],
+    trainable: Mapping[str, Tensor],
+    *,
+    phase: str = "train",
+    optimizer: Callable[[float], MakeOptimizer] = adam,
+) -> tuple[Params, Quality]:
+    """Trains until the held-out loss has converged; returns the best parameters and their quality.
+
+    ``trainable`` holds a mask for each shared weight; parameters that it does not name are owned and all
+    trained. The arguments are not changed. Training goes on from where the journal stands, and notes every epoch in it.
+    """
+    net, schedule = run.net, run.schedule
+    noted = run.journal.phase(phase, run.generator)
+    if (result := noted.result()) is not None:
+        return _ended(result, params)
+    best = {name: value.detach().clone() for name, value in params.items()}
+    reached = quality(net, best, run.tuning)
+    drop = dropout(net.layers[0], schedule.dropout, run.generator)
+    mark, lr, bad, falls, before = reached.loss, schedule.lr, 0, 0, 0
+    anchor = best
+    moving = Moving.of(best, trainable, optimizer(lr))
+    if (state := noted.reached()) is not None:
+        # Frozen entries are the same in all of these, so that any of them may be the anchor.
+        best, anchor = _like(params, below("best", state)), _like(params, below("working", state))
+        before, bad, falls = (int(n) for n in state["counts"])
+        mark, lr, *found = state["numbers"].tolist()
+        reached = Quality(*found)
+        moving = Moving.of(anchor, trainable, optimizer(lr))
+        restore_optimizer(moving.optimizer, below("optimizer", state))
+    for epoch in range(before + 1, schedule.epochs + 1):
+        loss = run_epoch(run, moving, drop, on_part=within(run.on_step, phase, epoch, schedule.epochs))
+        now = quality(net, moving.params, run.tuning)
+        run.on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
+        if now.loss < reached.loss:
+            reached = now
+            best = {name: value.detach().clone() for name, value in moving.params.items()}
+        if now.loss < mark - schedule.min_delta:
+            mark, bad = now.loss, 0
+        else:
+            bad += 1
+        if bad > schedule.patience:
+            if falls == schedule.decays:
+                break
+            falls, bad, lr = falls + 1, 0, lr * schedule.decay
+            moving = Moving.of(best, trainable, optimizer(lr))
+        counts = torch.tensor([epoch, bad, falls])
+        numbers = torch.tensor([mark, lr, reached.loss, reached.accuracy], dtype=torch.float64)
+        tensors = under("best", best) | _state(moving)
+        noted.keep(epoch, tensors | {"counts": counts, "numbers": numbers})
+    _finish(noted, best, reached)
+    return best, reached
+
+
+def anneal(
+    run: Run,
+    params: Mapping[str, Tensor],
+    trainable: Mapping[str, Tensor],
+    how: Annealing,
+    *,
+    optimizer: Callable[[float], MakeOptimizer] = adam,
+) -> tuple[Params, Quality]:
+    """Trains for ``how.epochs`` epochs while the learning rate falls from ``how.lr`` to zero along a cosine.
+
+    The end of a falling rate is a fair sample of what a mask can do; one epoch at full rate is not. Training goes on
+    from where the journal stands, and notes every epoch in it.
+    """
+    noted, images = run.journal.phase(how.phase, run.generator), len(run.training)
+    if (result := noted.result()) is not None:
+        return _ended(result, params)
+    state = noted.reached()
+    begin = _like(params, below("working", state)) if state else dict(params)
+    moving = Moving.of(begin, trainable, optimizer(how.lr))
+    step, size = moving.optimizer, min(run.schedule.batch_size, images)
+    steps = how.epochs * math.ceil(_passes(images, size) * images / size)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
+    reached, before = quality(run.net, moving.params, run.tuning), 0
+    if state is not None:
+        restore_optimizer(step, below("optimizer", state))
+        before, done = (int(n) for n in state["counts"])
+        step.param_groups[0]["lr"] = float(state["rate"])
+        rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
+    # Images that are seen several times an epoch are soon known by heart.
+    shares = run.schedule.dropout if _passes(images, size) > 1 else run.schedule.annealing_dropout
+    drop = dropout(run.net.layers[0], shares, run.generator)
+    for epoch in range(before + 1, how.epochs + 1):
+        part = within(run.on_step, how.phase, epoch, how.epochs)
+        loss = run_epoch(run, moving, drop, rate.step, part)
+        reached = quality(run.net, moving.params, run.tuning)
+        run.on_epoch(Epoch(how.phase, epoch, how.epochs, loss, reached))
+        counts = torch.tensor([epoch, rate.last_epoch])
+        now = torch.tensor(step.param_groups[0]["lr"], dtype=torch.float64)
+        noted.keep(epoch, _state(moving) | {"counts": counts, "rate": now})
+    final = {name: value.detach().clone() for name, value in moving.params.items()}
+    _finish(noted, final, reached)
+    return final, reached
+
+
+def _state(moving: Moving) -> State:
+    return under("working", moving.params) | under("optimizer", optimizer_state(moving.optimizer))
+
+
+def _finish(phase: Phase, params: Params, reached: Quality) -> None:
+    numbers = torch.tensor([reached.loss, reached.accuracy], dtype=torch.float64)
+    phase.finish(under("params", params) | {"numbers": numbers})
+
+
+def _ended(result: State, params: Mapping[str, Tensor]) -> tuple[Params, Quality]:
+    return _like(params, below("params", result)), Quality(*result["numbers"].tolist())
+
+
+def _like(params: Mapping[str, Tensor], found: State) -> Params:
+    """In the order of the layers, which is that in which they are computed."""
+    return {name: found[name].to(params[name].device) for name in params}
+
+
+def _passes(images: int, batch_size: int) -> int:
+    return max(1, math.ceil(BATCHES * batch_size / images))

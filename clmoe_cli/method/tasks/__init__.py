@@ -1,0 +1,1 @@
+"""Tasks beside each other: novelty, placement into experts, boundaries in a stream."""

@@ -1,0 +1,1 @@
+"""Reports as people see them: text, tables, progress, figures, an HTML page."""

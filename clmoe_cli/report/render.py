@@ -1,0 +1,260 @@
+"""Reports → tables for people, JSON, CSV, Markdown. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clmoe_cli.api import names
+from clmoe_cli.api.reports import Caution, Json, LearnReport, RemovalReport, Report, fields_of, plain
+from clmoe_cli.report.cells import columns, console
+from clmoe_cli.report.progress import note
+from clmoe_cli.report.tables import reasons_table, score_tables, tables
+from clmoe_cli.runtime.events import OnStep, silent, whole
+from store_schema.errors import DiskProblem, UsageProblem
+
+if TYPE_CHECKING:
+    from clmoe_cli.api.inspect import InspectReport
+    from clmoe_cli.api.predict import PredictReport
+
+SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
+STDOUT = Path("-")
+"""The ``--output`` that writes rows to stdout as they are decided."""
+PICTURES = (".png", ".svg", ".pdf", ".html")
+ROWS_SHOWN = 20
+
+
+def repair_notes(report: InspectReport) -> None:
+    """What ``inspect --repair`` did, in lines on stderr."""
+    if report.repaired is None:
+        return
+    found, lost = report.repaired.found, ", ".join(report.repaired.lost) or "nothing"
+    note(f"damaged: {', '.join(found)}" if found else "nothing was damaged")
+    if found:
+        way = "would go back to" if report.dry_run else "back at"
+        note(f"{way} generation {report.repaired.generation}; lost: {lost}")
+
+
+def learn_notes(reports: Sequence[LearnReport], verbose: bool) -> None:
+    """What ``learn`` says on stderr: the reasons, when asked for."""
+    for report in reports:
+        if verbose:
+            note(f"onset: {report.onset.reason}; placement: {report.reason}")
+
+
+def warnings(found: Sequence[Caution]) -> None:
+    """What looks wrong, a line each on stderr, however quiet a command is asked to be."""
+    for caution in found:
+        note(f"warning: {caution.text}")
+
+
+def skip_note(skipped: Sequence[str]) -> None:
+    """Which broken pictures were left out, on stderr."""
+    if skipped:
+        from clmoe_cli.data.npz import name_list
+
+        note(f"skipped {len(skipped)} broken picture{'s' if len(skipped) > 1 else ''}: {name_list(list(skipped))}")
+
+
+def to_text(value: Json, ascii_only: bool = False) -> str:
+    """One JSON object; NaN has no place in JSON and becomes null."""
+    return json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _print_json(value: Json) -> None:
+    # Where stdout cannot take every character, the characters are escaped: the same JSON in any locale.
+    encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
+    print(to_text(value, ascii_only=encoding != "utf8"))
+
+
+def print_rows(part: PredictReport) -> None:
+    """The rows of a part of a prediction as NDJSON, out of the buffer before the next part is decided."""
+    for row in part.rows():
+        _print_json(plain(row))
+    sys.stdout.flush()
+
+
+def _finite(value: Json) -> Json:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Prints a report: JSON, or a table for people."""
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        screen = console()
+        for part in tables(report):
+            screen.print(part)
+
+
+def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
+    """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
+
+    def confirm(plan: RemovalReport) -> bool:
+        if not quiet:
+            what = ", ".join((*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)))
+            old = " and all older generations" if plan.gc else ""
+            note(f"plan: remove {what or 'nothing'}{old}; frees {plan.freed_parameters} weights")
+        if yes:
+            return True
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if not quiet:
+                note("nothing was changed: add --yes to act")
+            return False
+        import typer
+
+        return typer.confirm("Go on?", err=True)
+
+    return confirm
+
+
+def check_format(table_format: str) -> None:
+    """UsageProblem for a format that :func:`frozen_table` does not have."""
+    if table_format not in ("csv", "md"):
+        raise UsageProblem("unknown format", found=repr(table_format), expected="csv or md")
+
+
+def frozen_table(report: InspectReport, table_format: str) -> str:
+    """The history of frozen percentages (the paper's Fig. 3a), a row per commit, expert and layer."""
+    header = ("generation", "action", "task", "expert", "layer", "parameters", "frozen", "frozen_percent")
+    rows = [
+        (
+            commit.generation,
+            commit.action,
+            commit.task or "",
+            expert,
+            layer.name,
+            layer.parameters,
+            layer.frozen,
+            layer.frozen_percent,
+        )
+        for commit in report.history
+        for expert, state in commit.experts.items()
+        for layer in state.layers
+    ]
+    if table_format == "md":
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows]
+        return "\n".join(lines) + "\n"
+    import csv
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return text.getvalue()
+
+
+def check_output(path: Path, as_json: bool = False, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """UsageProblem for a suffix that means nothing; found out before any work is done."""
+    if path == STDOUT:
+        if as_json:
+            hint = "leave out one of them; CLMOE_JSON and clmoe.toml count as well"
+            raise UsageProblem("--json and --output - would both write to stdout", hint=hint)
+        return
+    names.check_output(path, suffixes)
+
+
+def check_pictures(plot: Path | None, page: Path | None) -> None:
+    """What :func:`draw_pictures` would refuse, before any work is done; DiskProblem for a folder that is read-only."""
+    for path, suffixes in ((plot, PICTURES), (page, PICTURES[-1:])):
+        if path is None:
+            continue
+        from clmoe_cli.report.plots import check_plotting
+
+        check_output(path, suffixes=suffixes)
+        check_plotting()
+        if not os.access(path.parent, os.W_OK):
+            hint = "check the permissions of the folder and the file"
+            raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
+
+
+def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -> Iterator[Path]:
+    """Writes the picture and the page that were asked for; tells each when it is written."""
+    if plot is not None:
+        from clmoe_cli.report.html import draw
+
+        draw(report, plot)
+        yield plot
+    if page is not None:
+        from clmoe_cli.data.npz import replacing
+        from clmoe_cli.report.html import report_page
+
+        with replacing(page) as file:
+            file.write(report_page(report))
+        yield page
+
+
+def show_predictions(
+    report: PredictReport, output: Path | None, as_json: bool, quiet: bool, on_step: OnStep = silent
+) -> None:
+    """Writes predictions to a file by its suffix, or to stdout; with labels the accuracy as well.
+
+    Where :func:`print_rows` has written them, what is left is said on stderr.
+    """
+    if output == STDOUT:
+        pass
+    elif output is not None:
+        with whole(on_step, "writing the predictions"):
+            _write(report, output)
+        if as_json:
+            _print_json(report.written(str(output)).to_json())
+        elif not quiet:
+            note(f"wrote {len(report.labels)} predictions to {output}")
+    elif as_json:
+        _print_json(report.to_json())
+    else:
+        screen = console()
+        first = "image" if report.file is None else "file"
+        table = columns(first, "label", "task", "expert", "confidence", "known", "p-value")
+        rows = report.rows(candidates=False)[:ROWS_SHOWN]
+        for row in rows:
+            p = "–" if row.p_value is None else f"{row.p_value:.3f}"
+            about = row.file or str(row.index), str(row.label), row.task, row.expert
+            table.add_row(*about, f"{row.confidence:.3f}", "yes" if row.known else "no", p)
+        screen.print(table if report.explained is None else reasons_table(first, rows))
+        if len(report.labels) > ROWS_SHOWN:
+            screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
+    if report.scores is not None and not as_json:
+        text = f"accuracy {100 * report.scores.accuracy:.2f} % of {len(report.labels)} images"
+        if output is None:
+            print(text)
+            screen = console()
+            for part in score_tables(report.scores):
+                screen.print(part)
+        elif not quiet:
+            note(text)
+
+
+def _write(report: PredictReport, path: Path) -> None:
+    from clmoe_cli.data.npz import replacing, write_npz
+
+    if path.suffix == ".npz":
+        write_npz(str(path), report.arrays())
+        return
+    if path.suffix == ".json":
+        text = to_text(report.to_json()) + "\n"
+    elif path.suffix == ".ndjson":
+        text = "".join(to_text(plain(row)) + "\n" for row in report.rows())
+    else:
+        import csv
+
+        out = io.StringIO()
+        writer = csv.DictWriter(out, ["index", *report.arrays()])
+        writer.writeheader()
+        writer.writerows(map(fields_of, report.rows(candidates=False)))
+        text = out.getvalue()
+    with replacing(path) as file:
+        file.write(text.encode())

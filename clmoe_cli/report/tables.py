@@ -1,0 +1,208 @@
+"""What people see of a report: headlines and tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from clmoe_cli.api.inspect import InspectReport
+from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
+from clmoe_cli.api.tasks import TasksReport
+from clmoe_cli.report.cells import columns, headline, percent
+from clmoe_cli.report.overview import overview
+
+if TYPE_CHECKING:
+    from clmoe_cli.api.predictions import Prediction
+    from clmoe_cli.api.scoring import Scores
+
+OVERLAP_SHOWN = 12
+
+
+def reasons_table(first: str, rows: Sequence[Prediction]) -> Table:
+    """Why each image was answered so; long sentences go on in the next line."""
+    table = columns(first, "sure", "why")
+    table.columns[2].justify = "left"
+    for row in rows:
+        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", row.reason)
+    return table
+
+
+def score_tables(scores: Scores) -> list[Any]:
+    """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks)."""
+    table = columns("task", "accuracy")
+    for name, accuracy in scores.accuracy_by_task.items():
+        table.add_row(name, percent(accuracy))
+    names = sorted({name for row in scores.confusion for name in row.answered}, key=_number)
+    if not names or max(len(names), len(scores.confusion)) > OVERLAP_SHOWN:
+        return [table]
+    confusion = columns("label known to", "images", *names)
+    for row in scores.confusion:
+        counts = [str(row.answered.get(name, 0)) for name in names]
+        confusion.add_row(", ".join(row.tasks) or "no task", str(row.images), *counts)
+    return [table, "answered by", confusion]
+
+
+def _number(name: str) -> tuple[str, int]:
+    digits = name[len(name.rstrip("0123456789")) :]
+    return name[: len(name) - len(digits)], int(digits or 0)
+
+
+@singledispatch
+def tables(report: Any) -> list[Any]:
+    """What people see of a report."""
+    raise TypeError(type(report).__name__)
+
+
+@tables.register
+def _(report: InspectReport) -> list[Any]:
+    return overview(report)
+
+
+@tables.register
+def _(report: TasksReport) -> list[Any]:
+    table = columns("file", "task", "classes", "images")
+    for file in report.files:
+        table.add_row(file.path, file.task, ", ".join(map(str, file.classes)), str(file.images))
+    return ["nothing was written; this would be:", table] if report.dry_run else [table]
+
+
+@tables.register
+def _(report: LearnReport) -> list[Any]:
+    if report.dry_run:
+        return _plan_tables(report)
+    head = {
+        "learned": f"learned {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
+        "known": f"known: this is {report.task}; nothing was changed",
+        "refined": f"refined {report.task} in expert {report.expert}",
+    }[report.status]
+    table = columns("layer", "weights", "selected", "reused", "frozen now")
+    for layer in report.layers:
+        table.add_row(
+            layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
+        )
+    said = {
+        "classes": ", ".join(map(str, report.classes)),
+        "held out": _held_out(report),
+        report.onset.verdict: report.onset.reason,
+        "placed": report.reason,
+    }
+    lines = [headline(head, f"  ({report.seconds:.1f} s)"), _sentences(said)]
+    return [*lines, table]
+
+
+def _held_out(report: LearnReport) -> str:
+    """How right held-out images are, as ``predict`` answers, and what stands beside it."""
+    found = report.accuracy
+    if found.answer is None and not found.held_out:
+        return "not measured: no image could be left out"
+    if found.answer is None:
+        shares = f"{percent(found.subnetwork)} of {found.held_out} images right by the subnetwork alone"
+        return f"{shares}, {percent(found.dense)} before pruning"
+    shares = (
+        f"task given {percent(found.within)}, subnetwork alone {percent(found.subnetwork)}, before pruning "
+        f"{percent(found.dense)}, guessing {percent(found.guessing)}"
+    )
+    text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
+    rows = [(row.accuracy, row.label) for row in report.per_class if row.accuracy is not None]
+    worst = sorted(rows, key=lambda row: row[0])[:3]
+    named = ", ".join(f"{label} {percent(share)}" for share, label in worst)
+    if len(rows) < 3:
+        return text
+    return f"{text}; lowest: {named}"
+
+
+def _plan_tables(report: LearnReport) -> list[Any]:
+    head = {
+        "learned": f"would learn {report.task} in {'new ' if report.new_expert else ''}expert {report.expert}",
+        "known": f"known: this is {report.task}; nothing would be changed",
+        "refined": f"would refine {report.task} in expert {report.expert}",
+    }[report.status]
+    lines = [
+        headline(head, f": classes {', '.join(map(str, report.classes))}"),
+        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
+    ]
+    if report.plan is None:
+        return lines
+    table = columns("layer", "weights", "read of other tasks", "free")
+    for layer in report.plan:
+        table.add_row(layer.name, str(layer.parameters), str(layer.read), str(layer.free))
+    return [*lines, table]
+
+
+@tables.register
+def _(report: StreamReport) -> list[Any]:
+    table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
+    for part in report.segments:
+        table.add_row(
+            f"{part.start} to {part.stop - 1}",
+            part.status,
+            part.task,
+            part.expert,
+            ", ".join(map(str, part.classes)),
+            percent(part.accuracy.subnetwork),
+            f"{part.seconds:.1f}",
+        )
+    new = sum(part.status == "learned" for part in report.segments)
+    if any(part.dry_run for part in report.segments):
+        rest = f", {new} of them new to the store as it is; nothing was changed"
+    else:
+        rest = f", {new} of them learned as new tasks"
+    return [headline(f"{len(report.segments)} segments", rest), table]
+
+
+@tables.register
+def _(report: DetectReport) -> list[Any]:
+    name = f" {report.task}" if report.task else ""
+    p = "not available" if report.p_value is None else f"{report.p_value:.3g}"
+    table = columns("task", "expert", "deviation", "p-value", "overlap", "divergence")
+    for row in report.tasks:
+        own = "–" if row.p_value is None else f"{row.p_value:.3g}"
+        table.add_row(row.task, row.expert, f"{row.deviation:.4g}", own, f"{row.overlap:.3f}", f"{row.divergence:.3f}")
+    return [headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
+
+
+@tables.register
+def _(report: RemovalReport) -> list[Any]:
+    verb = "removed" if report.applied else "would remove"
+    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    keeps = report.applied and not report.gc and bool(report.removed)
+    return [
+        headline(
+            f"{verb} {names}",
+            f": {report.freed_parameters} weights freed, {report.frozen_percent:.2f} % frozen"
+            + (f", {report.freed_bytes} bytes freed" if report.applied else "")
+            + ("; clmoe prune --gc --yes frees files that only older generations need" if keeps else ""),
+        )
+    ]
+
+
+@tables.register
+def _(report: ExportReport) -> list[Any]:
+    what = "images" if report.features is None else f"features of {report.features['arch']}, which is not in the file,"
+    size = f"{report.parameters} parameters, {report.nonzero} of them not 0, {report.bytes} bytes"
+    return [
+        headline(f"exported {report.task} to {report.output}", f": {size}"),
+        f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
+        f"answers as {_answering(report)}",
+        f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
+    ]
+
+
+def _answering(report: ExportReport) -> str:
+    """Whose answers an exported model gives."""
+    if report.answers == "subnetwork":
+        return "predict --task does: the subnetwork" if report.opinion in (None, 1.0) else "the subnetwork alone"
+    return "predict --task does: the gate" + (
+        f", and the subnetwork with weight {report.opinion:.2f}" if report.opinion else ""
+    )
+
+
+def _sentences(said: dict[str, str]) -> Table:
+    """Sentences by what they are about; long ones go on below their beginning."""
+    table = Table.grid(padding=(0, 1))
+    for about, sentence in said.items():
+        table.add_row(f"{about}:", sentence)
+    return table

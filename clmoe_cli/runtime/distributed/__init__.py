@@ -1,0 +1,1 @@
+"""Several processes of torchrun: how they start and end together, and what they sum."""

@@ -1,0 +1,31 @@
+"""Words that people type, compared whatever way their letters are composed."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+
+from store_schema import UsageProblem
+
+
+def nfc(name: str) -> str:
+    """The one spelling of text whose letters can be written in several ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
+    """The choice that ``value`` is, however its letters are composed; a UsageProblem with a suggestion otherwise."""
+    if value in choices:
+        return value
+    same = [choice for choice in choices if nfc(choice) == nfc(value)]
+    if same:
+        return same[0]
+    close = difflib.get_close_matches(value, choices, n=1)
+    shown = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")
+    raise UsageProblem(
+        f"unknown {kind}",
+        found=repr(value),
+        expected=f"one of {shown}" if choices else "none: there is none yet",
+        hint=f"did you mean {close[0]!r}?" if close else None,
+    )

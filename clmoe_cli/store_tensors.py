@@ -1,0 +1,351 @@
+"""The one seam between arrays on disk and tensors: tasks and experts in, records out."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clmoe_cli.method.learn_task import KINDS, Learned
+from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.networks.base import Network, Params
+from clmoe_cli.method.routing.calibration import Calibration
+from clmoe_cli.method.routing.gaussians import GRID, GaussianGate, Gaussians, Solved
+from clmoe_cli.method.routing.mahalanobis import RANKS, Gaussian, Whitening
+from clmoe_cli.method.routing.paper import Subnetwork
+from clmoe_cli.method.routing.subspaces import Gate, Subspaces
+from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.compact import Compact, compacted
+from clmoe_cli.method.subnetwork.gradient_scores import restored
+from clmoe_cli.method.subnetwork.image_scores import DRAWS, SIZES
+from clmoe_cli.runtime.events import OnStep, counted, silent
+from store_schema import (
+    ExpertRecord,
+    ExpertWeights,
+    InputRecord,
+    Manifest,
+    SolvedGaussians,
+    Store,
+    StoreDamaged,
+    SubnetworkRecord,
+)
+
+GATE = tuple(field.name for field in fields(Subspaces))
+GAUSSIANS = tuple(field.name for field in fields(Gaussians))
+"""What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
+NEAR = "near"
+"""Stored for plain vectors only, and not in stores of before."""
+DRAWN = "batch"
+"""Under this name the calibration holds what batches of the task's own images diverge."""
+
+
+def tensor(array: NDArray[np.generic]) -> Tensor:
+    """A tensor with its own memory: arrays read from a store are not writable."""
+    return torch.from_numpy(np.array(array, copy=True))
+
+
+def network(record: ExpertRecord) -> Network:
+    """The architecture that a record names. Raises StoreDamaged for an unknown one, or one with other layers."""
+    try:
+        net = parse_arch(record.arch, record.input_shape)
+    except ValueError as error:
+        raise StoreDamaged(
+            "unknown architecture of an expert", key=record.id, found=record.arch, expected=str(error)
+        ) from error
+    layers = {layer.name: tuple(layer.shape) for layer in record.layers}
+    if {name: tuple(shape) for name, shape in net.shared_shapes().items()} != layers:
+        raise StoreDamaged(
+            "an expert has other layers than its architecture", key=record.id, found=str(layers), expected=record.arch
+        )
+    return net
+
+
+@dataclass
+class Loader:
+    """Reads experts and tasks of one snapshot of a store, each object at most once."""
+
+    store: Store
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self._weights: dict[str, ExpertWeights] = {}
+        self._records: dict[str, SubnetworkRecord] = {}
+        self._networks: dict[str, Network] = {}
+        self._scalings: dict[str, Scaling] = {}
+        self._gaussians: dict[str, Gaussians] = {}
+        self._tasks: dict[str, Subnetwork] = {}
+        self._answering: dict[str, tuple[Subspaces, Compact]] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The snapshot's manifest."""
+        return self.store.manifest
+
+    def weights(self, expert: str) -> ExpertWeights:
+        """An expert's shared and owned arrays."""
+        if expert not in self._weights:
+            self._weights[expert] = self.store.read_expert(expert)
+        return self._weights[expert]
+
+    def record(self, task: str) -> SubnetworkRecord:
+        """A task's object as it lies on disk."""
+        if task not in self._records:
+            self._records[task] = self.store.read_subnetwork(task)
+        return self._records[task]
+
+    def network(self, expert: str) -> Network:
+        """The architecture of an expert."""
+        if expert not in self._networks:
+            self._networks[expert] = network(self.manifest.expert(expert))
+        return self._networks[expert]
+
+    def scaling(self, expert: str) -> Scaling:
+        """How an expert reads its inputs."""
+        if expert not in self._scalings:
+            record = self.manifest.expert(expert)
+            inputs = self.weights(expert).inputs if record.standardised else {}
+            self._scalings[expert] = Scaling(record.input_scale, **{k: tensor(v) for k, v in inputs.items()})
+        return self._scalings[expert]
+
+    def shared(self, expert: str) -> Params:
+        """An expert's shared weights; what no task owns is zero."""
+        return {name: tensor(value) for name, value in self.weights(expert).shared.items()}
+
+    def task(self, name: str) -> Subnetwork:
+        """A learned task, ready to run."""
+        if name not in self._tasks:
+            record = self.record(name)
+            expert = self.manifest.expert(record.expert)
+            self._tasks[name] = subnetwork(record, self.weights(record.expert), self.network(expert.id), self.device)
+        return self._tasks[name]
+
+    def tasks(self, names: Sequence[str]) -> list[Subnetwork]:
+        """Several tasks, in that order."""
+        return [self.task(name) for name in names]
+
+    def gate(self, input_shape: tuple[int, ...], input: InputRecord | None = None) -> Gate | GaussianGate:
+        """The solved gate of a kind of input (KeyError when there is none)."""
+        solved = self.store.read_gate(input_shape, input)
+        if solved is None:
+            raise KeyError(input_shape)
+        classes = [len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input)]
+        if isinstance(solved, SolvedGaussians):
+            return GaussianGate.of(Solved(**{key: tensor(value) for key, value in solved.arrays.items()}), classes)
+        return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
+
+    def answering(self, name: str) -> tuple[Subspaces, Compact]:
+        """What the gate and a task's subnetwork answer with, and nothing else of its file."""
+        if name not in self._answering:
+            task = self.manifest.task(name)
+            record = self.store.read_subnetwork(name, ("masks", "gate"))
+            arrays = {key: tensor(value) for key, value in record.gate.items()}
+            net = self.network(task.expert)
+            values = parameters(record, self.weights(task.expert), net, self.device)
+            self._answering[name] = _subspaces(name, arrays, len(task.classes)), compacted(net, values)
+        return self._answering[name]
+
+    def gaussians(self, name: str) -> Gaussians:
+        """The gate's statistics of a task, and nothing else of its file. StoreDamaged where these are no Gaussians."""
+        if name not in self._gaussians:
+            record = self.store.read_subnetwork(name, ("gate",))
+            arrays = {key: tensor(value) for key, value in record.gate.items()}
+            found = _subspaces(name, arrays, len(self.manifest.task(name).classes))
+            if not isinstance(found, Gaussians):
+                raise StoreDamaged("a task lacks the statistics of its gate", key=name, found=str(sorted(arrays)))
+            self._gaussians[name] = found
+        return self._gaussians[name]
+
+    def frozen(self, expert: str, tasks: Sequence[str] | None = None, on_step: OnStep = silent) -> masks.Masks:
+        """Entries that the expert's tasks (or those named) use."""
+        names = [t.name for t in self.manifest.tasks_of(expert)] if tasks is None else tasks
+        read = counted(names, on_step, "reading the store", "tasks")
+        return masks.union(self.shared(expert), [self.task(name).mask for name in read])
+
+
+def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: Network, device: str) -> Params:
+    """A task's parameters, layer by layer: its expert's weights where its masks say so, and its own."""
+    values = {name: tensor(value) for name, value in weights.shared.items()}
+    values |= {name: tensor(value) for name, value in weights.owned[record.task].items()}
+    found = masks.applied(net.ordered(values), {name: tensor(value) for name, value in record.masks.items()})
+    return {name: value.to(device) for name, value in found.items()}
+
+
+def subnetwork(record: SubnetworkRecord, weights: ExpertWeights, net: Network, device: str = "cpu") -> Subnetwork:
+    """Puts a task together from its own object and its expert's weights."""
+    half = {name: tensor(value) for name, value in record.scores.items()}
+    statistics = {name: tensor(value) for name, value in record.statistics.items()}
+    return Subnetwork(
+        record.task,
+        record.expert,
+        net,
+        parameters(record, weights, net, device),
+        {name: tensor(value) for name, value in record.masks.items()},
+        restored(half, dict(record.score_scale)),
+        Whitening(
+            {name: _gaussian(statistics, name) for name in RANKS},
+            {name: statistics[f"{name}.standard"] for name in RANKS},
+        ),
+        {kind: Calibration(tensor(record.calibration[kind]).double()) for kind in KINDS},
+        restored(_tensors(record.image_scores), dict(record.image_score_scale)),
+        _drawn(record),
+    )
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: tensor(value) for name, value in arrays.items()}
+
+
+def _drawn(record: SubnetworkRecord) -> Tensor:
+    """Divergences of batches of the task's own images, [sizes, draws]; none where there were too few images."""
+    found = record.calibration.get(DRAWN)
+    if found is None:
+        return torch.zeros(0, DRAWS)
+    if found.ndim != 2 or found.shape[1] != DRAWS or not 1 <= len(found) <= len(SIZES):
+        expected = f"[1 to {len(SIZES)}, {DRAWS}]"
+        raise StoreDamaged("wrong calibration", key=record.task, found=str(found.shape), expected=expected)
+    return tensor(found)
+
+
+def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
+    """The gate's statistics of a task as they were read, checked against each other."""
+    found = {key: tuple(value.shape) for key, value in arrays.items()}
+    if set(found) in (set(GAUSSIANS), set(GAUSSIANS) - {NEAR}):
+        return _gaussians(name, arrays, classes)
+    if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
+        d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
+        if found == {
+            "means": (classes, d),
+            "directions": (classes, d, k),
+            "quantiles": (classes, q),
+            "counts": (classes,),
+        }:
+            return Subspaces(*(arrays[key] for key in GATE))
+    raise StoreDamaged(
+        "wrong gate statistics", key=name, found=str(found), expected=f"{', '.join(GATE)} of {classes} classes"
+    )
+
+
+def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussians:
+    arrays = {NEAR: torch.zeros(classes, 0), **arrays}
+    found = {key: tuple(value.shape) for key, value in arrays.items()}
+    d, k, q, r = (([0] * 3 + [*found[key]])[-1] for key in ("means", "directions", "quantiles", "shared"))
+    wanted = {
+        "means": (classes, d),
+        "directions": (classes, d, k),
+        "quantiles": (classes, q),
+        "counts": (classes,),
+        "variances": (classes, k),
+        "units": (d,),
+        "shared": (d, r),
+        "shared_variances": (r,),
+        "shared_rest": (d,),
+        "tallies": GRID,
+        "apart": GRID[:1],
+        NEAR: (classes, q if found[NEAR][-1:] != (0,) else 0),
+    }
+    if found != wanted:
+        raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))
+    return Gaussians(**arrays)
+
+
+def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
+    means, directions, variances, rest = (
+        statistics[f"{block}.{part}"] for part in ("means", "directions", "variances", "rest")
+    )
+    return Gaussian(means, directions.float(), variances, rest[0])
+
+
+def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
+    """The gate's statistics of a task as they go to disk."""
+    arrays = {field.name: getattr(found, field.name).numpy() for field in fields(found)}
+    return {name: value for name, value in arrays.items() if name != NEAR or value.size}
+
+
+def solved_arrays(found: Solved) -> SolvedGaussians:
+    """A solved gate as it goes to disk."""
+    return SolvedGaussians({field.name: getattr(found, field.name).numpy() for field in fields(found)})
+
+
+def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
+    """A learned task and the gate's statistics of it as they go to disk."""
+    task = learned.subnetwork
+    statistics: dict[str, NDArray[Any]] = {}
+    for name, gaussian in task.whitening.blocks.items():
+        statistics |= {
+            f"{name}.means": gaussian.means.numpy(),
+            # Exact: the directions were rounded to half precision when they were fitted.
+            f"{name}.directions": gaussian.directions.half().numpy(),
+            f"{name}.variances": gaussian.variances.numpy(),
+            f"{name}.rest": gaussian.rest.reshape(1).numpy(),
+            f"{name}.standard": task.whitening.standard[name].numpy(),
+        }
+    return SubnetworkRecord(
+        task=task.name,
+        expert=task.expert,
+        masks={name: value.numpy() for name, value in task.mask.items()},
+        scores={name: value.numpy() for name, value in learned.half_scores[0].items()},
+        score_scale=learned.half_scores[1],
+        calibration={kind: value.values.numpy() for kind, value in task.calibration.items()}
+        | ({DRAWN: task.drawn.numpy()} if len(task.drawn) else {}),
+        statistics=statistics,
+        gate=gate_arrays(found),
+        probe_outputs=learned.probe_outputs.numpy(),
+        image_scores={name: value.numpy() for name, value in learned.half_image_scores[0].items()},
+        image_score_scale=learned.half_image_scores[1],
+    )
+
+
+def input_arrays(scaling: Scaling) -> dict[str, NDArray[np.float32]]:
+    """What is kept of an expert's inputs beside their factor, as it goes to disk."""
+    parts = {"centre": scaling.centre, "spread": scaling.spread}
+    return {name: value.numpy() for name, value in parts.items() if value is not None}
+
+
+def merged(
+    weights: ExpertWeights | None, net: Network, learned: Learned, used: masks.Masks, scaling: Scaling
+) -> ExpertWeights:
+    """The expert's weights with a task's own put in; entries of other tasks stay bit for bit.
+
+    ``used``: what any task uses; the rest is zero, also where a refined task has given a weight up. ``scaling``: how
+    the expert reads its inputs.
+    """
+    task = learned.subnetwork
+    shared = {name: np.zeros(shape, dtype=np.float32) for name, shape in net.shared_shapes().items()}
+    owned = {}
+    if weights is not None:
+        shared = {name: value.copy() for name, value in weights.shared.items()}
+        owned = dict(weights.owned)
+    for name, mask in task.mask.items():
+        np.copyto(shared[name], task.params[name].numpy(), where=mask.numpy())
+        shared[name][~used[name].numpy()] = 0.0
+    owned[task.name] = {name: value.numpy() for name, value in task.params.items() if name not in task.mask}
+    return ExpertWeights(shared=shared, owned=owned, inputs=input_arrays(scaling))
+
+
+def environment() -> dict[str, str]:
+    """What decides the last bits of a result: library, threads, machine."""
+    return {
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def derived_seed(seed: int, number: int, purpose: str) -> int:
+    """A seed of 63 bits that depends on the store's seed and a number, not on the process."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator with that seed."""
+    return torch.Generator().manual_seed(seed)
