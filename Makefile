@@ -9,8 +9,11 @@ OUT ?= demo-out
 .PHONY: docs help install demo test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
 	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers
 
+##@ Use
+
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  \1\t/'
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv and install everything into it
 
@@ -22,8 +25,27 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, prune
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(OUT)
 
+clean:  ## remove what the targets made
+	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache
+
+##@ Check
+
+check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
+
 test: $(STAMP)  ## run the tests, warnings as errors
 	$(BIN)/python -m pytest tests -n 2
+
+lint: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## docs/commands.md, from the commands themselves
+	$(BIN)/python docs/generate.py
 
 mutants: $(STAMP)  ## deliberate faults, one at a time: the tests must notice at least nine of ten
 	$(BIN)/python tests/mutants.py
@@ -32,19 +54,7 @@ test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile fi
 	$(BIN)/python -m pytest tests/faults --whole
 	$(BIN)/python -m pytest tests -m campaign --ignore tests/faults --whole
 
-lint: $(STAMP)  ## lint, format and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-
-check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
-
-docs: $(STAMP)  ## docs/commands.md, from the commands themselves
-	$(BIN)/python docs/generate.py
-
-format: $(STAMP)  ## format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+##@ Measure
 
 bench-p6: $(STAMP)  ## the paper's experiment on all of MNIST (MNIST=root of torchvision's data set)
 	$(BIN)/python benchmarks/p6.py --root $(MNIST) --out bench-out
@@ -100,6 +110,3 @@ bench-processes: $(STAMP)  ## one task by one process, by one with two threads, 
 
 bench-answers: $(STAMP)  ## evidence beside plainer tools, and reports beside answers (PHOTOS=folder of the photographs)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --mnist $(MNIST) --out bench-out/answers --reuse
-
-clean:  ## remove what the targets made
-	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The documentation says what the program does: every option is in it, and every command of the README runs."""
+"""The documentation says what the program does: options are in it, commands run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import numpy as np
 import pytest
 import torch
 import typer
 from PIL import Image
 from safetensors.torch import save_file
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18, shufflenet_v2_x0_5
 
 from clmoe_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 ELSEWHERE = ("make demo", "make test")
 """Whole trainings, run by hand; and what runs this."""
-DOWNLOADS = re.compile(r"--features resnet50(?! --features-weights)")
+DOWNLOADS = re.compile(r"--features (?!none)(?!.*--features-weights)")
+BLOCK = re.compile(r"^```(sh|python|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+WORDS_AT_MOST = 1300
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def section(command: str) -> str:
@@ -50,23 +57,91 @@ def test_every_command_is_in_the_readme(command: str) -> None:
     assert f"`{command}" in README
 
 
-def test_no_option_in_the_readme_is_made_up() -> None:
+def test_the_readme_is_short_and_names_the_tests() -> None:
+    assert len(README.split()) <= WORDS_AT_MOST
+    assert "make test" in README
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of a block, without comments; a line that ends in \\ goes on."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := line.partition(" #")[0].strip())]
+
+
+def examples(text: str) -> Iterator[tuple[str, str, str]]:
+    """What a page has the reader run, in its order: kind, what is run, what it is said to print (of ``console``)."""
+    for kind, body in BLOCK.findall(text):
+        if kind == "sh":
+            yield from (("sh", line, "") for line in shell_lines(body))
+        elif kind == "python":
+            yield "python", body, ""
+        else:
+            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+                command, _, printed = part.partition("\n")
+                yield "console", command, printed
+
+
+def settled(text: str) -> list[str]:
+    """Lines of output without what differs from run to run: seconds, and the blanks that pad a table."""
+    return [re.sub(r"\d+\.\d s\)", "… s)", line.rstrip()) for line in text.strip("\n").splitlines()]
+
+
+@pytest.mark.parametrize("page", ["README", "TUTORIAL"])
+def test_no_option_is_made_up(page: str) -> None:
     known = {name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts}
-    said = {name for line in commands() if line.startswith("clmoe ") for name in re.findall(r"(?<!\S)--[a-z-]+", line)}
-    assert said - known - {"--help", "--version", "--install-completion", "--show-completion"} == set()
+    known |= {"--help", "--version", "--install-completion", "--show-completion"}
+    text = globals()[page]
+    run = "\n".join(line for kind, line, _ in examples(text) if kind != "python" and "clmoe " in line)
+    inline = "\n".join(code for code in re.findall(r"`([^`\n]+)`", text) if code.startswith(("clmoe ", "--")))
+    assert set(re.findall(r"(?<!\S)--[a-z-]+", f"{run}\n{inline}")) - known == set()
 
 
-def commands() -> list[str]:
-    """The lines of the README's shell blocks, without their comments; a line that ends in \\ goes on."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [text for line in lines if (text := line.partition(" #")[0].strip())]
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Runs a line in a folder, as a terminal of 80 columns does; ``clmoe`` starts at once."""
+    preloaded = ("torch._dynamo", "torchvision", "mlxtend.data")
+    with forking.commands(tmp_path_factory.mktemp("bin"), *preloaded) as bin_folder:
+        path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+        own = {key: value for key, value in os.environ.items() if not key.startswith("CLMOE_")}
+        environment = {**own, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+
+        def run(line: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+            options = {"cwd": folder, "env": {**environment, **variables}, "capture_output": True, "text": True}
+            return subprocess.run(["sh", "-ec", line], check=False, **options)  # type: ignore[call-overload]
+
+        yield run
+
+
+def run_page(text: str, folder: Path, shell: Shell, **variables: str) -> int:
+    """Runs all that a page shows, in its order and in one folder; returns how much that was."""
+    count = 0
+    for kind, what, printed in examples(text):
+        if what in ELSEWHERE or what.startswith("pip "):
+            continue
+        if DOWNLOADS.search(what):
+            shlex.split(what)
+            continue
+        if kind == "python":
+            (folder / "example.py").write_text(what, encoding="utf-8")
+        done = shell("python example.py" if kind == "python" else what, folder, **variables)
+        assert done.returncode == 0, f"{what}: {done.stderr}"
+        assert "Traceback" not in done.stderr
+        if kind == "console":
+            assert settled(done.stdout) == settled(printed), what
+        count += 1
+    return count
+
+
+def test_what_the_readme_shows_runs_and_prints_that(tmp_path: Path, shell: Shell) -> None:
+    """With the options that stand there; figures are compared to the last digit."""
+    assert run_page(README, tmp_path, shell) >= 10
+    assert any(kind == "console" and printed for kind, _, printed in examples(README))
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the README's commands name and do not make."""
-    place = tmp_path_factory.mktemp("readme")
+    """A folder with all that the tutorial takes for the reader's own."""
+    place = tmp_path_factory.mktemp("tutorial")
     rng = np.random.default_rng(0)
     for folder, names in (("photos", ("cat", "dog")), ("scans", ("page", "stamp"))):
         for which, name in enumerate(names):
@@ -79,95 +154,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted((place / "photos" / "cat").glob("*.png"))[:3]:
         shutil.copy(path, place / "holiday")
     torch.manual_seed(0)
-    save_file(resnet50().state_dict(), place / "my.safetensors")
-    save_file(
-        {k: v for k, v in resnet18().state_dict().items() if not k.startswith("fc.")}, place / "resnet18.safetensors"
-    )
+    for name, network in (("resnet18", resnet18()), ("shufflenet", shufflenet_v2_x0_5())):
+        kept = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+        save_file(kept, place / f"{name}.safetensors")
     return place
 
 
-EXAMPLE = README.split("## A worked example", 1)[1]
-"""The worked example comes first in it."""
+def test_every_command_of_the_tutorial_runs(workplace: Path, shell: Shell) -> None:
+    """With short trainings."""
+    assert run_page(TUTORIAL, workplace, shell, CLMOE_LEARN_EPOCHS="1") >= 25
 
 
-def test_every_command_of_the_readme_runs(workplace: Path) -> None:
-    """In the order of the README, in one folder, with short trainings; those of the worked example run below."""
-    example = re.findall(r"```sh\n(.*?)```", EXAMPLE, re.DOTALL)[0]
-    lines = [line for line in commands() if line not in ELSEWHERE and not line.startswith("pip ")]
-    rest = [line for line in lines if line not in example]
-    assert len(rest) >= 3
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    for line in rest:
-        if DOWNLOADS.search(line):
-            shlex.split(line)
-            continue
-        done = subprocess.run(
-            ["sh", "-ec", line], cwd=workplace, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
-        assert "Traceback" not in done.stderr
-
-
-def plain(text: str) -> str:
-    """Words without figures, which depend on the machine, and without line breaks, which depend on the figures."""
-    return " ".join(re.sub(r"\d[\d.e-]*", "#", text).split())
-
-
-def test_the_worked_example_prints_what_the_readme_says(tmp_path: Path) -> None:
-    lines = [
-        line.partition(" #")[0].strip() for line in re.findall(r"```sh\n(.*?)```", EXAMPLE, re.DOTALL)[0].splitlines()
-    ]
-    shown = re.findall(r"```text\n(.*?)```", EXAMPLE, re.DOTALL)[0].split("$ ")[1:]
-    printed = {part.partition("\n")[0]: part.partition("\n")[2] for part in shown}
-    assert len(printed) == 4
-    assert set(printed) <= set(lines)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    shares = {}
-    for line in lines:
-        done = subprocess.run(
-            ["sh", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        whole = done.stderr + done.stdout
-        assert plain(printed.get(line, "")) in plain(whole), whole
-        shares[line] = [float(share) for share in re.findall(r"([\d.]+) % of", whole)]
-    # The figures themselves: held-out accuracy of each task, and accuracy on the test images.
-    assert len([line for line in lines if shares[line] and min(shares[line]) >= 96]) == 4
-
-
-def test_the_tutorial_of_own_data_runs(tmp_path: Path) -> None:
-    """With short trainings; its script is what the data come from."""
-    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    (tmp_path / "make_data.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    assert len(lines) == 10
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    told = {}
-    for line in lines:
-        done = subprocess.run(
-            ["sh", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
-        told[line] = done.stderr + done.stdout
-    assert told["clmoe detect --data second.npz --store vectors"].startswith("new")
-    assert "accuracy 100.00 % of 300 images" in told[lines[-2]]
-
-
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
-def test_links_lead_to_files(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
-        assert target.startswith("http") or (path.parent / target).exists(), target
-
-
-def test_the_readme_is_short() -> None:
-    assert len(README.split()) <= 1300
-
-
-def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "CLMOE_LEARN_EPOCHS": "2", "CLMOE_LEARN_ARCH": "mlp:30,30"}
+def test_a_chain_of_tasks_is_run_again(tmp_path: Path, shell: Shell) -> None:
+    variables = {"CLMOE_LEARN_EPOCHS": "2", "CLMOE_LEARN_ARCH": "mlp:30,30"}
     rng = np.random.default_rng(0)
     for i, row in enumerate((2, 8)):
         x = rng.integers(0, 90, (300, 12, 12), dtype=np.uint8)
@@ -182,15 +181,38 @@ def test_the_tutorial_chains_tasks_and_is_run_again(workplace: Path, tmp_path: P
         x[y == 0, 3] += 1
         np.savez(tmp_path / f"{name}.npz", x=x, y=np.array([f"{name} a", f"{name} b"])[y])
     more = ["vectors.npz", "larger.npz", "few.npz"]
-    command = ["sh", str(ROOT / "examples" / "chain.sh"), "store", "0.npz", "1.npz", *more]
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    first = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
+    chain = shlex.join(["sh", str(ROOT / "examples" / "chain.sh"), "store"])
+    command = f"{chain} 0.npz 1.npz {' '.join(more)}"
+    first = shell(command, tmp_path, **variables)
+    assert first.returncode == 0, first.stderr
     learned = [line.split(" in ")[0] for line in first.stdout.splitlines()[:-1]]
     assert learned == [f"task{number}" for number in range(1, 6)]
-    again = subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
+    again = shell(command, tmp_path, **variables)
     known = [f"{name}: known, nothing to learn" for name in ("0.npz", "1.npz", *more[:2])]
     assert again.stdout.splitlines()[:5] == [*known, "task5: known by its labels, nothing to learn"]
     assert (tmp_path / "frozen.csv").read_text().startswith("generation,action,task,expert,layer")
-    missing = subprocess.run([*command[:3], "2.npz"], check=False, **options)  # type: ignore[call-overload]
+    missing = shell(f"{chain} 2.npz", tmp_path, **variables)
     assert missing.returncode == 3
     assert "2.npz" in missing.stderr
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert path.is_relative_to(ROOT), f"{page.name}: {target} is outside of the repository"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target}"
+    for named in re.findall(r"`((?:tests|docs|examples|benchmarks)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / named).exists(), f"{page.name}: {named}"
