@@ -83,7 +83,8 @@ def supervise(peer: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         peer.close()
-        perform(*json.loads(text), list(streams))
+        name, args, folder, environment = json.loads(text)
+        perform(name, args, folder, environment, list(streams))
     for stream in streams:
         os.close(stream)
     peer.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
