@@ -56,10 +56,17 @@ def network(arch: str, shape: Sequence[int], classes: int, drop: tuple[float, fl
     kind, _, text = arch.partition(":")
     if kind != "mlp":
         net = modules.build(arch, (shape[0], shape[1], shape[2]), classes)
-        values = modules.initial_parameters(net, torch.default_generator)
-        net = net.to_empty(device="cpu")
-        net.load_state_dict(values, strict=False)
-        parent, _, name = modules.head_of(net).rpartition(".")
+        net, output = net.to_empty(device="cpu"), modules.head_of(net)
+        for layer, module in modules.layers_of(net).items():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+                continue
+            assert isinstance(module.weight, Tensor)
+            bound = math.sqrt((1.0 if layer == output else 6.0) / module.weight[0].numel())
+            nn.init.uniform_(module.weight, -bound, bound)
+            if isinstance(module.bias, Tensor):
+                nn.init.zeros_(module.bias)
+        parent, _, name = output.rpartition(".")
         head = net.get_submodule(parent)
         setattr(head, name, nn.Sequential(nn.Dropout(drop[1]), head.get_submodule(name)))
         return net.to(memory_format=torch.channels_last)

@@ -50,7 +50,7 @@ def test_a_full_expert_is_followed_by_another_that_learns_as_well(tmp_path: Path
     assert report.new_expert
     assert "no free capacity in expert e1" in report.reason
     assert before is not None
-    assert max(layer["frozen_percent"] for layer in before["layers"]) > 95
+    assert max(layer.frozen_percent for layer in before.layers) > 95
     learn(str(tmp_path / "empty"), data, alone)
     reached = predict(store, asked, task=report.task).accuracy
     empty = predict(str(tmp_path / "empty"), asked, task="task1").accuracy
@@ -87,7 +87,7 @@ def test_a_task_reads_the_weights_of_constructive_tasks_and_of_no_others(
     def judged(known: KnownTask, *args: Any) -> Candidate:
         return replace(compare(known, *args), constructive=known.name in constructive)
 
-    monkeypatch.setattr("clmoe_cli.api.learn.compare", judged)
+    monkeypatch.setattr("clmoe_cli.api.next_step.compare", judged)
     for number in (2, 3):
         constructive |= {"task1"} if number == 3 else set()
         report = learn(str(root), small.batch(number), replace(small.OPTIONS, expert="e1"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh import initial_parameters
 from pictures import bars
 from safetensors.torch import save_file
 from torchvision import models
@@ -37,7 +38,7 @@ STILL = Options(Schedule(epochs=1, lr=1e-9), Tolerance(lr=1e-9))
 
 def weights(path: Path, seed: int) -> str:
     """A file for ``ARCH``: everything but the output layer, which nobody needs."""
-    fresh = modules.initial_parameters(modules.build(ARCH, SHAPE, 2), torch.Generator().manual_seed(seed))
+    fresh = initial_parameters(modules.build(ARCH, SHAPE, 2), torch.Generator().manual_seed(seed))
     rng = torch.Generator().manual_seed(seed + 100)
     for name, value in fresh.items():
         if name.startswith("norm"):

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from clmoe_cli.method.networks.base import Params
 from clmoe_cli.method.networks.mlp import MLP
-from clmoe_cli.method.subnetwork.training import Labelled, Quality, Schedule, anneal, train
+from clmoe_cli.method.subnetwork.training import Annealing, Labelled, Quality, Run, Schedule, anneal, train
 from clmoe_cli.method.subnetwork.training_state import Journal
 
 EPOCHS = 12
 FROZEN = "hidden1.weight"
-Trained = Callable[[Journal | None], tuple[Params, Quality, Tensor]]
+Trained = Callable[[Journal | None], tuple[Params, Annealing, Quality, Run, Tensor]]
 
 
 def training(kind: str) -> tuple[Trained, Params, Mapping[str, Tensor]]:
@@ -27,21 +27,12 @@ def training(kind: str) -> tuple[Trained, Params, Mapping[str, Tensor]]:
     data = Labelled(x, (x[:, 0] + 0.3 * torch.randn(300, generator=rng) > 0).long())
     free = {name: torch.rand(value.shape, generator=rng) < 0.5 for name, value in net.initial_shared(rng).items()}
     function: Any = train if kind == "train" else anneal
-    options = {} if kind == "train" else {"epochs": EPOCHS, "lr": 3e-3, "phase": "prune"}
+    more = () if kind == "train" else (Annealing("prune", EPOCHS, 3e-3),)
 
-    def run(journal: Journal | None) -> tuple[Params, Quality, Tensor]:
+    def run(journal: Journal | None) -> tuple[Params, Annealing, Quality, Run, Tensor]:
         own = torch.Generator().manual_seed(1)
-        found, reached = function(
-            net,
-            params,
-            free,
-            data,
-            data,
-            Schedule(epochs=EPOCHS, patience=0, min_delta=0.02),
-            own,
-            journal=journal,
-            **options,
-        )
+        schedule = Schedule(epochs=EPOCHS, patience=0, min_delta=0.02)
+        found, reached = function(Run(net, data, data, schedule, own, journal or Journal()), params, free, *more)
         return found, reached, own.get_state()
 
     return run, params, free
