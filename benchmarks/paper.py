@@ -27,6 +27,7 @@ from clmoe_cli.api.inspect import inspect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
+from clmoe_cli.api.reports import plain
 from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.data.labels import Codebook
@@ -186,7 +187,7 @@ def run_seed(job: tuple[Path, int, LearnOptions, bool, bool]) -> dict[str, Any]:
         "reused_percent": [[100 * x["reused"] / x["parameters"] for x in r["layers"]] for r in reports],
         "seconds": [r["seconds"] for r in reports],
         "candidates": [r["candidates"] for r in reports],
-        "bytes": shown.bytes,
+        "bytes": plain(shown.bytes),
     }
     (out / f"seed{seed}.json").write_text(json.dumps(result, indent=1))
     return result
