@@ -52,7 +52,7 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     parts = split(data, generator)
     fresh = net.initial_shared(generator) | net.initial_owned(2, generator)
     start = net.ordered(fresh)
-    every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
+    every = masks.ones_like({name: fresh[name] for name in net.shared_shapes()})
     run = Run(net, parts.training, parts.tuning, schedule, generator)
     dense, _ = train(run, start, every)
     common = {"task": number + 1, "seed": seed, "dense": quality(net, dense, asked).accuracy}
@@ -63,7 +63,7 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
         return {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
 
     def consolidated(params: dict[str, torch.Tensor], mask: masks.Masks, epochs: int) -> dict[str, torch.Tensor]:
-        kept = masks.applied(params, mask)
+        kept = masks.apply(params, mask)
         return anneal(run, kept, mask, Annealing("ablation", epochs, 3e-3))[0]
 
     rows = []
@@ -78,7 +78,7 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
             chosen = pruned(current, mask, density, score)
             rows.append(
                 {**common, "score": score, "way": way, "density": density}
-                | {"before": quality(net, masks.applied(current, chosen), asked).accuracy}
+                | {"before": quality(net, masks.apply(current, chosen), asked).accuracy}
                 | {"after": quality(net, consolidated(current, chosen, 6), asked).accuracy}
             )
     return rows

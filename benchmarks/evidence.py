@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clmoe_cli.api.evidence import onset_evidence
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.tasks.novelty import decide
 from clmoe_cli.runtime.choices import EVIDENCE
 from clmoe_cli.store_tensors import Loader
@@ -36,7 +36,7 @@ MOST = 30
 def called_new(loader: Loader, images: Tensor, size: int, tasks: int, kind: str, alpha: float) -> list[bool]:
     """For each batch of ``size`` images whether it is new to a store of the first ``tasks`` tasks."""
     names = [t.name for t in loader.manifest.tasks][:tasks]
-    book = Codebook.of(*(t.classes for t in loader.manifest.tasks))
+    book = LabelEncoder.of(*(t.classes for t in loader.manifest.tasks))
     new = []
     for part in images[: len(images) // size * size].split(size)[:MOST]:
         batch = Batch(np.ascontiguousarray(part.numpy()), None, "")

@@ -27,7 +27,7 @@ from clmoe_cli.api.evidence import onset_evidence
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.novelty import Evidence, decide
@@ -76,7 +76,7 @@ def evidence(loader: Loader, images: Tensor, evidence_kind: str) -> dict[str, Ev
     """What each task of the store says of the images."""
     batch = Batch(np.ascontiguousarray(images.numpy()), None, "")
     names = [t.name for t in loader.manifest.tasks]
-    book = Codebook.of(*(t.classes for t in loader.manifest.tasks))
+    book = LabelEncoder.of(*(t.classes for t in loader.manifest.tasks))
     return onset_evidence(loader, names, batch, book, evidence_kind)[0]
 
 

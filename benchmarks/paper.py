@@ -30,7 +30,7 @@ from clmoe_cli.api.predict import predict
 from clmoe_cli.api.reports import plain
 from clmoe_cli.api.tasks import make_tasks
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import logits
@@ -57,7 +57,9 @@ PAPER = {
 def labelled(batch: Batch) -> Labelled:
     """Images [N, D] and indices of their classes [N]."""
     assert batch.labels is not None
-    return Labelled(common.flat(batch, Scaling()), torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)))
+    return Labelled(
+        common.flat(batch, Scaling()), torch.from_numpy(LabelEncoder.of(batch.classes()).encode(batch.labels))
+    )
 
 
 def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, number: int) -> tuple[float, float]:
@@ -71,7 +73,7 @@ def dense_reference(train_set: Batch, test_set: Batch, arch: str, seed: int, num
     parts = learn_task.split(labelled(train_set), rng)
     fresh = net.initial_shared(rng) | net.initial_owned(classes, rng)
     start = net.ordered(fresh)
-    every = masks.all_of({name: fresh[name] for name in net.shared_shapes()})
+    every = masks.ones_like({name: fresh[name] for name in net.shared_shapes()})
     asked, tolerance = labelled(test_set), Tolerance()
     run = Run(net, parts.training, parts.tuning, Schedule(), rng)
     found, _ = train(run, start, every)

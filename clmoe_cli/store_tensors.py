@@ -174,7 +174,7 @@ def parameters(record: SubnetworkRecord, weights: ExpertWeights, net: Network, d
     """A task's parameters, layer by layer: its expert's weights where its masks say so, and its own."""
     values = {name: tensor(value) for name, value in weights.shared.items()}
     values |= {name: tensor(value) for name, value in weights.owned[record.task].items()}
-    found = masks.applied(net.ordered(values), {name: tensor(value) for name, value in record.masks.items()})
+    found = masks.apply(net.ordered(values), {name: tensor(value) for name, value in record.masks.items()})
     return {name: value.to(device) for name, value in found.items()}
 
 

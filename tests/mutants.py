@@ -74,7 +74,7 @@ FAULTS_OF_LEARNING = (
     ),
     Fault(
         "unreadable weights are selected", "clmoe_cli/method/learn_task.py",
-        "Trained(chosen.params, masks.both(chosen.mask, usable), dense)",
+        "Trained(chosen.params, masks.intersection(chosen.mask, usable), dense)",
         "Trained(chosen.params, chosen.mask, dense)",
         (f"{LEARNING}::test_frozen_weights_that_are_not_readable_are_not_used",),
     ),
@@ -92,8 +92,8 @@ FAULTS_OF_LEARNING = (
     ),
     Fault(
         "calibrated by training images", "clmoe_cli/method/learn_task.py",
-        "own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)",
-        "own = parts.training.thinned(CALIBRATION_LIMIT)",
+        "own = held if len(held) else parts.training.subsample(CALIBRATION_LIMIT)",
+        "own = parts.training.subsample(CALIBRATION_LIMIT)",
         (f"{LEARNING}::test_what_is_stored_is_of_the_images_that_it_is_meant_to_be_of",),
     ),
     Fault(
@@ -116,7 +116,7 @@ FAULTS_OF_LEARNING = (
     ),
     Fault(
         "refining overwrites other tasks", "clmoe_cli/method/learn_task.py",
-        "movable = masks.both(before.mask, setting.moved(masks.inverse(taken)))",
+        "movable = masks.intersection(before.mask, setting.moved(masks.inverse(taken)))",
         "movable = before.mask",
         (f"{LEARNING}::test_refining_moves_nothing_that_another_task_uses",),
     ),

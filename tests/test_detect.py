@@ -20,7 +20,7 @@ from clmoe_cli.api.segment import learn_stream
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.tasks.shortlist import voted
 from clmoe_cli.store_tensors import Loader
 from store_schema import Store
@@ -66,7 +66,7 @@ def test_the_evidence_is_what_reject_judges_by(store: str) -> None:
     asked = pictures([*small.TASKS[0], *UNLEARNED], 7)
     loader = Loader(Store.open(store))
     names = [t.name for t in loader.manifest.tasks]
-    book = Codebook.of(*(t.classes for t in loader.manifest.tasks))
+    book = LabelEncoder.of(*(t.classes for t in loader.manifest.tasks))
     said, raw = evidence.onset_evidence(loader, names, asked, book, "gate")
     answers = predict(store, asked, router="gate")
     best = torch.stack([said[name].p for name in names]).max(dim=0).values.numpy()

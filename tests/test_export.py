@@ -27,7 +27,7 @@ from clmoe_cli.api.export import export
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
-from clmoe_cli.backbone.session import Seeing
+from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch, read_batch
@@ -371,7 +371,7 @@ def test_behind_a_backbone_only_the_head_is_exported(tmp_path: Path, capfd: pyte
     torch.manual_seed(1)
     save_file(models.resnet18().state_dict(), tmp_path / "backbone.safetensors")
     x, y = bars([0, 6], 60, 1)
-    seeing = Seeing("resnet18", str(tmp_path / "backbone.safetensors"), "mlp:8,8")
+    seeing = BackboneSession("resnet18", str(tmp_path / "backbone.safetensors"), "mlp:8,8")
     through = seeing.record(None, 32)
     wide = np.repeat(np.repeat(x[:, None], 2, axis=2), 2, axis=3)
     batch = seeing.features(Batch(wide, y, "bars", through))

@@ -22,7 +22,7 @@ from clmoe_cli.api.predict import predict
 from clmoe_cli.api.prune import PruneOptions, would_prune
 from clmoe_cli.api.segment import learn_stream
 from clmoe_cli.data import Batch, read_batch
-from clmoe_cli.data.labels import Codebook, clashes
+from clmoe_cli.data.labels import LabelEncoder, clashes
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.runtime.choices import ROUTERS
@@ -166,7 +166,7 @@ LABELS = st.lists(st.one_of(st.integers(-3, 12), st.sampled_from(["1", "-2", "01
 
 @given(known=LABELS, new=LABELS)
 def test_a_label_has_one_code_and_clashes_only_with_its_twin(known: list[int | str], new: list[int | str]) -> None:
-    book = Codebook.of(known)
+    book = LabelEncoder.of(known)
     same = {(type(v), nfc(v) if isinstance(v, str) else v) for v in known}
     assert len(book.labels) == len(same)
     assert book.codes(known) == [book.codes([v])[0] for v in known]

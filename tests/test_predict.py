@@ -26,7 +26,7 @@ from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.api.reports import plain
 from clmoe_cli.api.scoring import calibration_error, score
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.routing.decide import OPINION
 from clmoe_cli.method.routing.features import features
@@ -270,7 +270,7 @@ def test_vectors_of_any_unit_have_a_gate_too(shape: tuple[int, ...], unit: float
 
 def test_scores_by_hand() -> None:
     truth = np.array([1, 5, 5, 2, 9, 1])
-    book = Codebook.of([1, 5, 2])
+    book = LabelEncoder.of([1, 5, 2])
     predicted = np.array(book.codes([1, 5, 2, 2, 1, 5]))
     task = np.array(["a", "b", "b", "b", "a", "a"])
     found = score(truth, predicted, book, task, np.full(6, 0.5), {"a": (1, 5), "b": (2, 5)})
@@ -285,7 +285,7 @@ def test_scores_by_hand() -> None:
     # Names of class folders are text.
     tasks: dict[str, tuple[int | str, ...]] = {"a": (1, 5), "b": (2, 5)}
     assert score(truth.astype(str), predicted, book, task, np.full(6, 0.5), tasks) == found
-    both = Codebook.of([1, 5, 2], ["1", "5", "2"])
+    both = LabelEncoder.of([1, 5, 2], ["1", "5", "2"])
     tasks["c"] = ("1", "5", "2")
     assert score(truth.astype(str), predicted, both, task, np.full(6, 0.5), tasks).accuracy == 0.0
 

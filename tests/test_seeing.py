@@ -23,7 +23,7 @@ from clmoe_cli.api.detect import detect
 from clmoe_cli.api.inputs import following
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.predict import predict
-from clmoe_cli.backbone.session import Seeing, check_same
+from clmoe_cli.backbone.session import BackboneSession, check_same
 from clmoe_cli.backbone.torchvision_models import Backbone
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
@@ -191,7 +191,7 @@ def test_each_picture_is_seen_once(
 
 
 def seen(world: Path, source: Path) -> Batch:
-    seeing = Seeing("resnet18", str(world / "own.safetensors"), "mlp:8,8")
+    seeing = BackboneSession("resnet18", str(world / "own.safetensors"), "mlp:8,8")
     return read(str(source), "required", "nowhere", How(SIDE), True, seeing=seeing)
 
 
@@ -288,7 +288,7 @@ def test_which_size_and_which_kind(world: Path, tmp_path: Path, capsys: pytest.C
     file, photo, store = str(world / "own.safetensors"), Raw(True, (3, 90, 60)), str(world / "store")
 
     def chosen(store: str, raw: Raw = photo, arch: str | None = None, size: int | None = None) -> InputRecord | None:
-        return following(store, image_size=size, seeing=Seeing(arch, file, "mlp:8"))(raw)
+        return following(store, image_size=size, seeing=BackboneSession(arch, file, "mlp:8"))(raw)
 
     fresh = chosen(str(tmp_path / "none"), arch="resnet18")
     assert fresh is not None
@@ -303,7 +303,7 @@ def test_which_size_and_which_kind(world: Path, tmp_path: Path, capsys: pytest.C
     assert chosen(store, arch="none") is None
     assert chosen(store, arch="none", size=48) == InputRecord(image_size=48)
     with pytest.raises(UsageProblem, match="cannot read pictures"):
-        Seeing("inception_v3", file, "mlp:8").record(None, 32)
+        BackboneSession("inception_v3", file, "mlp:8").record(None, 32)
     # A store with pictures as they are beside the others: its own shape is read so, other pictures are seen.
     both = tmp_path / "both"
     shutil.copytree(store, both)

@@ -69,7 +69,7 @@ def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
     net = parse_arch(ARCH, SHAPE)
     assert start.params is not None
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
-    none = masks.none_of(zeros)
+    none = masks.zeros_like(zeros)
     x, y = torch.from_numpy(given.scaled().reshape(80, -1)), torch.from_numpy(given.labels) // 4
 
     def learned(begin: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:

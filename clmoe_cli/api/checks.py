@@ -12,7 +12,7 @@ import torch
 
 from clmoe_cli.api import common
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, clashes
+from clmoe_cli.data.labels import LabelEncoder, clashes
 from clmoe_cli.data.npz import name_list
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.learn_task import FEW
@@ -128,7 +128,7 @@ def judged(store: str, batch: Batch) -> tuple[Batch, str]:
     if batch.labels is None:
         return batch, ""
     try:
-        known = Codebook.of(*(task.classes for task in Store.open(store).manifest.tasks))
+        known = LabelEncoder.of(*(task.classes for task in Store.open(store).manifest.tasks))
     except StoreMissing:  # who answers says so
         return batch, ""
     book, codes = known.reading(batch.labels)
@@ -155,7 +155,7 @@ def check_refining(batch: Batch, old: TaskRecord) -> None:
             expected=f"at least {least}",
             hint="what is known of the task is measured anew on them: collect more first",
         )
-    counts = np.bincount(Codebook.of(old.classes).encode(batch.labels), minlength=len(old.classes))
+    counts = np.bincount(LabelEncoder.of(old.classes).encode(batch.labels), minlength=len(old.classes))
     even = math.ceil(len(batch.labels) / (BALANCE * len(old.classes)))
     scarce = [f"{c!r} ({n})" for c, n in zip(old.classes, counts.tolist(), strict=True) if n < even]
     if scarce:

@@ -72,7 +72,7 @@ def commit_learned(
     record = record.model_copy(update={"weights": stored})
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
-    reused = masks.both(task.mask, masks.union(task.mask, earlier))
+    reused = masks.intersection(task.mask, masks.union(task.mask, earlier))
     found = gating.measure(loader, batch, origin.number, origin.classes, learned, on_step)
     body = to_record(learned, found.statistics)
     stored_task = _Stored(locked.put(encode_subnetwork(body), "h5"), weights, body, reused, found)

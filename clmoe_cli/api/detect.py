@@ -11,7 +11,7 @@ from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.reports import Compared, DetectReport
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.tasks.novelty import Verdict, decide
@@ -59,7 +59,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
             loader, batch, Verdict("new", (), None, f"no task with images of this shape ({shape}) is known yet"), []
         )
     check_values(common.experts_for(manifest, batch), batch, on_step)
-    book = Codebook.of(*(t.classes for t in manifest.tasks))
+    book = LabelEncoder.of(*(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
     few = common.part(batch, index)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clmoe_cli.api import common, gating
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.reproducible import logits
 from clmoe_cli.method.routing.calibration import batch_p_value
 from clmoe_cli.method.routing.features import features
@@ -52,7 +52,7 @@ def shortlisted(loader: Loader, batch: Batch) -> list[str]:
 
 
 def onset_evidence(
-    loader: Loader, names: Sequence[str], batch: Batch, book: Codebook, kind: str, on_step: OnStep = silent
+    loader: Loader, names: Sequence[str], batch: Batch, book: LabelEncoder, kind: str, on_step: OnStep = silent
 ) -> tuple[dict[str, Evidence], dict[str, Tensor]]:
     """Evidence of each named task on all images of a batch, and its raw deviations [N].
 

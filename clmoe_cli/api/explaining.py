@@ -15,7 +15,7 @@ from clmoe_cli.api import common, gating
 from clmoe_cli.api.predictions import Considered, Level, Prediction
 from clmoe_cli.api.reasons import Case, sentence
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.explain import FIGURES, Asked, Candidates, Said, of_decision, of_subnetworks
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.reproducible import logits
@@ -48,7 +48,7 @@ class Explanation:
     why: Candidates
     names: list[str]
     homes: list[str]
-    book: Codebook
+    book: LabelEncoder
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Columns for tables, all [N]."""
@@ -90,7 +90,9 @@ class Explanation:
                 )
 
 
-def explained(found: Decision, case: Case, names: list[str], homes: list[str], book: Codebook) -> Explanation | None:
+def explained(
+    found: Decision, case: Case, names: list[str], homes: list[str], book: LabelEncoder
+) -> Explanation | None:
     """The explanation of a decision that came with its candidates, None for others.
 
     ``names`` and ``homes``: of the tasks, and of their experts, by position.
@@ -158,7 +160,7 @@ def of_gate(loader: Loader, batch: Batch, names: Sequence[str]) -> Explain:
 def of_evidence(
     loader: Loader,
     names: Sequence[str],
-    book: Codebook,
+    book: LabelEncoder,
     router: str | None,
     together: int | None,
     evidence: torch.Tensor,

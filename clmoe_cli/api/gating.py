@@ -12,7 +12,7 @@ from clmoe_cli.api import common, ranges
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.measuring import Kind, Measured, measured, measured_subspaces
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.routing.decide import (
     OPINION,
@@ -178,7 +178,7 @@ def decide(
     loader: Loader,
     batch: Batch,
     names: list[str],
-    book: Codebook,
+    book: LabelEncoder,
     router: str,
     route: Route,
     on_step: OnStep = silent,

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clmoe_cli.backbone.session import NONE, Seeing, backbone_of
+from clmoe_cli.backbone.session import NONE, BackboneSession, backbone_of
 from clmoe_cli.data.batch import Raw
+from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import nfc
 from store_schema import InputRecord, Manifest, Store, StoreMissing, UsageProblem
 
@@ -49,18 +50,23 @@ class Kind:
 
 
 def following(
-    store: str, *, image_size: int | None = None, task: str | None = None, seeing: Seeing | None = None
+    store: str,
+    *,
+    image_size: int | None = None,
+    task: str | None = None,
+    seeing: BackboneSession | None = None,
+    on_step: OnStep = silent,
 ) -> Callable[[Raw], InputRecord | None]:
     """What decides how a source is read, for :func:`clmoe_cli.data.read_batch`.
 
     ``image_size``: the option, 0 for images as they are, None if it was not given. ``task``: only this task's expert
     is to read them. ``seeing``: what is said of a backbone; it then takes the features
-    (:meth:`~clmoe_cli.backbone.session.Seeing.features`). A store that does not exist has no say.
+    (:meth:`~clmoe_cli.backbone.session.BackboneSession.features`). A store that does not exist has no say.
 
     Raises, when it decides, UsageProblem where several transforms fit or options contradict each other, what
-    :meth:`~clmoe_cli.backbone.session.Seeing.record` raises, and the store's errors.
+    :meth:`~clmoe_cli.backbone.session.BackboneSession.record` raises, and the store's errors.
     """
-    seeing = seeing or Seeing()
+    seeing = seeing or BackboneSession()
 
     def choose(raw: Raw) -> InputRecord | None:
         asked = seeing.arch not in (None, NONE)
@@ -80,7 +86,7 @@ def following(
         if seeing.arch is not None:
             found = [k for k in found if k.seen == asked]
         record, seen = _through(found, image_size)
-        return seeing.record(known, record.image_size if record else None) if seen or asked else record
+        return seeing.record(known, record.image_size if record else None, on_step) if seen or asked else record
 
     return choose
 

@@ -133,7 +133,7 @@ def _shared(session: Session, step: New, net: Network) -> learn_task.Shared:
     """The shared weights of the task's expert, and which of them it may read."""
     if step.placement.expert is None:
         zeros = {key: torch.zeros(shape) for key, shape in net.shared_shapes().items()}
-        return learn_task.Shared(zeros, masks.none_of(zeros), masks.none_of(zeros))
+        return learn_task.Shared(zeros, masks.zeros_like(zeros), masks.zeros_like(zeros))
     loader, expert = session.loader, step.record.id
     weights = loader.shared(expert)
     frozen = loader.frozen(expert, on_step=session.on_step)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clmoe_cli.api import common
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.learn_task import Learned
@@ -163,7 +163,7 @@ class _Asked:
         weight = 0.0 if said is None else opinion_weight(by_gate, said, y)
         within = by_gate if said is None else decide.mixed(by_gate, said, weight)
         records = [self.loader.manifest.task(name) for name in self.names]
-        book = Codebook.of(*(t.classes for t in records), self.classes)
+        book = LabelEncoder.of(*(t.classes for t in records), self.classes)
         codes = torch.tensor([code for t in records for code in book.codes(t.classes)] + book.codes(self.classes))
         # Other tasks' subnetworks only part their own classes; whether the label is right depends on this task's alone.
         opinion = None if said is None else lambda task, rows: self._said(task, rows, said, every)
@@ -258,7 +258,7 @@ def opinion_weight(by_gate: Tensor, said: Tensor, y: Tensor) -> float:
 
 def _labels(batch: Batch, classes: tuple[Label, ...]) -> Tensor:
     assert batch.labels is not None
-    return torch.from_numpy(Codebook.of(classes).encode(batch.labels))
+    return torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
 
 
 def _largest(y: Tensor) -> float:

@@ -14,7 +14,7 @@ from clmoe_cli.api.names import new_task
 from clmoe_cli.api.session import Session
 from clmoe_cli.api.starting import homes
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.scaling import Scaling
@@ -83,7 +83,7 @@ def _as_read(
     session: Session, batch: Batch, record: ExpertRecord, scaling: Scaling, classes: tuple[Label, ...]
 ) -> Labelled:
     assert batch.labels is not None
-    y = torch.from_numpy(Codebook.of(classes).encode(batch.labels))
+    y = torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
     plain = common.rows(batch, Scaling(record.input_scale))
     checks.check_range(plain, record.input_scale, batch.source, session.on_step)
     return Labelled(common.rows(batch, scaling) if scaling.standardised else plain, y)
@@ -93,7 +93,7 @@ def _novelty(session: Session) -> tuple[Verdict, list[str]]:
     """Known or new, and the tasks that the batch was compared with."""
     labels = session.batch.labels
     assert labels is not None
-    book = Codebook.of(session.classes, *(t.classes for t in session.manifest.tasks))
+    book = LabelEncoder.of(session.classes, *(t.classes for t in session.manifest.tasks))
     index = common.sample(len(labels), common.ONSET_IMAGES, session.generator)
     codes = torch.from_numpy(book.encode(labels))
     if not session.names:
@@ -114,7 +114,7 @@ def _novelty(session: Session) -> tuple[Verdict, list[str]]:
     return verdict, near
 
 
-def _codes(session: Session, book: Codebook, names: Sequence[str]) -> set[int]:
+def _codes(session: Session, book: LabelEncoder, names: Sequence[str]) -> set[int]:
     return set(book.codes([c for name in names for c in session.manifest.task(name).classes]))
 
 

@@ -77,7 +77,7 @@ def _refined(session: Session, step: Refine) -> LearnReport:
     old, record, loader = step.old, step.record, session.loader
     labelled(session, record, loader.scaling(record.id), old.classes)
     taken = loader.frozen(record.id, step.others)
-    read = masks.both(taken, loader.task(old.name).mask)
+    read = masks.intersection(taken, loader.task(old.name).mask)
     placement = Placement(record.id, (), f"refined in place, in expert {record.id}")
     report = learn_report(session.manifest, old.name, "refined", False, step.verdict, placement, [])
     return replace(report, plan=_layers(record, taken, read))

@@ -20,7 +20,7 @@ from clmoe_cli.api.reports import Caution, Json, Report
 from clmoe_cli.api.scoring import Scores, score
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.images import taken
 from clmoe_cli.method.reproducible import logits
 from clmoe_cli.method.routing import paper
@@ -190,7 +190,7 @@ def _predict(
     kind = loader.manifest.gate(batch.input_shape, batch.input)
     # What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
     gated = router in GATED and (only is None or (kind is not None and kind.rule is not None))
-    book = Codebook.of(*(loader.manifest.task(name).classes for name in names))
+    book = LabelEncoder.of(*(loader.manifest.task(name).classes for name in names))
     homes = [loader.manifest.task(name).expert for name in names]
     check_values([loader.manifest.expert(home) for home in set(homes)], batch, on_step)
 
@@ -268,7 +268,7 @@ def _routed(
     loader: Loader,
     batch: Batch,
     names: list[str],
-    book: Codebook,
+    book: LabelEncoder,
     router: str | None,
     together: int | None,
     on_step: OnStep,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.api.predictions import Confusion
-from clmoe_cli.data.labels import Codebook, Label
+from clmoe_cli.data.labels import Label, LabelEncoder
 
 BINS = 15
 
@@ -32,7 +32,7 @@ class Scores:
 def score(
     truth: NDArray[np.generic],
     predicted: NDArray[np.int64],
-    book: Codebook,
+    book: LabelEncoder,
     task: NDArray[np.str_],
     confidence: NDArray[np.float64],
     classes: Mapping[str, tuple[Label, ...]],

@@ -15,7 +15,7 @@ from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.reports import OnWarning, SegmentReport, StreamReport
 from clmoe_cli.data import Batch
-from clmoe_cli.data.labels import Codebook
+from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.subnetwork.training import OnEpoch
 from clmoe_cli.method.tasks.stream import RARE, boundaries
 from clmoe_cli.runtime.choices import BOUNDARIES
@@ -143,6 +143,6 @@ def _boundaries(batch: Batch, seed: int, use_labels: bool, on_step: OnStep) -> l
     assert batch.labels is not None
     # Scaling is left out: a segment's images are standardised by themselves, and a stream of uint8 stays small.
     x = torch.from_numpy(batch.images.reshape(len(batch.images), -1))
-    y = torch.from_numpy(Codebook.of(batch.classes()).encode(batch.labels)) if use_labels else None
+    y = torch.from_numpy(LabelEncoder.of(batch.classes()).encode(batch.labels)) if use_labels else None
     to = begun(on_step, "boundaries", len(x), "images")
     return boundaries(x, y, generator(derived_seed(seed, len(x), "segments")), on_done=to)

@@ -23,7 +23,7 @@ NONE = "none"
 """The ``arch`` that says: no backbone, whatever the store has."""
 
 
-class Seeing:
+class BackboneSession:
     """What the options say of a backbone, and the backbone, once it is needed.
 
     ``arch``: the architecture, ``none`` for no backbone, None for the store's. ``weights``: a safetensors file, None
@@ -39,10 +39,9 @@ class Seeing:
         device: str = "cpu",
     ) -> None:
         self.arch, self.weights, self.experts, self.device = arch, weights, experts, device
-        self.on_step: OnStep = silent
         self._loaded: Backbone | None = None
 
-    def record(self, known: FeaturesRecord | None, size: int | None) -> InputRecord:
+    def record(self, known: FeaturesRecord | None, size: int | None, on_step: OnStep = silent) -> InputRecord:
         """What pictures go through: resized to ``size`` (None: the backbone's own), colour, the backbone.
 
         ``known``: the store's backbone. Raises UsageProblem for experts that read no features or a size that the
@@ -61,7 +60,7 @@ class Seeing:
         from clmoe_cli.backbone.torchvision_models import load
 
         if self._loaded is None:
-            with whole(self.on_step, f"loading {arch}"):
+            with whole(on_step, f"loading {arch}"):
                 self._loaded = load(arch, self.weights, None if size is None else (size, size))
         found = FeaturesRecord(arch=arch, sha256=self._loaded.sha256)
         if known is not None or self.experts is None:
@@ -69,7 +68,7 @@ class Seeing:
         # Grey pictures are repeated to three channels in any case: one kind of input, whatever their colour.
         return InputRecord(image_size=size or self._loaded.image_size, channels=3, features=found)
 
-    def features(self, batch: Batch) -> Batch:
+    def features(self, batch: Batch, on_step: OnStep = silent) -> Batch:
         """The same batch with features [N, width] float32 in place of pictures that go through a backbone.
 
         Some pictures are in memory at a time; many features lie on disk. Raises BadInput for pixels that are no
@@ -82,7 +81,7 @@ class Seeing:
         backbone = self._loaded
         assert backbone is not None
         rows, n = rows_of(batch.input_shape, batch.images.itemsize), len(batch.images)
-        to = begun(self.on_step, f"features of {backbone.arch}", n, "pictures")
+        to = begun(on_step, f"features of {backbone.arch}", n, "pictures")
         with Spool((n, backbone.width), np.dtype(np.float32), batch.source) as spool:
             for first, block in blocks(batch.images, rows):
                 try:

@@ -42,12 +42,12 @@ def detect(
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
     early.check_source(data)
     from clmoe_cli.api.detect import detect as call
-    from clmoe_cli.cli.reading import How, Seeing, read
+    from clmoe_cli.cli.reading import BackboneSession, How, read
     from clmoe_cli.runtime.devices import resolved
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
     where = resolved(device)
-    seeing, how = Seeing(features, features_weights, device=where), How(image_size, skip_broken, label_column)
+    seeing, how = BackboneSession(features, features_weights, device=where), How(image_size, skip_broken, label_column)
     with progress(quiet) as shown:
         batch = read(data, labels, store, how, quiet, seeing=seeing, on_step=shown.step)
         report = call(

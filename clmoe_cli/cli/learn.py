@@ -72,7 +72,7 @@ def learn(
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import check_boundaries, learn_stream
-    from clmoe_cli.cli.reading import How, Seeing, answered, read
+    from clmoe_cli.cli.reading import BackboneSession, How, answered, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
@@ -96,7 +96,7 @@ def learn(
     telling = not (quiet or dry_run)
     quiet |= not leading()
     how = How(image_size, skip_broken, label_column)
-    seeing, curves = Seeing(features, features_weights, arch, method.device), Curves()
+    seeing, curves = BackboneSession(features, features_weights, arch, method.device), Curves()
     with together(method.device), progress(quiet) as shown:
         batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
         if segment:

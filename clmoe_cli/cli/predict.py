@@ -54,7 +54,7 @@ def predict(
     early.check_source(batch)
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict as call
-    from clmoe_cli.cli.reading import How, Seeing, read
+    from clmoe_cli.cli.reading import BackboneSession, How, read
     from clmoe_cli.runtime.devices import resolved
 
     if output is not None:
@@ -62,7 +62,7 @@ def predict(
     quiet |= not leading()
     where = resolved(device)
     with together(where), progress(quiet) as shown:
-        seeing = Seeing(features, features_weights, device=where)
+        seeing = BackboneSession(features, features_weights, device=where)
         how = How(image_size, skip_broken, label_column)
         images, warning = judged(store, read(batch, "optional", store, how, quiet, task, seeing, shown.step))
         report = call(

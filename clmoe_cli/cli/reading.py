@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clmoe_cli.api.inputs import following
-from clmoe_cli.backbone.session import Seeing
+from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, read_batch
 from clmoe_cli.report import render
 from clmoe_cli.report.progress import note
@@ -14,7 +14,7 @@ from clmoe_cli.runtime.distributed.processes import launched, leading
 from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError, UsageProblem
 
-__all__ = ["How", "Seeing", "answered", "read"]
+__all__ = ["How", "BackboneSession", "answered", "read"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read(
     how: How,
     quiet: bool,
     task: str | None = None,
-    seeing: Seeing | None = None,
+    seeing: BackboneSession | None = None,
     on_step: OnStep = silent,
 ) -> Batch:
     """The images of a source (:func:`clmoe_cli.data.read_batch`), by the rules of :mod:`clmoe_cli.api.inputs`.
@@ -48,9 +48,8 @@ def read(
             where="stdin" if source == "-" else source,
             hint="name a file or a folder",
         )
-    seeing = seeing or Seeing()
-    seeing.on_step = on_step
-    through = following(store, image_size=how.image_size, task=task, seeing=seeing)
+    seeing = seeing or BackboneSession()
+    through = following(store, image_size=how.image_size, task=task, seeing=seeing, on_step=on_step)
     batch = read_batch(
         source,
         labels=labels,
@@ -68,10 +67,10 @@ def read(
         render.skip_note(batch.skipped)
         if batch.input is not None and batch.input.features is not None:
             note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
-    return seeing.features(batch)
+    return seeing.features(batch, on_step)
 
 
-def answered(folder: str, store: str, how: How, seeing: Seeing, on_step: OnStep = silent) -> str:
+def answered(folder: str, store: str, how: How, seeing: BackboneSession, on_step: OnStep = silent) -> str:
     """A line on how many images of a folder are answered right, as ``predict`` answers; or why that is not known."""
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict

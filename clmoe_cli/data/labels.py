@@ -14,26 +14,26 @@ Label = int | str
 
 
 @dataclass(frozen=True)
-class Codebook:
+class LabelEncoder:
     """Every label that occurs gets a code; text counts as the same where its NFC is, and 1 and "1" are two labels."""
 
     labels: tuple[Label, ...]
 
     @staticmethod
-    def of(*groups: Iterable[Label]) -> Codebook:
+    def of(*groups: Iterable[Label]) -> LabelEncoder:
         """The labels of all groups, each once, in order of first appearance."""
         first: dict[tuple[type, Label], Label] = {}
         for group in groups:
             for label in group:
                 first.setdefault(_key(label), label)
-        return Codebook(tuple(first.values()))
+        return LabelEncoder(tuple(first.values()))
 
     def codes(self, labels: Sequence[Label]) -> list[int]:
         """Codes of labels that the book has."""
         index = {_key(v): i for i, v in enumerate(self.labels)}
         return [index[_key(v)] for v in labels]
 
-    def reading(self, labels: NDArray[np.generic]) -> tuple[Codebook, NDArray[np.int64]]:
+    def reading(self, labels: NDArray[np.generic]) -> tuple[LabelEncoder, NDArray[np.int64]]:
         """The book with the labels of people's data added that it lacks, and codes [N] of these.
 
         A label that it lacks in its own type is the one of the same text in the other: the name of a class folder says
@@ -50,7 +50,7 @@ class Codebook:
                 index[_key(label)] = code
             codes.append(code)
         read: NDArray[np.int64] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
-        return Codebook(tuple(every)), read
+        return LabelEncoder(tuple(every)), read
 
     def encode(self, labels: NDArray[np.generic]) -> NDArray[np.int64]:
         """Codes [N] of an array of labels, without a loop over images."""

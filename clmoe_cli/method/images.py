@@ -62,6 +62,6 @@ class Labelled:
         """The images at these positions."""
         return Labelled(taken(self.x, index), self.y[index])
 
-    def thinned(self, limit: int) -> Labelled:
+    def subsample(self, limit: int) -> Labelled:
         """The same; of more than ``limit`` images so many, evenly spaced."""
         return self if len(self) <= limit else self.take(torch.linspace(0, len(self) - 1, limit).round().long())

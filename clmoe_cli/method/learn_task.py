@@ -199,9 +199,9 @@ def refine_task(
         free, fresh = masks.inverse(taken), setting.begun(net.initial_shared(setting.generator))
         known = _on("cpu", task.params)
         first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
-        trained = _search(first, free, masks.both(task.mask, taken), run, setting, parts)
+        trained = _search(first, free, masks.intersection(task.mask, taken), run, setting, parts)
     else:
-        movable = masks.both(before.mask, setting.moved(masks.inverse(taken)))
+        movable = masks.intersection(before.mask, setting.moved(masks.inverse(taken)))
         how = Annealing("refine", min(options.tolerance.final_epochs, options.schedule.epochs), options.schedule.lr)
         trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
     if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
@@ -220,7 +220,7 @@ def _search(
     chosen = select(run, dense, free, tolerance, options.score)
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
-    return Trained(chosen.params, masks.both(chosen.mask, usable), dense)
+    return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense)
 
 
 def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_step: OnStep = silent) -> Learned:
@@ -233,10 +233,10 @@ def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_
         # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
         raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}
         by_image = {name: torch.full_like(value, float(value.mean())) for name, value in by_image.items()}
-    half = halved(masks.applied(raw, mask))
-    half_by_image = halved(masks.applied(by_image, mask))
+    half = halved(masks.apply(raw, mask))
+    half_by_image = halved(masks.apply(by_image, mask))
     held = parts.calibration
-    own = held if len(held) else parts.training.thinned(CALIBRATION_LIMIT)
+    own = held if len(held) else parts.training.subsample(CALIBRATION_LIMIT)
     with whole(on_step, "statistics"):
         whitening = mahalanobis.fit(net, params, parts.training, own, classes)
     # Calibrated on what will be read back from disk, half precision included.

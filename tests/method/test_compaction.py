@@ -84,7 +84,7 @@ def started(
     read = {name: torch.rand(shape, generator=rng) < density for name, shape in net.shared_shapes().items()}
     params = random_params(net, 2, rng, dtype)
     trainable = {name: mask & (torch.rand(mask.shape, generator=rng) < 0.7) for name, mask in read.items()}
-    return params | masks.applied(params, read), trainable
+    return params | masks.apply(params, read), trainable
 
 
 def begun(net: Network, data: Labelled, schedule: Schedule) -> Run:

@@ -138,7 +138,7 @@ def test_a_second_task_in_the_same_expert_changes_no_output_of_the_first() -> No
     net = ConvNet("cnn:6,8", (2, 8, 8))
     options = Options(Schedule(epochs=6, batch_size=32))
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
-    none = masks.none_of(zeros)
+    none = masks.zeros_like(zeros)
     setting = Setting(options, torch.Generator().manual_seed(1))
     first = learn_task(Identity("a", "e1", 2), net, Shared(zeros, none, none), stripes(300, 0, 0), setting)
     task, asked = first.subnetwork, stripes(50, 7, 0)
@@ -208,8 +208,8 @@ def test_images_that_are_read_when_they_are_looked_at_train_to_the_same_bits(
     assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
     part = lazy.take(torch.tensor([5, 3, 39]))
     assert torch.equal(part.x[:], x[[5, 3, 39]])
-    assert len(lazy.thinned(10)) == 10
-    assert lazy.thinned(40) is lazy
+    assert len(lazy.subsample(10)) == 10
+    assert lazy.subsample(40) is lazy
 
 
 @pytest.mark.parametrize("arch", ["cnn:", "cnn:0", "cnn:3,", "vit_b_16", "resnet17", "cnn:99999999"])
@@ -224,7 +224,7 @@ def test_placement_judges_kernels_by_their_scores() -> None:
     assert (plain.of(SMALL).overlap, plain.of(SMALL).divergence, plain.of(SMALL).least) == plain.kernels
     params, x, y, mask = setup(SMALL, 60, dtype=torch.float32)
     scores = gradient_scores(SMALL, params, x, y)
-    known = KnownTask("a", "e1", SMALL, masks.applied(params, mask), mask, scores)
+    known = KnownTask("a", "e1", SMALL, masks.apply(params, mask), mask, scores)
     rng = torch.Generator().manual_seed(3)
     seen = set()
     for overlap, divergence in ((0.0, 2.0), (0.0, 0.0), (9.0, 2.0)):

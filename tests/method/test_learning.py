@@ -40,7 +40,7 @@ def blobs(centres: list[int], n: int, seed: int) -> Labelled:
 def learn_pair(seed: int = 0):
     """Two tasks, one after the other, in one expert; the second reads the first."""
     zeros = {name: torch.zeros(shape) for name, shape in NET.shared_shapes().items()}
-    none = masks.none_of(zeros)
+    none = masks.zeros_like(zeros)
     rng = torch.Generator().manual_seed(seed)
     first = learn_task(A, NET, Shared(zeros, none, none), blobs([5, 15], 600, 1), Setting(QUICK, rng))
     base = {name: first.subnetwork.params[name] for name in zeros}
@@ -71,9 +71,9 @@ def test_frozen_weights_that_are_not_readable_are_not_used(score: str) -> None:
     base = {name: first.subnetwork.params[name] for name in zeros}
     rng = torch.Generator().manual_seed(3)
     used, how = first.subnetwork.mask, replace(QUICK, score=score)
-    shared = Shared(base, used, masks.none_of(zeros))
+    shared = Shared(base, used, masks.zeros_like(zeros))
     alone = learn_task(B, NET, shared, blobs([20, 30], 600, 2), Setting(how, rng)).subnetwork
-    assert masks.count(masks.both(alone.mask, used)) == 0
+    assert masks.count(masks.intersection(alone.mask, used)) == 0
     # Nothing outside the mask takes part in what it computes.
     assert not any(alone.params[name][~mask].any() for name, mask in alone.mask.items())
 
@@ -88,7 +88,7 @@ def test_what_is_stored_is_of_the_images_that_it_is_meant_to_be_of() -> None:
         ("gradients", learned.half_scores, gradient_scores(NET, task.params, x, y)),
         ("gradients of unit length", learned.half_image_scores, image_scores(NET, task.params, x, y)),
     ):
-        wanted, scale = halved(masks.applied(raw, task.mask))
+        wanted, scale = halved(masks.apply(raw, task.mask))
         assert kept[1] == scale, of
         assert all(torch.equal(kept[0][name], wanted[name]) for name in wanted), of
     # What new images are compared with is of images that nothing was trained or tuned on.
@@ -105,7 +105,7 @@ def test_what_is_stored_is_of_the_images_that_it_is_meant_to_be_of() -> None:
 def test_refining_that_makes_it_worse_is_undone() -> None:
     first, _ = learn_pair()
     task, wild = first.subnetwork, replace(QUICK, schedule=Schedule(epochs=1, lr=30.0))
-    more, nothing = blobs([5, 15], 300, 8), masks.none_of(task.mask)
+    more, nothing = blobs([5, 15], 300, 8), masks.zeros_like(task.mask)
     for grow in (False, True):
         setting = Setting(wild, torch.Generator().manual_seed(1))
         refined = refine_task(task, NET, nothing, more, grow, setting).subnetwork
@@ -129,7 +129,7 @@ def test_masks_of_later_rounds_lie_within_those_of_earlier_ones(monkeypatch: pyt
     assert len(rounds) >= 4
     # A weight that was taken out is zero: its gradient tells nothing of what bringing it back would do.
     for denser, sparser in (*pairwise(rounds), (rounds[0], learned.subnetwork.mask)):
-        assert 0 < masks.count(masks.both(sparser, denser)) == masks.count(sparser)
+        assert 0 < masks.count(masks.intersection(sparser, denser)) == masks.count(sparser)
 
 
 def test_learning_is_repeatable() -> None:
@@ -202,7 +202,7 @@ def test_a_mask_may_err_more_by_the_tolerance_where_the_images_can_tell() -> Non
 def learned_alone(data: Labelled, classes: int, options: Options, seed: int = 0, net: MLP = NET):
     """One task in an expert of its own."""
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
-    none = masks.none_of(zeros)
+    none = masks.zeros_like(zeros)
     setting = Setting(options, torch.Generator().manual_seed(seed))
     return learn_task(Identity("a", "e1", classes), net, Shared(zeros, none, none), data, setting)
 
@@ -280,7 +280,7 @@ def test_a_network_too_small_to_be_pruned_is_kept_whole(rng: torch.Generator) ->
     centres = list(range(2, 36, 3))
     net = MLP(36, (8,))
     zeros = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
-    none = masks.none_of(zeros)
+    none = masks.zeros_like(zeros)
     options = Options(Schedule(epochs=30))
     identity = Identity("a", "e1", len(centres))
     shared = Shared(zeros, none, none)
@@ -466,8 +466,8 @@ def test_scores_diverge_over_what_both_select(monkeypatch: pytest.MonkeyPatch) -
         return scores
 
     plain = apart(task.scores)
-    both = masks.both(selected[0], task.mask)
-    others = masks.both(masks.inverse(selected[0]), task.mask)
+    both = masks.intersection(selected[0], task.mask)
+    others = masks.intersection(masks.inverse(selected[0]), task.mask)
     assert min(masks.count(both), masks.count(others)) > 10
     assert apart(turned(others)) == pytest.approx(plain, rel=1e-4)
     assert apart(turned(both)) != pytest.approx(plain, rel=1e-2)

@@ -37,7 +37,7 @@ def test_overlap_is_one_for_equal_masks_and_about_zero_by_chance() -> None:
 
 
 def test_empty_masks_are_identical() -> None:
-    none = masks.none_of(random_masks(0, 0.5))
+    none = masks.zeros_like(random_masks(0, 0.5))
     assert masks.agreement(none, none).overlap == 1.0
     assert masks.count(none) == 0
 
@@ -49,12 +49,12 @@ def test_divergence_is_zero_for_equal_and_one_for_disjoint_scores(scale: float) 
     assert masks.divergence({"a": a}, {"a": a}, where) == 0.0
     assert masks.divergence({"a": a}, {"a": b}, where) < 1.0 + 1e-12
     assert masks.divergence({"a": a}, {"a": -a}, where) == pytest.approx(1.0)
-    assert masks.divergence({"a": a}, {"a": a}, masks.none_of(where)) == 1.0
+    assert masks.divergence({"a": a}, {"a": a}, masks.zeros_like(where)) == 1.0
 
 
 def test_applied_masks_only_what_has_a_mask() -> None:
     params = {"a": torch.ones(3), "bias": torch.ones(2)}
-    found = masks.applied(params, {"a": torch.tensor([True, False, True])})
+    found = masks.apply(params, {"a": torch.tensor([True, False, True])})
     assert found["a"].tolist() == [1, 0, 1]
     assert found["bias"].tolist() == [1, 1]
     assert params["a"].tolist() == [1, 1, 1]

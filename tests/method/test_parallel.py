@@ -205,7 +205,7 @@ def test_training_and_masks_are_those_of_one_process(net: Callable[[], Network],
 
     def act(rank: int) -> dict[str, Tensor]:
         own, generator = net(), torch.Generator().manual_seed(4)
-        free = masks.all_of({name: torch.zeros(shape) for name, shape in own.shared_shapes().items()})
+        free = masks.ones_like({name: torch.zeros(shape) for name, shape in own.shared_shapes().items()})
         run = Run(own, data, held_out, schedule, generator)
         dense, _ = train(run, start(own, torch.float64), free)
         chosen = select(run, dense, free, Tolerance(epochs=1, final_epochs=1, floor=0.15), "gradient-weight")

@@ -75,7 +75,7 @@ def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Gen
     params = random_params(NET, 2, rng, torch.float32)
     before = {name: value.clone() for name, value in params.items()}
     data, held_out = two_blobs(200, rng), two_blobs(60, rng)
-    everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
+    everything = masks.ones_like({name: params[name] for name in NET.shared_shapes()})
     epochs = []
     found, reached = train(Run(NET, data, held_out, Schedule(), rng, on_epoch=epochs.append), params, everything)
     assert quality(NET, found, held_out) == reached
@@ -88,7 +88,7 @@ def test_training_converges_and_changes_nothing_that_it_was_given(rng: torch.Gen
 def test_the_same_generator_gives_the_same_bits(rng: torch.Generator) -> None:
     params = random_params(NET, 2, rng, torch.float32)
     data = two_blobs(100, rng)
-    everything = masks.all_of({name: params[name] for name in NET.shared_shapes()})
+    everything = masks.ones_like({name: params[name] for name in NET.shared_shapes()})
     twice = [
         train(Run(NET, data, data, Schedule(epochs=3), torch.Generator().manual_seed(7)), params, everything)[0]
         for _ in range(2)

@@ -94,8 +94,8 @@ def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out
     Held-out images are among those of the gate's means. Noise on the means here keeps the difference of both from
     giving a single one of them away.
     """
-    widest = max(value.shape[1] for value in blocks(net, params, held_out.thinned(1)).values())
-    training = training.thinned(max(1, MOST // widest))
+    widest = max(value.shape[1] for value in blocks(net, params, held_out.subsample(1)).values())
+    training = training.subsample(max(1, MOST // widest))
     values, held = blocks(net, params, training), blocks(net, params, held_out)
     draw = privacy.drawing(training.x)
     gaussians, standard = {}, {}

@@ -11,26 +11,26 @@ from torch import Tensor
 Masks = dict[str, Tensor]
 
 
-def none_of(shared: Mapping[str, Tensor]) -> Masks:
+def zeros_like(shared: Mapping[str, Tensor]) -> Masks:
     """A mask that selects nothing, where the weights are."""
     return {name: torch.zeros_like(w, dtype=torch.bool) for name, w in shared.items()}
 
 
-def all_of(shared: Mapping[str, Tensor]) -> Masks:
+def ones_like(shared: Mapping[str, Tensor]) -> Masks:
     """A mask that selects everything, where the weights are."""
     return {name: torch.ones_like(w, dtype=torch.bool) for name, w in shared.items()}
 
 
 def union(shared: Mapping[str, Tensor], masks: Iterable[Mapping[str, Tensor]]) -> Masks:
     """Entries that any of the masks selects: the frozen weights when the masks are those of all tasks."""
-    result = none_of(shared)
+    result = zeros_like(shared)
     for mask in masks:
         for name, selected in mask.items():
             result[name] |= selected
     return result
 
 
-def both(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Masks:
+def intersection(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Masks:
     """Entries that both select."""
     return {name: a[name] & b[name] for name in a}
 
@@ -45,7 +45,7 @@ def count(mask: Mapping[str, Tensor]) -> int:
     return sum(int(selected.sum()) for selected in mask.values())
 
 
-def applied(params: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apply(params: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters with everything outside the mask set to zero; parameters without a mask as they are."""
     return {
         name: torch.where(mask[name], value, torch.zeros((), dtype=value.dtype)) if name in mask else value

@@ -136,7 +136,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
 
     def trained_on(current: Params, mask: masks.Masks, epochs: int, phase: str) -> tuple[Params, Quality]:
         how = Annealing(phase, min(epochs, run.schedule.epochs), tolerance.lr)
-        return finetune(run, current, masks.both(mask, free), how)
+        return finetune(run, current, masks.intersection(mask, free), how)
 
     def pruned(before: _Round, density: float) -> _Round:
         scores = importance(net, before.params, data, score, begun(run.on_step, "scores", len(data), "images"))
@@ -148,11 +148,11 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
             name: ((value >= threshold) | ~free[name]) & (value > 0) & before.mask[name]
             for name, value in scores.items()
         }
-        trained, reached = trained_on(masks.applied(before.params, mask), mask, tolerance.epochs, "prune")
+        trained, reached = trained_on(masks.apply(before.params, mask), mask, tolerance.epochs, "prune")
         levels.append(Level(density, threshold, reached))
         return _Round(density, trained, mask, errors(net, trained, held_out))
 
-    everything = _Round(1.0, params, masks.all_of(free), errors(net, params, held_out))
+    everything = _Round(1.0, params, masks.ones_like(free), errors(net, params, held_out))
     for start in tolerance.starts:
         densest = pruned(everything, start)
         if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)):
@@ -212,4 +212,4 @@ def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled
         used = {name: own & (scores[name] > 0) for name, own in mask.items()}
         if masks.count(used) == masks.count(mask):
             return params, mask
-        params, mask = masks.applied(params, used), used
+        params, mask = masks.apply(params, used), used

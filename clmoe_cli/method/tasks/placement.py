@@ -202,7 +202,7 @@ def _compared(
     threshold = threshold_at(important, masks.count(known.mask) / size)
     provisional = {name: value >= threshold for name, value in important.items()}
     agreed = masks.agreement(provisional, known.mask)
-    common = masks.both(provisional, known.mask)
+    common = masks.intersection(provisional, known.mask)
     apart = masks.divergence(_on(gradients, known.mask), _on(known.scores, known.mask), common)
     return agreed.hamming, agreed.overlap, apart, transfer
 
