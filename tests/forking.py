@@ -47,7 +47,8 @@ def commands(*preloaded: str) -> Iterator[Path]:
             client = folder / command
             client.write_text(CLIENT.format(python=sys.executable, address=address, name=command))
             client.chmod(0o755)
-        server = subprocess.Popen([sys.executable, __file__, address, *preloaded], stdout=subprocess.PIPE)
+        # Without this folder on the path, where tests of a package would hide it.
+        server = subprocess.Popen([sys.executable, "-P", __file__, address, *preloaded], stdout=subprocess.PIPE)
         assert server.stdout
         try:
             assert server.stdout.readline() == b"ready\n"
