@@ -1,7 +1,7 @@
 # Everything that the package offers; modules are imported when a name of theirs is asked for.
 from . import checkpoints as checkpoints
 from .checkpoints import Checkpoint as Checkpoint
-from .commit import Writer as Writer, unwritten as unwritten, writer as writer
+from .commit import Follower as Follower, Writer as Writer, unwritten as unwritten, writer as writer
 from .errors import (
     BadInput as BadInput,
     ClmoeError as ClmoeError,

@@ -20,13 +20,13 @@ from store_schema.store import Store, check_format, committed, head_bytes, newes
 
 KEEP = 2
 FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
+NOT_HELD = "another process holds the lock of this store"
 
 
 class Writer:
     """Makes the next generation of a store; ``store`` is the snapshot that it builds on.
 
-    Whoever commits holds the lock: :func:`writer` takes it. Processes that only follow one that holds it have a writer
-    too, and never commit.
+    Whoever has one holds the lock: :func:`writer` takes it. Processes without the lock have a :class:`Follower`.
     """
 
     def __init__(self, store: Store) -> None:
@@ -114,6 +114,25 @@ class Writer:
         folders = (self.root / layout.OBJECTS, self.root / layout.MANIFESTS)
         with disk_errors(str(self.root)):
             return sum(p.lstat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
+
+
+class Follower(Writer):
+    """What a process has of a store that another one holds the lock of: the snapshot; whatever would write is refused.
+
+    Its methods raise RuntimeError, since only a mistake in the program calls them.
+    """
+
+    def put(self, data: bytes, suffix: Suffix) -> ObjectRef:
+        """Refused."""
+        raise RuntimeError(NOT_HELD)
+
+    def commit(self, manifest: Manifest, keep: int = KEEP) -> Manifest:
+        """Refused."""
+        raise RuntimeError(NOT_HELD)
+
+    def collect(self, keep: int = KEEP) -> bool:
+        """Refused."""
+        raise RuntimeError(NOT_HELD)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from clmoe_cli.data.batch import Batch
 from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.distributed.processes import PeerLost
-from store_schema import Manifest, Store, StoreDamaged, Writer, read_consistently, writer
+from store_schema import Follower, Manifest, Store, StoreDamaged, Writer, read_consistently, writer
 from store_schema.errors import ObjectVanished
 from store_schema.store import RETRIES, newest
 
@@ -38,7 +38,7 @@ def writing(
         found = newest(Path(store))
         if found.manifest.generation == 0:
             found = Store(found.root, found.manifest.model_copy(update={"seed": seed}), found.head)
-        yield Writer(found)
+        yield Follower(found)
         return
     with writer(store, seed=seed, timeout=timeout, create=True, on_wait=on_wait) as locked:
         collectives.meet()

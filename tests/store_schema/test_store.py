@@ -6,6 +6,7 @@ import pytest
 from store_samples import Make, commit_task, snapshot
 
 from store_schema import (
+    Follower,
     Store,
     StoreDamaged,
     StoreIncompatible,
@@ -141,3 +142,20 @@ def test_a_snapshot_stays_and_reload_follows_head(make_store: Make) -> None:
         commit_task(locked, "b", 1)
     assert [t.name for t in store.manifest.tasks] == ["a"]
     assert [t.name for t in Store.open(store.root).manifest.tasks] == ["a", "b"]
+
+
+def test_only_who_holds_the_lock_writes(make_store: Make) -> None:
+    root = make_store("a", "b")
+    before = snapshot(root)
+    follower = Follower(Store.open(root))
+    assert (follower.root, follower.manifest) == (root, Store.open(root).manifest)
+    for write in (
+        lambda: follower.put(b"x", "h5"),
+        lambda: follower.commit(follower.manifest),
+        lambda: follower.collect(keep=1),
+    ):
+        with pytest.raises(RuntimeError, match="another process holds the lock"):
+            write()
+    assert snapshot(root) == before
+    with writer(root) as locked:
+        assert not isinstance(locked, Follower)
