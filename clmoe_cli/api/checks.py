@@ -18,6 +18,7 @@ from clmoe_cli.method.images import Rows
 from clmoe_cli.method.learn_task import FEW
 from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from clmoe_cli.runtime.words import nfc, one_of
 from store_schema import BadInput, ExpertRecord, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
@@ -25,8 +26,7 @@ from store_schema import BadInput, ExpertRecord, Manifest, Store, StoreMissing, 
 LARGEST = 1e4
 """Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
 
-CHUNK = 1024
-
+CHUNK = limits.RANGE_IMAGES
 BALANCE = 8
 """Refining needs of each class at least this fraction of an even share."""
 

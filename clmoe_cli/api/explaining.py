@@ -23,10 +23,10 @@ from clmoe_cli.method.routing import paper
 from clmoe_cli.method.routing.decide import Decision, Explain
 from clmoe_cli.method.routing.features import features, known
 from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.runtime import limits
 from clmoe_cli.store_tensors import Loader
 
-CHUNK = 256
-"""Images whose candidates are objects at a time."""
+CHUNK = limits.EXPLAINED_IMAGES
 
 
 @dataclass(frozen=True)

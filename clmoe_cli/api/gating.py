@@ -44,8 +44,7 @@ from store_schema import (
     rows_of,
 )
 
-CHUNK = 2000
-"""Images decided at a time, so that memory stays bounded; of a larger batch, so many decide on its task."""
+CHUNK = limits.DECIDED_IMAGES
 EMBEDDING = 128
 """Columns from which vectors may be an embedding; of tables, square roots are not better (docs/method.md)."""
 PIXELS = limits.DECIDED_PIXELS

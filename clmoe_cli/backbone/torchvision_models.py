@@ -21,12 +21,12 @@ from clmoe_cli.data.npz import one_line
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.base import BLOCK
 from clmoe_cli.method.reproducible import in_blocks
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnDone
 from store_schema.errors import BadInput, UsageProblem
 
-# Pixels that pass at once on a graphics card: 32 photographs, whose maps take a few hundred megabytes in a ResNet-50.
-_PIXELS = 32 * 224 * 224
-# On a processor four: a single picture passes as one of so many, and must not take longer than need be.
+_PIXELS = limits.BACKBONE_PIXELS
+# On a processor four photographs: a single one passes as one of so many, and must not take longer than need be.
 _SLOWLY = 4 * 224 * 224
 # What resizing floats may add to their range.
 _ROUNDING = 1e-5

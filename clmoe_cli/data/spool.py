@@ -27,8 +27,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 THRESHOLD = limits.SPOOLED_BYTES
 BLOCK = limits.BLOCK_BYTES
 _PIECE = limits.PIECE_BYTES
-_GATHERED = 256
-"""Rows of a spooled array that are copied before their pages are given back."""
+_GATHERED = limits.GATHERED_ROWS
 _DISK = "/var/tmp"
 _HINT = "free some space there, or set TMPDIR to a folder with more"
 

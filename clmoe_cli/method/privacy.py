@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.method.images import Rows
+from clmoe_cli.runtime import limits
 
 LEAST = 8
 """Images that a mean or a direction rests on, at least."""
 IMAGES_EACH = 4
 """Images for each direction of a covariance."""
-CHUNK = 4096
+CHUNK = limits.PASS_IMAGES
 
 Draw = Callable[[int, int], Tensor]
 """Gives standard normal numbers [n, d] float64, by a generator that the store cannot tell."""

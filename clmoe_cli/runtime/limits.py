@@ -54,3 +54,22 @@ DECIDED_PIXELS = 1 << 25
 """Numbers of the images decided at a time."""
 FEATURE_NUMBERS = 1 << 26
 """Features that are in memory at a time."""
+BACKBONE_PIXELS = 32 * 224 * 224
+"""Pixels that pass a backbone at once on a graphics card: 32 photographs, whose maps take a few hundred megabytes in a
+ResNet-50."""
+GATHERED_ROWS = 256
+"""Rows of a spooled array that are copied before their pages are given back."""
+PASS_IMAGES = 4096
+"""Images of one pass without gradients, and of other sums over all images, whatever their size."""
+DEVIATING_IMAGES = 2048
+"""Images whose deviations from each task are computed at a time."""
+RANGE_IMAGES = 1024
+"""Images whose largest number is looked for at a time."""
+DECIDED_IMAGES = 2000
+"""Images decided at a time; of a larger batch, so many decide on its task."""
+EXPLAINED_IMAGES = 256
+"""Images whose candidates are objects at a time."""
+ARCHITECTURE_WIDTH = 65_536
+"""Units or channels of a layer: one more input costs so many weights."""
+ARCHITECTURE_WEIGHTS = 100_000_000
+"""Shared weights of an expert, which are held whole, with masks and scores of their size."""

@@ -27,15 +27,16 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.method.images import Rows
+from clmoe_cli.runtime import limits
 
 Params = dict[str, Tensor]
 Drop = Callable[[str, Tensor], Tensor]
 """What a layer of that name reads instead of ``a``, as dropout does while training."""
 
-MAX_WIDTH = 65_536
-MAX_WEIGHTS = 100_000_000
+MAX_WIDTH = limits.ARCHITECTURE_WIDTH
+MAX_WEIGHTS = limits.ARCHITECTURE_WEIGHTS
 STATISTICS = ("running_mean", "running_var")
-CHUNK = 4096
+CHUNK = limits.PASS_IMAGES
 BLOCK = 32
 """Images of a pass of convolutions that decides."""
 

@@ -41,10 +41,11 @@ from clmoe_cli.method.subnetwork.gradient_scores import (
 )
 from clmoe_cli.method.subnetwork.image_scores import DRAWS, divergence, image_scores
 from clmoe_cli.method.subnetwork.pruning import threshold_at
+from clmoe_cli.runtime import limits
 
 DEFAULT_ROUTER = "fused"
 GATED = ("fused", "gate")
-CHUNK = 2048
+CHUNK = limits.DEVIATING_IMAGES
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Labelled, Rows
+from clmoe_cli.runtime import limits
 
 WIDTH = 64
 LIMIT = 10
 """Tasks compared at most."""
-
-
-CHUNK = 4096
+CHUNK = limits.PASS_IMAGES
 
 
 def project(x: Rows) -> Tensor:
