@@ -44,6 +44,7 @@ import json
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
@@ -119,7 +120,7 @@ def photos(folder: Path) -> Work:
     return Work("CIFAR-10 Lite0", train, test, SPLIT, epochs, rates)
 
 
-class Avalanche:
+class Avalanche(ABC):
     """What replay and PackNet have in common: the stream of tasks, and a strategy that learns it."""
 
     task_given = False
@@ -152,8 +153,9 @@ class Avalanche:
             "evaluator": import_module("avalanche.training.plugins").EvaluationPlugin(),
         }
 
+    @abstractmethod
     def build(self, columns: int, setting: Json) -> tuple[nn.Module, Any]:
-        raise NotImplementedError
+        """The network for so many columns, and the strategy that trains it."""
 
     def learn(self, task: int) -> None:
         self.strategy.train(self.stream[task])

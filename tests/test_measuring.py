@@ -252,14 +252,16 @@ def test_one_known_class_under_another_name_is_named_and_new_ones_are_not(tmp_pa
 
 
 def test_a_class_is_another_when_half_of_it_is_taken_for_the_other() -> None:
-    def said(*rows: tuple[int, int]) -> list[str]:
+    def said(*rows: tuple[int, int], others: int = 0) -> list[str]:
         found = [measuring.Confusion(f"n{i}", n, "o", "task1", k) for i, (n, k) in enumerate(rows)]
-        return [part for c in cautions.of_conflict("task2", None, found) for part in ("n0", "n1") if part in c.text]
+        task = task_of(0.9, 0.5, sum(n for n, _ in rows) + others)
+        return [part for c in cautions.of_conflict(task, None, found) for part in ("n0", "n1") if part in c.text]
 
     assert said((25, 12)) == ["n0"]
     assert said((25, 5)) == said() == said((1, 1)) == []
     # Of few images a class counts with the others.
     assert said((4, 3)) == ["n0"]
+    assert said((4, 3), others=36) == []
     assert said((4, 3), (40, 2)) == []
     assert said((6, 3), (6, 4)) == ["n0", "n1"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -90,18 +90,17 @@ def of_task(task: TaskRecord) -> list[Caution]:
     return [Caution("guessing", f"{text}: look at the data")]
 
 
-def of_conflict(new: str, task: str | None, confused: Iterable[Confusion]) -> list[Caution]:
-    """For data whose labels conflict with known tasks; ``new``: what it was learned as.
+def of_conflict(new: TaskRecord, task: str | None, confused: Sequence[Confusion]) -> list[Caution]:
+    """For data whose labels conflict with known tasks; ``new``: the task that they were learned as.
 
     ``task``: whose images look the same while the labels disagree. ``confused``: for which known classes the new ones
     are taken. The same images under two names are taken for either in about half of the cases.
     """
-    back = f"clmoe prune --task {new} --yes takes it back"
+    back = f"clmoe prune --task {new.name} --yes takes it back"
     if task is not None:
         text = f"labels conflict with those of {task}, whose images look the same: both are now in the store"
         return [Caution("conflict", f"{text}; if that is a mistake, {back}")]
-    confused = tuple(confused)
-    throughout = _same(sum(one.taken for one in confused), sum(one.images for one in confused))
+    throughout = _same(sum(one.taken for one in confused), new.accuracy.held_out)
     pairs = [
         f"{one.label!r} as {one.other!r} of {one.task} ({100 * one.taken / one.images:.0f} %)"
         for one in confused
@@ -109,13 +108,13 @@ def of_conflict(new: str, task: str | None, confused: Iterable[Confusion]) -> li
     ]
     if not pairs:
         return []
-    text = f"held-out images of {new} are answered as classes of other tasks: {_listed(pairs)}"
+    text = f"held-out images of {new.name} are answered as classes of other tasks: {_listed(pairs)}"
     return [Caution("conflict", f"{text}; images of those suffer as much; if two names are one class, {back}")]
 
 
 def _same(taken: int, images: int) -> bool:
     """Whether so many of a class's images are taken for another class as when both are one."""
-    if taken < 2:
+    if taken < 2 or not images:
         return False
     share = taken / images
     surely = share - math.sqrt(share * (1 - share) / images)

@@ -103,8 +103,8 @@ def _learn(session: Session, step: New, locked: Writer, resuming: Resuming) -> L
         "learn", record, others, session.number, session.seed, session.classes, images, step.scaling, agreed
     )
     committed, confused = _commit(session, locked, learned, origin)
-    session.warn(*cautions.of_task(committed.task(step.name)))
-    session.warn(*cautions.of_conflict(step.name, step.verdict.conflict, confused))
+    learned_as = committed.task(step.name)
+    session.warn(*cautions.of_task(learned_as), *cautions.of_conflict(learned_as, step.verdict.conflict, confused))
     new_expert = step.placement.expert is None
     return learn_report(committed, step.name, "learned", new_expert, step.verdict, step.placement, step.candidates)
 

@@ -22,7 +22,7 @@ from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.routing import decide, gaussians, subspaces
 from clmoe_cli.method.routing.features import ROOT, VECTOR, features, width
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
-from clmoe_cli.method.routing.subspaces import Statistics, Subspaces
+from clmoe_cli.method.routing.subspaces import Subspaces
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, after, begun, silent, whole
@@ -157,7 +157,10 @@ class _Asked:
         every: list[Gaussians] = [*self.others, own]
         solved = GaussianGate.of(gaussians.solve(every), [len(t.means) for t in every])
         mine = len(self.others)
-        statistics: Statistics = lambda task: every[task]  # noqa: E731
+
+        def statistics(task: int) -> Subspaces:
+            return every[task]
+
         # With the task given its own statistics answer, so that later tasks change nothing.
         by_gate = gaussians.alone(own).within(values, 0, lambda task: own).likely.log_softmax(dim=1)
         weight = 0.0 if said is None else opinion_weight(by_gate, said, y)
@@ -176,9 +179,10 @@ class _Asked:
         each = tuple((int(n), int(k) / int(n) if n else None) for n, k in zip(counts, hits, strict=True))
         lost = (~right & (found.task < mine)).nonzero()[:, 0]
         taken_for = torch.stack([y[lost], found.task[lost], found.code[lost]], dim=1)
+        pairs, times = taken_for.unique(dim=0, return_counts=True)
         confused = _most(
             Confusion(self.classes[c], int(counts[c]), book.labels[code], self.names[task], n)
-            for (c, task, code), n in Counter(map(tuple, taken_for.tolist())).items()
+            for (c, task, code), n in zip(pairs.tolist(), times.tolist(), strict=True)
         )
         return Measured(
             own,

@@ -283,7 +283,8 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
             here = out & (y == c)
             own = part.means[c], part.directions[c], part.variances[c]
             distances[here] = settled(_own_distances(values[here].double(), own, units, part.variance))
-            away[here] = settled(_from_mean(values[here].double(), part.means[c], units))
+            if both_tails:
+                away[here] = settled(_from_mean(values[here].double(), part.means[c], units))
         if asked:
             some = out.nonzero()[:, 0]
             some = some[torch.linspace(0, len(some) - 1, min(len(some), ANSWERED)).round().long()]
