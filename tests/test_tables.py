@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clmoe_cli.data import Batch, Raw, columns, read_batch, rows, spool
+from clmoe_cli.runtime import limits
 from store_schema import BadInput, InputRecord, UsageProblem
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -47,6 +48,11 @@ TIMES = 1.7e9 + 3.0 * np.arange(200)
         (np.random.default_rng(0).random(200), True),
         (1e20 * np.random.default_rng(0).random(200), True),
         (np.arange(200) % 2 * 1.0, True),
+        (1 + 1e-10 * np.random.default_rng(0).normal(size=200), True),  # computed: a probability near 1
+        (-0.42421296 + 1e-8 * np.random.default_rng(0).normal(size=200), True),  # computed: the corner of a picture
+        (np.where(np.arange(200) % 10 == 0, 1.0, 1e-60 * np.arange(200)), True),  # most are as good as 0
+        (np.round(48.137 + 1e-7 * np.arange(200), 7), False),  # a position, in centimetres
+        (1e9 + np.arange(200), False),
     ],
 )
 def test_a_column_whose_differences_float32_loses_is_not_learned(
@@ -63,6 +69,40 @@ def test_a_column_whose_differences_float32_loses_is_not_learned(
             continue
         with pytest.raises(BadInput, match=f"{name} loses its differences: .*subtract its least value"):
             read_batch(source, labels="required")
+
+
+def test_a_column_below_what_float32_holds_is_not_learned(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.stack([np.arange(50.0), 1e-46 * np.arange(50)], axis=1), y=np.arange(50) % 2)
+    with pytest.raises(BadInput, match=r"column 1 loses.*numbers up to 4\.9e-45.*in a smaller unit"):
+        read_batch(str(tmp_path / "t.npz"), labels="required")
+
+
+@pytest.mark.parametrize(
+    ("column", "held"), [(np.sort(1.3e9 + 3e8 * np.random.default_rng(0).random(603)), True), (TIMES, False)]
+)
+@pytest.mark.parametrize("cells", [1 << 18, 600, 30, 3])
+def test_what_rounding_takes_does_not_depend_on_where_blocks_end(
+    column: np.ndarray, held: bool, cells: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_CELLS", cells)
+    monkeypatch.setattr(limits, "COMPARED_ROWS", 20)
+    text = "ts,label\n" + "".join(f"{t!r},{k % 2}\n" for k, t in enumerate(column.tolist()))
+    if held:
+        assert len(read(tmp_path, text, use="required").images) == len(column)
+    else:
+        with pytest.raises(BadInput, match=r"differ by about 2\.9e"):
+            read(tmp_path, text, use="required")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_pictures_that_are_turned_in_float64_are_learned(flat: bool, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 12, 12))
+    pixels[:, 4:8, 4:8] = np.random.default_rng(0).random((40, 4, 4))
+    # What a spline leaves around a picture, and the usual unit.
+    ringing = 1e-8 * np.random.default_rng(1).normal(size=pixels.shape)
+    x = (pixels + ringing - 0.1307) / 0.3081
+    np.savez(tmp_path / "t.npz", x=x.reshape(40, -1) if flat else x, y=np.arange(40) % 2)
+    assert len(read_batch(str(tmp_path / "t.npz"), labels="required").images) == 40
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
 from clmoe_cli.data.npz import name_list, one_line
-from clmoe_cli.data.precision import LOSSY, lost_column
+from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import LABEL_KEYS, check_names
@@ -69,12 +69,19 @@ def read_table(
     except ValueError as error:
         rows.fail(str(error), found=f"{width} columns of numbers", hint="leave --image-size out")
     labels, to = _Labels(), begun(on_step, "reading", size >> 20, "MiB")
+    rounding = RoundingCheck(width) if use == "required" else None
     with Spool((most, width), np.dtype(np.float32), where) as spool:
         for block in rows.blocks(max(1, _CELLS // layout.columns)):
             if layout.label is not None and use != "ignored":
                 labels.append(block, layout.label, rows)
-            spool.append(_numbers(block, layout, rows, use == "required"))
+            numbers = _numbers(block, layout, rows)
+            if rounding is not None:
+                rounding.add(numbers)
+            spool.append(numbers.astype(np.float32))
+            del numbers  # before the next block is read
             to(file.tell() >> 20)
+        if rounding is not None:
+            _check_rounding(rounding, layout, rows)
         if spool.rows == 0:
             rows.fail("no rows in the table", found="a header alone" if layout.names else "nothing", hint=HINT)
         images = spool.finish()
@@ -163,11 +170,8 @@ def _is_number(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell)) or cell.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 
-def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows, learned: bool) -> Array:
-    """The features of some rows as float32 [n, D]; BadInput for the first cell that is no finite number.
-
-    ``learned``: BadInput as well for a column whose differences float32 loses.
-    """
+def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows) -> Array:
+    """The features of some rows as float64 [n, D]; BadInput for the first cell that is no number of float32."""
     count = len(block) * layout.width
     cells = [cells if layout.label is None else layout.features(cells) for _, cells in block]
     every = itertools.chain.from_iterable(cells)
@@ -177,18 +181,22 @@ def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows, learned: bool) -
         _name_the_first(block, layout, rows, lambda cell: not _NUMBER.fullmatch(cell))
         raise
     with np.errstate(over="ignore"):
-        found: Array = values.astype(np.float32)
-    if not np.isfinite(found).all():
+        held = np.isfinite(values.astype(np.float32)).all()
+    if not held:
         _name_the_first(block, layout, rows, lambda cell: not _fits(cell))
     # ``float`` takes more than a table's numbers: 1_000, and digits of other scripts.
     if rows.odd and any("_" in text or not text.isascii() for text in map(",".join, cells)):
         _name_the_first(block, layout, rows, lambda cell: not _NUMBER.fullmatch(cell))
-    lost = lost_column(values.reshape(len(block), layout.width)) if learned else None
+    return values.reshape(len(block), layout.width)
+
+
+def _check_rounding(rounding: RoundingCheck, layout: _Layout, rows: Rows) -> None:
+    """BadInput for a column whose differences float32 loses."""
+    lost = rounding.lost()
     if lost is not None:
-        at, what, wanted = lost
+        at, what, wanted, hint = lost
         column = at + (layout.label is not None and at >= layout.label)
-        rows.fail(f"{layout.name(column)} loses its differences", found=what, expected=wanted, hint=LOSSY)
-    return found.reshape(len(block), layout.width)
+        rows.fail(f"{layout.name(column)} loses its differences", found=what, expected=wanted, hint=hint)
 
 
 def _fits(cell: str) -> bool:

@@ -20,6 +20,10 @@ COLUMNS = 1 << 20
 """Columns of a table: a row of them is in memory as text."""
 CELLS = 1 << 18
 """Cells that are turned into numbers at a time."""
+COMPARED_ROWS = 1024
+"""Rows of a table that are compared with each other, to see what rounding takes from a column."""
+COMPARED_NUMBERS = 1 << 16
+"""Numbers of these rows, at most: of wide tables fewer rows."""
 PICTURES_BYTES = 64 << 20
 """Bytes of decoded pictures that wait for their transform at a time."""
 RESIZED_VALUES = 1 << 26
