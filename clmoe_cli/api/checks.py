@@ -40,6 +40,13 @@ def check_expert(store: str, expert: str | None) -> None:
             one_of("expert", str(expert), ["new"])
 
 
+def check_alpha(alpha: float) -> None:
+    """Refuses a rate of false alarms that is none (UsageProblem)."""
+    if not 0.0 <= alpha <= 1.0:
+        found = str(alpha)
+        raise UsageProblem("--alpha is a rate of false alarms", found=found, expected="a number from 0 to 1")
+
+
 def check_seed(manifest: Manifest, seed: int | None) -> None:
     """Refuses another seed than the store's (UsageProblem)."""
     if seed is not None and manifest.generation > 0 and seed != manifest.seed:
@@ -59,6 +66,7 @@ def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) ->
         done += len(part)
         to(done)
     largest = torch.cat(parts)
+    common.check_numbers(torch.isfinite(largest).numpy(), source)
     beyond = largest > LARGEST
     if bool(beyond.any()):
         worst = int(largest.argmax())

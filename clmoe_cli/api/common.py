@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,13 +88,28 @@ def input_scale(batch: Batch, on_step: OnStep = silent) -> float:
     """Scale of an expert's inputs, fixed when the expert is made: 1 for pixels in 0 to 1 and standardised vectors.
 
     Inputs whose root mean square is beyond 2 or below 0.05 are brought to 1, so that any unit of measure trains.
-    The median image decides: a few broken ones must not shrink all others to nothing.
+    The median image decides: a few broken ones must not shrink all others to nothing. Raises what
+    :func:`check_numbers` raises.
     """
     every = torch.arange(len(batch.images)).split(max(1, NUMBERS // math.prod(batch.input_shape)))
     # A call for each part: a comprehension would hold one part while it reads the next.
     parts = counted(every, on_step, "scale", "parts")
-    rms = float(np.median(np.concatenate([_root_mean_squares(part(batch, index)) for index in parts])))
+    each = np.concatenate([_root_mean_squares(part(batch, index)) for index in parts])
+    check_numbers(np.isfinite(each), batch.source)
+    rms = float(np.median(each))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
+
+
+def check_numbers(finite: np.ndarray[Any, np.dtype[np.bool_]], source: str) -> None:
+    """BadInput for the first image [N] that holds NaN or Inf. Files are checked when they are read, arrays are not."""
+    if not finite.all():
+        raise BadInput(
+            "not every value is a number",
+            where=source,
+            key=f"image {int(finite.argmin())}",
+            found="NaN or Inf",
+            hint="drop or repair it",
+        )
 
 
 def _root_mean_squares(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

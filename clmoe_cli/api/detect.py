@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from clmoe_cli.api import common, ranges
-from clmoe_cli.api.checks import check_values
+from clmoe_cli.api.checks import check_alpha, check_values
 from clmoe_cli.api.evidence import GATE, onset_evidence, shortlisted
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.reports import Compared, DetectReport
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
+from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import logits
@@ -40,9 +41,12 @@ def detect(
     Images of a kind that no expert reads are new. The verdict is ``undecided`` where tasks that might fit have no
     p-values and labels do not tell.
 
-    Raises BadInput (labels asked for and missing) and the store's errors.
+    Raises BadInput (labels asked for and missing, values that are no numbers), UsageProblem for an unknown evidence and
+    an alpha that is no rate, and the store's errors.
     """
+    check_batch(batch)
     one_of("evidence", evidence, EVIDENCE)
+    check_alpha(alpha)
     if use_labels and batch.labels is None:
         raise BadInput("--use-labels needs labels", where=batch.source, expected="labels y [N]")
     return read_consistently(

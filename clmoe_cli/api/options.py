@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from clmoe_cli.api.checks import check_alpha
 from clmoe_cli.data import Batch
+from clmoe_cli.data.batch import check_batch
+from clmoe_cli.data.targets import check_names
 from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork.pruning import SCORES
@@ -38,9 +41,13 @@ class LearnOptions:
 
 def check(batch: Batch, options: LearnOptions) -> None:
     """Refuses data that cannot be learned (BadInput) and options that make no sense (UsageProblem)."""
+    check_batch(batch)
+    if batch.flaw is not None:
+        raise batch.flaw
     if batch.labels is None:
         raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
     classes = batch.classes()
+    check_names([label for label in classes if isinstance(label, str)], batch.source, "labels")
     if len(classes) < 2:
         raise BadInput(
             "a task needs at least two classes",
@@ -58,6 +65,7 @@ def check(batch: Batch, options: LearnOptions) -> None:
             found=ascii(options.name[:60]),
             expected="1 to 200 printable characters",
         )
+    check_alpha(options.alpha)
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     one_of("evidence", options.evidence, EVIDENCE)

@@ -20,6 +20,7 @@ from clmoe_cli.api.reports import Caution, Json, Report
 from clmoe_cli.api.scoring import Scores, score
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
+from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.images import taken
 from clmoe_cli.method.reproducible import logits
@@ -156,6 +157,7 @@ def predict(
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
     """
+    check_batch(batch)
     one_of("router", router, list(EVERY))
     one_of("value of --route", route, ROUTES)
     if reject is not None and not 0.0 <= reject <= 1.0:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
+from clmoe_cli.runtime.words import one_of
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import InputRecord
 
@@ -42,7 +45,7 @@ _EXACT = 1 << 24
 
 
 def read_batch(
-    source: str,
+    source: str | PathLike[str],
     *,
     labels: LabelUse,
     input: Choice = None,
@@ -58,10 +61,13 @@ def read_batch(
     cannot be read, and name them in the batch. ``label_column``: of a table, the name or the position of the column
     with the labels. ``on_step``: is told how much is read.
 
+    With ``labels`` "required" a column that float32 flattens is refused; else it is :attr:`Batch.flaw`.
     Raises BadInput for anything wrong with the data, UsageProblem for an empty source or a column of labels where
     there are no columns, DiskProblem for a failing disk, or one that has no room for images that memory has none for;
     each is one line.
     """
+    source = str(source)
+    one_of("value of labels", labels, get_args(LabelUse))
     check_source(source)
     if source != "-" and Path(source).is_dir():
         from clmoe_cli.data.pictures import read_folder
@@ -88,8 +94,10 @@ def read_batch(
         if record is not None and len(shape) == 3:
             record = resolved(record, shape[0])
         found_labels = None if labels == "ignored" else read_labels(reader, header.shape[0], labels)
-        images = _pixels(reader, key, header, shape, record, labels == "required", on_step)
-        return Batch(images, found_labels, source, record, notes=_either_way(header, where))
+        images, flaw = _pixels(reader, key, header, shape, record, on_step)
+        if flaw is not None and labels == "required":
+            raise flaw
+        return Batch(images, found_labels, source, record, notes=_either_way(header, where), flaw=flaw)
 
 
 def _either_way(header: Header, where: str) -> tuple[str, ...]:
@@ -138,13 +146,12 @@ def _pixels(
     header: Header,
     shape: tuple[int, ...],
     record: InputRecord | None,
-    learned: bool,
     on_step: OnStep,
-) -> Array:
+) -> tuple[Array, BadInput | None]:
     """Images in canonical layout, C-contiguous, native byte order, float32 unless uint8, after their transform.
 
-    BadInput for NaN, Inf and integers that float32 does not hold, and if ``learned`` for columns whose differences it
-    loses, once the file is known to be whole.
+    And what is wrong with a column whose differences float32 loses. Raises BadInput for NaN, Inf and integers that
+    float32 does not hold, once the file is known to be whole.
     """
     fail = partial(BadInput, where=reader.where, key=key)
     dtype = np.dtype(np.uint8 if header.dtype == np.uint8 else np.float32)
@@ -159,7 +166,7 @@ def _pixels(
     bad: tuple[str, str, str] | None = None
     # The pixels of a picture share one unit: what float32 loses of them is far below what tells pictures apart.
     double = len(header.shape) == 2 and header.dtype.kind == "f" and header.dtype.itemsize == 8
-    rounding = RoundingCheck(header.shape[1]) if double and learned else None
+    rounding = RoundingCheck(header.shape[1]) if double else None
     seen, to = 0, begun(on_step, "reading", header.shape[0], "images")
     with Spool(out, dtype, reader.where) as spool:
         for raw in reader.blocks(key):
@@ -172,20 +179,19 @@ def _pixels(
                     spool.append(part)
             seen += len(images)
             to(seen)
-        bad = bad or (None if rounding is None else _lossy(rounding))
         if bad:
             raise fail(bad[0], found=bad[1], hint=bad[2])
-        return spool.finish()
+        return spool.finish(), None if rounding is None else _flaw(rounding, reader.where, key)
 
 
-def _lossy(rounding: RoundingCheck) -> tuple[str, str, str] | None:
-    """What float32 loses of a column, found where, and what to do."""
+def _flaw(rounding: RoundingCheck, where: str, key: str) -> BadInput | None:
+    """What is wrong with a column whose differences float32 loses."""
     lost = rounding.lost()
     if lost is None:
         return None
-    at, found, wanted, hint = lost
-    what = f"column {at} loses its differences"
-    return what, f"{found}; needed are {wanted}", f"{hint}; x.astype('float32') takes it as it is"
+    at, found, expected, hint = lost
+    what, hint = f"column {at} loses its differences", f"{hint}; x.astype('float32') takes it as it is"
+    return BadInput(what, where=where, key=key, found=found, expected=expected, hint=hint)
 
 
 def _unusable(images: Array, raw: Array, first: int) -> tuple[str, str, str] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from clmoe_cli.data.spool import taken
 from clmoe_cli.runtime import limits
+from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import InputRecord
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -36,7 +38,7 @@ Choice: TypeAlias = InputRecord | Callable[[Raw], InputRecord | None] | None
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Checked images and labels.
+    """Checked images and labels; made of arrays by hand, what can be seen without reading them all is checked.
 
     ``images``: C-contiguous uint8 (0 to 255) or float32 (as stored), ``[N, D]`` or ``[N, C, H, W]``, N ≥ 1; large ones
     lie on disk (:mod:`clmoe_cli.data.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by
@@ -44,7 +46,10 @@ class Batch:
     ``[N, D]`` (:mod:`clmoe_cli.backbone.session`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
-    ``others``: folders with the parts of a split that this batch is the part to learn of.
+    ``others``: folders with the parts of a split that this batch is the part to learn of. ``flaw``: why it can be
+    asked about, but not learned.
+
+    Raises BadInput for arrays of another type or shape. Values that are no numbers are found by who reads them.
     """
 
     images: Array
@@ -56,6 +61,22 @@ class Batch:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    flaw: BadInput | None = None
+
+    def __post_init__(self) -> None:
+        x, y, fail = self.images, self.labels, partial(BadInput, where=self.source)
+        if not isinstance(x, np.ndarray) or x.dtype not in (np.uint8, np.float32):
+            found = str(x.dtype) if isinstance(x, np.ndarray) else type(x).__name__
+            raise fail("not images", found=found, expected="an array of uint8 or float32", hint="x.astype('float32')")
+        if x.ndim not in (2, 4) or 0 in x.shape:
+            raise fail("not a shape of images", found=str(list(x.shape)), expected="[N, D] or [N, C, H, W], not empty")
+        if y is None:
+            return
+        if not isinstance(y, np.ndarray) or (y.dtype != np.int64 and y.dtype.kind != "U"):
+            found = str(y.dtype) if isinstance(y, np.ndarray) else type(y).__name__
+            raise fail("not labels", found=found, expected="an array of int64 or of text")
+        if y.shape != (len(x),):
+            raise fail("labels do not match the images", found=str(list(y.shape)), expected=str([len(x)]))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -76,4 +97,11 @@ class Batch:
         """The images (and labels) at these positions ``[n]``; ``files`` and ``skipped`` stay with the whole."""
         labels = None if self.labels is None else self.labels[chosen]
         images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
-        return Batch(images, labels, self.source, self.input)
+        return Batch(images, labels, self.source, self.input, flaw=self.flaw)
+
+
+def check_batch(given: object) -> None:
+    """UsageProblem for what is no batch, as an array or a path."""
+    if not isinstance(given, Batch):
+        hint = "clmoe.read_batch(path, labels='optional'), or of arrays clmoe.Batch(x, y, 'where it is from')"
+        raise UsageProblem("not a batch of images", found=type(given).__name__, expected="a clmoe.Batch", hint=hint)

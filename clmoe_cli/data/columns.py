@@ -28,6 +28,7 @@ from clmoe_cli.data.targets import LABEL_KEYS, check_names
 from clmoe_cli.data.transforms import shape_after
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
+from store_schema.errors import BadInput
 
 LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
 """Names of a column that is taken for the labels when nobody says which one is."""
@@ -69,24 +70,25 @@ def read_table(
     except ValueError as error:
         rows.fail(str(error), found=f"{width} columns of numbers", hint="leave --image-size out")
     labels, to = _Labels(), begun(on_step, "reading", size >> 20, "MiB")
-    rounding = RoundingCheck(width) if use == "required" else None
+    rounding = RoundingCheck(width)
     with Spool((most, width), np.dtype(np.float32), where) as spool:
         for block in rows.blocks(max(1, _CELLS // layout.columns)):
             if layout.label is not None and use != "ignored":
                 labels.append(block, layout.label, rows)
             numbers = _numbers(block, layout, rows)
-            if rounding is not None:
-                rounding.add(numbers)
+            rounding.add(numbers)
             spool.append(numbers.astype(np.float32))
             del numbers  # before the next block is read
             to(file.tell() >> 20)
-        if rounding is not None:
-            _check_rounding(rounding, layout, rows)
         if spool.rows == 0:
             rows.fail("no rows in the table", found="a header alone" if layout.names else "nothing", hint=HINT)
+        flaw = _flaw(rounding, layout, where)
+        if flaw is not None and use == "required":
+            raise flaw
         images = spool.finish()
     found = labels.array(rows, layout) if layout.label is not None and use != "ignored" else None
-    return Batch(images, found, source, record, notes=(f"{where}: {len(images)} rows, {layout.text()}",))
+    notes = (f"{where}: {len(images)} rows, {layout.text()}",)
+    return Batch(images, found, source, record, notes=notes, flaw=flaw)
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,15 @@ def _numbers(block: Sequence[Row], layout: _Layout, rows: Rows) -> Array:
     return values.reshape(len(block), layout.width)
 
 
-def _check_rounding(rounding: RoundingCheck, layout: _Layout, rows: Rows) -> None:
-    """BadInput for a column whose differences float32 loses."""
+def _flaw(rounding: RoundingCheck, layout: _Layout, where: str) -> BadInput | None:
+    """What is wrong with a column whose differences float32 loses."""
     lost = rounding.lost()
-    if lost is not None:
-        at, what, wanted, hint = lost
-        column = at + (layout.label is not None and at >= layout.label)
-        rows.fail(f"{layout.name(column)} loses its differences", found=what, expected=wanted, hint=hint)
+    if lost is None:
+        return None
+    at, found, wanted, hint = lost
+    column = at + (layout.label is not None and at >= layout.label)
+    what = f"{layout.name(column)} loses its differences"
+    return BadInput(what, where=where, found=found, expected=wanted, hint=hint)
 
 
 def _fits(cell: str) -> bool:

@@ -18,6 +18,7 @@ def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
     """The choice that ``value`` is, however its letters are composed; a UsageProblem with a suggestion otherwise."""
     if value in choices:
         return value
+    value = str(value)  # the Python API may be given anything
     same = [choice for choice in choices if nfc(choice) == nfc(value)]
     if same:
         return same[0]
