@@ -103,7 +103,7 @@ def _hint(typical: float, most: float) -> str:
         return "divide by 255, or give bytes (uint8), which are divided as they are read"
     if 255 / FACTOR < 1 / ratio < 255 * FACTOR:
         return "divided by 255 twice? multiply by 255; bytes (uint8) are divided as they are read"
-    return "give the values in the unit that the store's tasks were learned in"
+    return "what is compared with the store's tasks needs their unit; data of another kind may have any"
 
 
 def _caution(batch: Batch, found: str, expected: str, hint: str) -> Caution:
