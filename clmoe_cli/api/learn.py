@@ -13,6 +13,7 @@ from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.api.measuring import Confusion
 from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.reports import LearnReport, OnWarning
 from clmoe_cli.api.resuming import Resuming
@@ -30,7 +31,7 @@ from store_schema import Manifest, Writer
 
 
 def learn(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
     *,
@@ -42,7 +43,8 @@ def learn(
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
-    ``batch``: labelled images, :func:`clmoe_cli.data.read_batch`. Creates the store when there is none.
+    ``store``: its folder, or the store as it was opened. ``batch``: labelled images,
+    :func:`clmoe_cli.data.read_batch`. Creates the store when there is none.
 
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
@@ -53,11 +55,12 @@ def learn(
     options = options or LearnOptions()
     started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
-    check_expert(store, options.expert)
+    opened = Opened.at(store)
+    check_expert(opened, options.expert)
     with whole(on_step, "loading weights"):
         start = Start.of(options, batch)
     with (
-        processes.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
+        processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
     ):
         session = Session(locked.store, batch, options, start, Listeners(on_epoch, on_step, on_warning))
@@ -68,7 +71,7 @@ def learn(
 def _learned(session: Session, locked: Writer, resuming: Resuming) -> LearnReport:
     """Learns the batch, refines a task with it, or leaves it."""
     session.check()
-    session.warn(*ranges.cautions(session.manifest, session.batch))
+    session.warn(*ranges.cautions(session.expected, session.batch))
     match next_step(session):
         case Skip() as step:
             report = skipped(session, step)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from clmoe_cli.api import common, explaining, gating, ranges
 from clmoe_cli.api.checks import check_values
-from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.inputs import Expected, kind_text
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
 from clmoe_cli.api.processes import decided_together, read_together
 from clmoe_cli.api.reasons import Case
@@ -132,7 +133,7 @@ class PredictReport(Report):
 
 
 def predict(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     *,
     router: str = DEFAULT_ROUTER,
@@ -168,9 +169,9 @@ def predict(
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     return read_together(
-        store,
-        lambda opened: _predict(
-            Loader(opened, device), batch, router, together, task, reject, on_part, on_step, explain
+        Opened.existing(store),
+        lambda snapshot: _predict(
+            Loader(snapshot, device), batch, router, together, task, reject, on_part, on_step, explain
         ),
     )
 
@@ -238,7 +239,10 @@ def _predict(
         parts.append(part)
         done += len(part.code)
     found = Decision.joined(parts)
-    report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
+    report, codes = (
+        replace(told(found), warnings=ranges.cautions(Expected.of(loader.manifest), batch)),
+        found.code.numpy(),
+    )
     if batch.labels is None:
         return report
     classes = {name: loader.manifest.task(name).classes for name in names}
@@ -247,7 +251,7 @@ def _predict(
 
 def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
     """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
-    check_backbone(manifest, batch)
+    check_backbone(Expected.of(manifest).backbone, batch)
     if only is None:
         common.experts_for(manifest, batch)
         return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]

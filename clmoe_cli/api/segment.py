@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from clmoe_cli.api.checks import check_known, check_unit
+from clmoe_cli.api.checks import check_labels, check_unit
 from clmoe_cli.api.learn import learn
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.reports import OnWarning, SegmentReport, StreamReport
@@ -37,7 +38,7 @@ def check_boundaries(boundaries: str | None, segment: bool) -> None:
 
 
 def learn_stream(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
     *,
@@ -64,7 +65,8 @@ def learn_stream(
     options = options or LearnOptions()
     if batch.labels is None:
         check(batch, options)
-    check_known(store, batch)
+    opened = Opened.at(store)
+    check_labels(opened.expected, batch)
     cuts = [0, *_boundaries(batch, options.seed or 0, use_labels, on_step), len(batch.images)]
     parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
     if not use_labels:
@@ -76,10 +78,10 @@ def learn_stream(
         on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
-                report = plan(store, part.batch, part.options, done, on_warning)
+                report = plan(opened, part.batch, part.options, done, on_warning)
             else:
                 report = learn(
-                    store,
+                    opened,
                     part.batch,
                     part.options,
                     on_epoch=on_epoch,

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from clmoe_cli.api import checks, common, gating
+from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.reports import Caution, OnWarning
 from clmoe_cli.api.starting import Start
@@ -48,6 +49,11 @@ class Session:
     def manifest(self) -> Manifest:
         """The snapshot's manifest."""
         return self.store.manifest
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What the snapshot expects of data; it may be newer than the one that the data were read for."""
+        return Expected.of(self.manifest)
 
     @property
     def on_step(self) -> OnStep:
@@ -99,8 +105,8 @@ class Session:
     def check(self) -> None:
         """Raises UsageProblem, BadInput or StoreIncompatible for what the store cannot learn."""
         checks.check_seed(self.manifest, self.options.seed)
-        checks.check_labels(self.manifest, self.batch)
+        checks.check_labels(self.expected, self.batch)
         if self.options.expert not in (None, "new"):
             one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
-        check_backbone(self.manifest, self.batch)
+        check_backbone(self.expected.backbone, self.batch)
         gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

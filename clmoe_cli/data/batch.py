@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -30,8 +29,15 @@ class Raw:
     shape: tuple[int, ...] | None
 
 
-Choice: TypeAlias = InputRecord | Callable[[Raw], InputRecord | None] | None
-"""What images are to go through, or what says so once it is known what they are."""
+class Unread(Protocol):
+    """A source that was looked at: what its images are is known, and none of them is read."""
+
+    @property
+    def raw(self) -> Raw:
+        """One of its images, as it is stored."""
+
+    def read(self, input: InputRecord | None) -> Batch:
+        """All of it, once, after what the images go through. Raises what :func:`clmoe_cli.data.read_batch` does."""
 
 
 @dataclass(frozen=True, eq=False)
