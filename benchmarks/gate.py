@@ -126,7 +126,8 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
     if Path(place).exists():
         raise SystemExit(f"{place} exists: remove it first, or use --reuse")
     spent = [0.0]
-    measure, updated = committing.gating.measure, committing.gating.updated
+    gating = committing.gating
+    calls = (gating.features_of_data, gating.measure, gating.updated)
 
     def timed(call: Any) -> Any:
         def inner(*args: Any) -> Any:
@@ -137,7 +138,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
 
         return inner
 
-    committing.gating.measure, committing.gating.updated = timed(measure), timed(updated)
+    gating.features_of_data, gating.measure, gating.updated = map(timed, calls)
     result: dict[str, Any] = {
         "case": case,
         "seed": seed,
@@ -158,7 +159,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
             result["auroc_after_three"] = auroc(everything.p_value[seen], everything.p_value[~seen])
             result["unknown_rejected"] = float((everything.p_value[~seen] < ALPHA).mean())
         print(f"{case} {seed} task {number}: {report.status}, {report.seconds:.0f} s", file=sys.stderr, flush=True)
-    committing.gating.measure, committing.gating.updated = measure, updated
+    gating.features_of_data, gating.measure, gating.updated = calls
     mixed = Batch(*test, "")
     for router in ("fused", "gate", *(OTHERS if seed == 0 else ())):
         started = time.perf_counter()

@@ -320,12 +320,10 @@ def test_learn_tells_its_steps_and_learns_the_same(store: Path, tmp_path: Path) 
         *(
             "statistics",
             "calibration",
-            "reading the store",
-            "scale",
             "features",
             "gate",
             "held-out answers",
-            "scale",
+            "reading the store",
             "commit",
         ),
     ]

@@ -89,10 +89,12 @@ def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep 
     check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
 
 
-def check_unit(batch: Batch, on_step: OnStep = silent) -> None:
-    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them."""
+def check_unit(batch: Batch, scale: float, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them.
+
+    ``scale``: their :func:`clmoe_cli.api.common.input_scale`.
+    """
     if batch.images.dtype != np.uint8:
-        scale = common.input_scale(batch, on_step)
         check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
 
 

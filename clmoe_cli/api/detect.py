@@ -63,7 +63,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     book = LabelEncoder.of(*(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
-    few = common.part(batch, index)
+    few = common.prepared(common.part(batch, index))
     names = shortlisted(loader, few)
     found, raw = onset_evidence(loader, names, few, book, kind, on_step)
     labels = None

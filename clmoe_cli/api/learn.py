@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from clmoe_cli.api import cautions, processes, ranges
+from clmoe_cli.api import cautions, common, gating, processes, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.api.measuring import Confusion
@@ -63,7 +63,9 @@ def learn(
         processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
         Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
     ):
-        session = Session(locked.store, batch, options, start, Listeners(on_epoch, on_step, on_warning))
+        session = Session(
+            locked.store, common.prepared(batch), options, start, Listeners(on_epoch, on_step, on_warning)
+        )
         report = _learned(session, locked, resuming)
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
@@ -154,12 +156,17 @@ def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> lear
 def _commit(
     session: Session, locked: Writer, learned: learn_task.Learned, origin: Origin
 ) -> tuple[Manifest, tuple[Confusion, ...]]:
-    """What is committed, by the one process that writes, and for which known classes the new ones are taken."""
+    """What is committed, by the one process that writes, and for which known classes the new ones are taken.
+
+    Features of the data, the gate's statistics and held-out answers from them, then the commit.
+    """
     confused: list[Confusion] = []
 
     def commit() -> Manifest:
-        committed, found = commit_learned(session, locked, learned, origin)
-        confused.extend(found)
-        return committed
+        kind, on_step = session.kind(origin.number), session.on_step
+        features = gating.features_of_data(session.batch, kind, origin.classes, on_step)
+        found = gating.measure(session.loader, features, learned, on_step)
+        confused.extend(found.confused)
+        return commit_learned(session, locked, learned, origin, kind, found)
 
     return processes.committed(locked, commit), tuple(confused)

@@ -36,19 +36,8 @@ class LearnOptions:
     evidence: str = "gate"
 
 
-def check(batch: Batch, options: LearnOptions) -> None:
-    """Refuses data that cannot be learned (BadInput) and options that make no sense (UsageProblem)."""
-    if batch.labels is None:
-        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
-    classes = batch.classes()
-    if len(classes) < 2:
-        raise BadInput(
-            "a task needs at least two classes",
-            where=batch.source,
-            found=f"only {classes[0]!r}",
-            expected="two or more",
-            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
-        )
+def check_options(options: LearnOptions) -> None:
+    """Refuses options that mean nothing, whatever the data (UsageProblem)."""
     if options.name is not None and not (
         options.name.strip() and options.name.isprintable() and len(options.name) <= 200
     ):
@@ -61,6 +50,22 @@ def check(batch: Batch, options: LearnOptions) -> None:
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     one_of("evidence", options.evidence, EVIDENCE)
+
+
+def check(batch: Batch, options: LearnOptions) -> None:
+    """Refuses options that make no sense (UsageProblem) and data that cannot be learned (BadInput)."""
+    check_options(options)
+    if batch.labels is None:
+        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
+    classes = batch.classes()
+    if len(classes) < 2:
+        raise BadInput(
+            "a task needs at least two classes",
+            where=batch.source,
+            found=f"only {classes[0]!r}",
+            expected="two or more",
+            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
+        )
     try:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clmoe_cli.api import processes, ranges
+from clmoe_cli.api import common, processes, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import skipped
@@ -50,7 +50,7 @@ def plan(
             "next_expert": manifest.next_expert + sum(report.new_expert for report in before),
         }
         later_on = Store(snapshot.root, manifest.model_copy(update=later), snapshot.head)
-        session = Session(later_on, batch, options, start, Listeners(on_warning=on_warning))
+        session = Session(later_on, common.prepared(batch), options, start, Listeners(on_warning=on_warning))
         session.check()
         session.warn(*ranges.cautions(session.expected, batch))
         report = _report(session, next_step(session))

@@ -9,32 +9,23 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from clmoe_cli.api import common
 from clmoe_cli.api.checks import check_labels, check_unit
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.opened import Opened
-from clmoe_cli.api.options import LearnOptions, check
+from clmoe_cli.api.options import LearnOptions, check, check_options
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.reports import OnWarning, SegmentReport, StreamReport
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.subnetwork.training import OnEpoch
 from clmoe_cli.method.tasks.stream import RARE, boundaries
-from clmoe_cli.runtime.choices import BOUNDARIES
 from clmoe_cli.runtime.events import OnStep, begun, silent
-from clmoe_cli.runtime.words import one_of
 from clmoe_cli.store_tensors import derived_seed, generator
-from store_schema import BadInput, ClmoeError, UsageProblem
+from store_schema import BadInput, ClmoeError
 
 NEAR = 64
 """How far a boundary may be off, in images."""
-
-
-def check_boundaries(boundaries: str | None, segment: bool) -> None:
-    """Refuses what ``--boundaries`` cannot be (UsageProblem)."""
-    if boundaries is not None:
-        one_of("value of --boundaries", boundaries, BOUNDARIES)
-    if boundaries is not None and not segment:
-        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
 
 
 def learn_stream(
@@ -63,6 +54,7 @@ def learn_stream(
     stream is given again.
     """
     options = options or LearnOptions()
+    check_options(options)
     if batch.labels is None:
         check(batch, options)
     opened = Opened.at(store)
@@ -137,7 +129,7 @@ class _Part:
                 hint="shuffle each task's images among themselves, or learn without --segment",
             )
         check(self.batch, self.options)
-        check_unit(self.batch)
+        check_unit(self.batch, common.input_scale(self.batch))
 
 
 def _boundaries(batch: Batch, seed: int, use_labels: bool, on_step: OnStep) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from clmoe_cli.api import checks, common, gating
 from clmoe_cli.api.inputs import Expected
+from clmoe_cli.api.measuring import Kind
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.reports import Caution, OnWarning
 from clmoe_cli.api.starting import Start
@@ -35,6 +36,7 @@ class Listeners:
 class Session:
     """Labelled data, options and start of a ``learn``, and the snapshot of the store that it builds on.
 
+    ``batch``: its pixels are scaled already, where memory has room (:func:`clmoe_cli.api.common.prepared`).
     ``warnings`` grows as things that look wrong are seen.
     """
 
@@ -95,6 +97,17 @@ class Session:
         """The tasks of these experts."""
         own = {e.id for e in self.experts}
         return [t.name for t in self.manifest.tasks if t.expert in own]
+
+    @cached_property
+    def input_scale(self) -> float:
+        """What the data are multiplied by where they are the first of their kind, or of an expert; computed once."""
+        return common.input_scale(self.batch, self.on_step)
+
+    def kind(self, number: int) -> Kind:
+        """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number."""
+        record = self.manifest.gate(self.batch.input_shape, self.batch.input)
+        scale = self.input_scale if record is None else record.input_scale
+        return gating.kind_of(self.manifest, self.batch, number, scale)
 
     def warn(self, *found: Caution) -> None:
         """Tells whoever listens at once, and keeps it for the report."""

@@ -63,7 +63,9 @@ def learn(
         ("device", device, choices.DEVICES),
         ("value of --if-known", if_known, choices.IF_KNOWN),
         ("score", score, choices.SCORES),
+        ("evidence", evidence, choices.EVIDENCE),
     )
+    early.check_boundaries(boundaries, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
@@ -73,14 +75,13 @@ def learn(
     from clmoe_cli.api.learn import learn as learn_one
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
-    from clmoe_cli.api.segment import check_boundaries, learn_stream
+    from clmoe_cli.api.segment import learn_stream
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_text, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
     from clmoe_cli.runtime.devices import resolved
 
-    check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
     method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
     options = LearnOptions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -50,7 +50,8 @@ class Batch:
     ``[N, D]`` (:mod:`clmoe_cli.backbone.session`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
-    ``others``: folders with the parts of a split that this batch is the part to learn of.
+    ``others``: folders with the parts of a split that this batch is the part to learn of. ``shares``: uint8 images as
+    :meth:`scaled` makes them, where that was done once for all that follows.
     """
 
     images: Array
@@ -62,6 +63,7 @@ class Batch:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    shares: Array | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -74,12 +76,19 @@ class Batch:
 
     def scaled(self) -> Array:
         """Images as float32 ``[N, *input_shape]``: uint8 divided by 255; float ones themselves, no copy."""
+        if self.shares is not None:
+            return self.shares
         if self.images.dtype == np.uint8:
             return self.images.astype(np.float32) / np.float32(255)
         return self.images
+
+    def prepared(self) -> Batch:
+        """The same with its pixels scaled: whatever is taken of it later takes from these. All are in memory."""
+        return replace(self, shares=self.scaled()) if self.images.dtype == np.uint8 else self
 
     def taken(self, chosen: Array | slice) -> Batch:
         """The images (and labels) at these positions ``[n]``; ``files`` and ``skipped`` stay with the whole."""
         labels = None if self.labels is None else self.labels[chosen]
         images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
-        return Batch(images, labels, self.source, self.input)
+        shares = None if self.shares is None else self.shares[chosen]
+        return Batch(images, labels, self.source, self.input, shares=shares)
