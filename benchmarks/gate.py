@@ -30,7 +30,7 @@ from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import PredictReport, predict
 from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.api.reports import plain
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 
@@ -61,7 +61,7 @@ def data_of(case: str, root: str, seed: int, out: Path) -> tuple[tuple[Images, I
     """Training part, test part and the tasks of a case."""
     if case == "mnist5k":
         folder = out / f"mnist5k-tasks-{seed}"
-        make_tasks("mnist5k", str(folder), classes=PAIRS, seed=seed)
+        make_tasks("mnist5k", str(folder), TasksOptions(classes=PAIRS, seed=seed))
         parts = [read_batch(str(folder / f"task{i}.npz"), labels="required") for i in range(1, len(PAIRS) + 1)]
         test = read_batch(str(folder / "mixed.test.npz"), labels="required")
         # Digits of two tasks are there twice: each task takes all images of its digits.

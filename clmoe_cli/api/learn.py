@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 
@@ -15,17 +15,16 @@ from clmoe_cli.api.measuring import Confusion
 from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check
-from clmoe_cli.api.reports import LearnReport, OnWarning
+from clmoe_cli.api.reports import LearnReport
 from clmoe_cli.api.resuming import Resuming
-from clmoe_cli.api.session import Listeners, Session
+from clmoe_cli.api.session import Callbacks, Listeners, Session
 from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
 from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.training import OnEpoch
 from clmoe_cli.method.tasks.placement import Placement
-from clmoe_cli.runtime.events import OnStep, silent, whole
+from clmoe_cli.runtime.events import whole
 from clmoe_cli.store_tensors import derived_seed, generator, network
 from store_schema import Manifest, Writer
 
@@ -34,12 +33,7 @@ def learn(
     store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
-    *,
-    on_epoch: OnEpoch = lambda epoch: None,
-    on_wait: Callable[[str], None] = lambda holder: None,
-    on_resume: Callable[[str], None] = lambda reached: None,
-    on_step: OnStep = silent,
-    on_warning: OnWarning = lambda caution: None,
+    **callbacks: Unpack[Callbacks],
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
@@ -48,24 +42,23 @@ def learn(
 
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
-    is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
-    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long,
-    ``on_warning`` of what looks wrong, as soon as it is seen.
+    is kept: the same call goes on from there and ends with the same task, bit for bit. A KeyboardInterrupt becomes
+    Interrupted, which says so. ``callbacks``: those of :class:`clmoe_cli.api.session.Listeners`.
     """
-    options = options or LearnOptions()
+    options, listeners = options or LearnOptions(), Listeners(**callbacks)
     started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
     opened = Opened.at(store)
     check_expert(opened, options.expert)
-    with whole(on_step, "loading weights"):
+    with whole(listeners.on_step, "loading weights"):
         start = Start.of(options, batch)
     with (
-        processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
-        Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
+        processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=listeners.on_wait) as locked,
+        Resuming(
+            locked, batch, replace(options, weights=start.sha256), listeners.on_resume, listeners.on_step
+        ) as resuming,
     ):
-        session = Session(
-            locked.store, common.prepared(batch), options, start, Listeners(on_epoch, on_step, on_warning)
-        )
+        session = Session(locked.store, common.prepared(batch), options, start, listeners)
         report = _learned(session, locked, resuming)
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
@@ -147,9 +140,9 @@ def _shared(session: Session, step: New, net: Network) -> learn_task.Shared:
 
 def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> learn_task.Setting:
     """How a task of that name is trained."""
-    told, journal = session.listeners, resuming.begin(name)
+    listeners, journal = session.listeners, resuming.begin(name)
     return learn_task.Setting(
-        session.options.method, generator(seed), told.on_epoch, journal, session.start.params, told.on_step
+        session.options.method, generator(seed), listeners.on_epoch, journal, session.start.params, listeners.on_step
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 
@@ -23,11 +25,24 @@ from clmoe_cli.store_tensors import Loader, derived_seed, generator
 from store_schema import ExpertRecord, Manifest, Store
 
 
+class Callbacks(TypedDict, total=False):
+    """What ``learn`` calls, as its keywords: the fields of :class:`Listeners`."""
+
+    on_epoch: OnEpoch
+    on_wait: Callable[[str], None]
+    on_resume: Callable[[str], None]
+    on_step: OnStep
+    on_warning: OnWarning
+
+
 @dataclass(frozen=True)
 class Listeners:
-    """Who is told of epochs, of steps that may take long, and of what looks wrong."""
+    """Who is told of epochs (``on_epoch``), of who holds the lock (``on_wait``), of what an interrupted run had reached
+    (``on_resume``), of all that may take long (``on_step``) and, at once, of what looks wrong (``on_warning``)."""
 
     on_epoch: OnEpoch = lambda epoch: None
+    on_wait: Callable[[str], None] = lambda holder: None
+    on_resume: Callable[[str], None] = lambda reached: None
     on_step: OnStep = silent
     on_warning: OnWarning = lambda caution: None
 
