@@ -19,7 +19,7 @@ import torch
 from joint import Images, reference
 from paper import PAIRS
 
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import read_batch
 from clmoe_cli.method.subnetwork.training import Schedule
 
@@ -53,7 +53,8 @@ def main() -> None:
     if options.part != "joint" and store.exists():
         raise SystemExit(f"{store} exists: remove it first")
     source = "mnist" if options.root else "mnist5k"
-    make_tasks(source, data, classes=PAIRS, root=options.root, per_class=options.images and options.images // 2)
+    few = options.images and options.images // 2
+    make_tasks(source, data, TasksOptions(classes=PAIRS, root=options.root, per_class=few))
     trains, tests = ([str(data / f"task{i}{part}.npz") for i in range(1, 7)] for part in ("", ".test"))
     flags = ("--arch", options.arch, "--seed", str(options.seed), "--epochs", str(options.epochs))
     whole = None

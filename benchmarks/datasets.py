@@ -19,7 +19,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import MNIST
 
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import InputRecord
 
@@ -160,7 +160,7 @@ def digits(tasks: Tasks) -> Callable[[Places], Data]:
 def offline(places: Places) -> Data:
     """The 5,000 digits that come with a package, as ``clmoe tasks mnist5k`` cuts them."""
     folder = places.scratch / f"mnist5k-{places.seed}"
-    make_tasks("mnist5k", folder, classes=[tuple(range(10))], seed=places.seed)
+    make_tasks("mnist5k", folder, TasksOptions(classes=[tuple(range(10))], seed=places.seed))
     parts = []
     for file in ("task1.npz", "mixed.test.npz"):
         batch = read_batch(str(folder / file), labels="required")

@@ -23,7 +23,7 @@ from clmoe_cli.api.detect import detect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 
 Task = tuple[Batch, Batch, bool]
@@ -49,7 +49,7 @@ def digits8() -> list[Task]:
 
 def offline(folder: Path) -> list[Task]:
     """P6 on the 5,000 offline images."""
-    make_tasks("mnist5k", folder, classes=PAIRS)
+    make_tasks("mnist5k", folder, TasksOptions(classes=PAIRS))
     files = [(folder / f"task{i}.npz", folder / f"task{i}.test.npz") for i in range(1, len(PAIRS) + 1)]
     return [
         (read_batch(str(learn), labels="required"), read_batch(str(test), labels="required"), False)

@@ -30,7 +30,7 @@ from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import PredictReport, predict
 from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.api.reports import plain
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from store_schema import Store
 
@@ -61,7 +61,7 @@ def data_of(case: str, root: str, seed: int, out: Path) -> tuple[tuple[Images, I
     """Training part, test part and the tasks of a case."""
     if case == "mnist5k":
         folder = out / f"mnist5k-tasks-{seed}"
-        make_tasks("mnist5k", str(folder), classes=PAIRS, seed=seed)
+        make_tasks("mnist5k", str(folder), TasksOptions(classes=PAIRS, seed=seed))
         parts = [read_batch(str(folder / f"task{i}.npz"), labels="required") for i in range(1, len(PAIRS) + 1)]
         test = read_batch(str(folder / "mixed.test.npz"), labels="required")
         # Digits of two tasks are there twice: each task takes all images of its digits.
@@ -126,7 +126,8 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
     if Path(place).exists():
         raise SystemExit(f"{place} exists: remove it first, or use --reuse")
     spent = [0.0]
-    measure, updated = committing.gating.measure, committing.gating.updated
+    gating = committing.gating
+    calls = (gating.features_of_data, gating.measure, gating.updated)
 
     def timed(call: Any) -> Any:
         def inner(*args: Any) -> Any:
@@ -137,7 +138,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
 
         return inner
 
-    committing.gating.measure, committing.gating.updated = timed(measure), timed(updated)
+    gating.features_of_data, gating.measure, gating.updated = map(timed, calls)
     result: dict[str, Any] = {
         "case": case,
         "seed": seed,
@@ -158,7 +159,7 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
             result["auroc_after_three"] = auroc(everything.p_value[seen], everything.p_value[~seen])
             result["unknown_rejected"] = float((everything.p_value[~seen] < ALPHA).mean())
         print(f"{case} {seed} task {number}: {report.status}, {report.seconds:.0f} s", file=sys.stderr, flush=True)
-    committing.gating.measure, committing.gating.updated = measure, updated
+    gating.features_of_data, gating.measure, gating.updated = calls
     mixed = Batch(*test, "")
     for router in ("fused", "gate", *(OTHERS if seed == 0 else ())):
         started = time.perf_counter()

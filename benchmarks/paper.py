@@ -28,7 +28,7 @@ from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
 from clmoe_cli.api.reports import plain
-from clmoe_cli.api.tasks import make_tasks
+from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method import learn_task
@@ -229,11 +229,11 @@ def prepare(root: str, out: Path, quick: bool) -> str:
     classes = [tuple(pair) for pair in PAIRS]
     if not quick:
         try:
-            make_tasks("mnist", out / "tasks", classes=classes, root=root)
+            make_tasks("mnist", out / "tasks", TasksOptions(classes=classes, root=root))
             return "mnist"
         except BadInput as error:
             print(f"note: no MNIST there ({error}): the 5,000 offline images stand in", file=sys.stderr)
-    make_tasks("mnist5k", out / "tasks", classes=classes)
+    make_tasks("mnist5k", out / "tasks", TasksOptions(classes=classes))
     return "mnist5k"
 
 

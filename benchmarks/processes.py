@@ -27,7 +27,7 @@ from p6 import PAIRS
 from sequence import table, write
 
 from clmoe_cli.api.predict import predict
-from clmoe_cli.api.tasks import make_tasks, parse_classes
+from clmoe_cli.api.tasks import TasksOptions, make_tasks, parse_classes
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.training import Schedule
@@ -148,7 +148,7 @@ def main() -> None:
         raise SystemExit(f"{options.out} exists: remove it first")
     source, folder = "mnist" if options.root else "mnist5k", options.out / "tasks"
     few = options.images and options.images // 2
-    make_tasks(source, folder, classes=[parse_classes(PAIRS[0])], root=options.root, per_class=few)
+    make_tasks(source, folder, TasksOptions(classes=[parse_classes(PAIRS[0])], root=options.root, per_class=few))
     data, test = folder / "task1.npz", read_batch(str(folder / "task1.test.npz"), labels="required")
     nudge(data, folder / "nudged.npz")
     flags = ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size)]

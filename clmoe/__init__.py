@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clmoe_cli.api.prune import PruneOptions, prune, would_prune
     from clmoe_cli.api.reports import Caution, DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
     from clmoe_cli.api.segment import learn_stream
-    from clmoe_cli.api.tasks import make_tasks
+    from clmoe_cli.api.tasks import TasksOptions, make_tasks
     from clmoe_cli.data.arrays import read_batch
     from clmoe_cli.data.batch import Batch
     from store_schema.errors import BadInput, ClmoeError, StoreDamaged, StoreLocked, StoreMissing, UsageProblem
@@ -45,7 +45,7 @@ _HOME = {
         "Caution", "DetectReport", "ExportReport", "LearnReport", "RemovalReport", "StreamReport",
     ),
     "clmoe_cli.api.segment": ("learn_stream",),
-    "clmoe_cli.api.tasks": ("make_tasks",),
+    "clmoe_cli.api.tasks": ("TasksOptions", "make_tasks"),
     "clmoe_cli.data.arrays": ("read_batch",),
     "clmoe_cli.data.batch": ("Batch",),
     "store_schema.errors": ("BadInput", "ClmoeError", "StoreDamaged", "StoreLocked", "StoreMissing", "UsageProblem"),
@@ -55,8 +55,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportReport", "InspectReport", "LearnOptions",
     "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "StoreDamaged", "StoreLocked", "StoreMissing",
-    "StreamReport", "UsageProblem", "__version__", "detect", "export", "inspect", "learn", "learn_stream", "make_tasks",
-    "plan", "predict", "prune", "read_batch", "would_prune",
+    "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export", "inspect", "learn",
+    "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch", "would_prune",
 ]  # fmt: skip
 
 

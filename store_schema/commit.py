@@ -143,11 +143,13 @@ def writer(
     timeout: float | None = None,
     create: bool = False,
     on_wait: Callable[[str], None] = lambda holder: None,
+    known: Store | None = None,
 ) -> Iterator[Writer]:
     """Locks a store for writing; the lock is held until the block ends.
 
     ``seed`` is that of a store which has no commit yet; ``timeout`` in seconds, None waits for ever; ``on_wait``
-    is told once who holds the lock. Raises StoreMissing, StoreLocked, StoreDamaged, StoreIncompatible, DiskProblem.
+    is told once who holds the lock. ``known``: a snapshot that was read without the lock, and is not read again unless
+    the store has changed. Raises StoreMissing, StoreLocked, StoreDamaged, StoreIncompatible, DiskProblem.
     """
     root = Path(path)
     _check_place(root, create)
@@ -161,7 +163,7 @@ def writer(
         with disk_errors(str(root / layout.TMP)):
             for stale in (root / layout.TMP).iterdir():
                 files.remove(stale)
-        store = newest(root)
+        store = newest(root, known)
         if store.manifest.generation == 0:
             if not create:
                 raise StoreMissing(

@@ -82,9 +82,12 @@ class Store:
         return decode(self.read_object(record.solved), where, record.features, classes)
 
 
-def read_consistently(path: str | Path, use: Callable[[Store], T]) -> T:
-    """Opens a store and uses it; starts again from HEAD when a newer commit swept an object meanwhile."""
-    store = Store.open(path)
+def read_consistently(path: str | Path, use: Callable[[Store], T], known: Store | None = None) -> T:
+    """Opens a store and uses it; starts again from HEAD when a newer commit swept an object meanwhile.
+
+    ``known``: a snapshot of it, with which to begin.
+    """
+    store = known or Store.open(path)
     for _ in range(RETRIES):
         try:
             return use(store)
@@ -125,9 +128,14 @@ def committed(root: Path) -> bool:
         return any(generation > 0 for _, generation in layout.manifests(root))
 
 
-def newest(root: Path) -> Store:
-    """The snapshot that HEAD names; read again when a commit sweeps its manifest meanwhile."""
+def newest(root: Path, known: Store | None = None) -> Store:
+    """The snapshot that HEAD names; read again when a commit sweeps its manifest meanwhile.
+
+    ``known``: a snapshot of the same store, which is the answer where HEAD still names it.
+    """
     head = files.read_regular(root / layout.HEAD, layout.MAX_HEAD)
+    if known is not None and known.head == head:
+        return known
     while True:
         try:
             return Store(root, manifest_of(root, head), head)

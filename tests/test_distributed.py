@@ -18,6 +18,7 @@ import pytest
 import torch
 from pictures import bars
 
+from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
@@ -285,7 +286,7 @@ def test_a_pipe_is_refused(tmp_path: Path, second: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in ("-", str(tmp_path / "pipe")):
         with pytest.raises(UsageProblem, match="only one process can read a pipe"):
-            reading.read(source, "required", str(tmp_path / "store"), reading.How(), True)
+            reading.read(source, "required", Expected(), reading.How(quiet=True))
 
 
 def test_each_process_has_a_card_of_its_own(second: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ import small_store as small
 from pictures import bars
 from PIL import Image
 
-from clmoe_cli.api.inputs import Kind, decided, following
+from clmoe_cli.api.inputs import Kind, decided
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
-from clmoe_cli.data import Raw, read_batch
+from clmoe_cli.data import Raw, look
 from store_schema import FeaturesRecord, InputRecord, Store, UsageProblem, verify
 
 SIZE8, SIZE12 = (InputRecord(image_size=size, channels=3) for size in (8, 12))
@@ -71,8 +72,10 @@ def folder(root: Path, classes: list[int], n: int, seed: int) -> Path:
 
 
 def learn(store: Path, source: Path, **told: Any) -> Any:
-    through = following(str(store), **told)
-    return small.learn(str(store), read_batch(str(source), labels="required", input=through), small.OPTIONS)
+    opened = Opened.at(str(store))
+    with look(str(source), labels="required") as unread:
+        batch = unread.read(opened.expected.transform(unread.raw, **told))
+    return small.learn(opened, batch, small.OPTIONS)
 
 
 @pytest.fixture(scope="module")

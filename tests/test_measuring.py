@@ -84,9 +84,9 @@ def test_held_out_images_are_answered_as_predict_answers(
     held: list[Tensor] = []
     original = measuring.measured
 
-    def spy(loader: Any, batch: Batch, kind: Any, classes: Any, learned: Learned, *more: Any) -> measuring.Measured:
+    def spy(loader: Any, data: Any, learned: Learned, *more: Any) -> measuring.Measured:
         held.append(learned.held)
-        return original(loader, batch, kind, classes, learned, *more)
+        return original(loader, data, learned, *more)
 
     monkeypatch.setattr("clmoe_cli.api.gating.measured", spy)
     monkeypatch.setattr(gaussians, "without", lambda own, part: own)

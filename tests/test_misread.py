@@ -16,6 +16,7 @@ from clmoe_cli.api.detect import detect
 from clmoe_cli.api.export import export
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.names import new_task
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.predict import predict
@@ -147,18 +148,18 @@ def test_tasks_are_named_however_it_is_composed(store: str, tmp_path: Path) -> N
 
 def test_labels_that_nobody_knows_are_said(store: str, tmp_path: Path) -> None:
     batch = blobs(60, 4, (1, "1"))  # as an array of text
-    assert judged(store, batch) == (batch, "")
+    assert judged(Opened.at(store).expected, batch) == (batch, "")
     batch = replace(batch, labels=np.where(np.arange(60) < 12, "zebra", "1"))
-    same, text = judged(store, batch)
+    same, text = judged(Opened.at(store).expected, batch)
     assert same is batch
     assert text == "no task knows the labels zebra: 12 of 60 images count as wrong"
     days = replace(batch, labels=np.array(["day1", "day2"])[np.arange(60) % 2])
-    assert "day1, day2: 60 of 60" in judged(store, days)[1]
-    found, text = judged(store, replace(days, files=("a",) * 60))
+    assert "day1, day2: 60 of 60" in judged(Opened.at(store).expected, days)[1]
+    found, text = judged(Opened.at(store).expected, replace(days, files=("a",) * 60))
     assert found.labels is None
     assert text == "no task has a class of the name of a folder (day1, day2): the folders are not taken for labels"
-    assert judged(str(tmp_path), batch) == (batch, "")
-    assert judged(store, replace(batch, labels=None))[1] == ""
+    assert judged(Opened.at(str(tmp_path)).expected, batch) == (batch, "")
+    assert judged(Opened.at(store).expected, replace(batch, labels=None))[1] == ""
 
 
 LABELS = st.lists(st.one_of(st.integers(-3, 12), st.sampled_from(["1", "-2", "01", "a", CAFE, DECOMPOSED, "\u212b"])))
@@ -217,5 +218,5 @@ def test_class_folders_answer_for_integers(tmp_path: Path) -> None:
         (tmp_path / "f" / str(5 if y[i] else 1)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[i]).save(tmp_path / "f" / str(5 if y[i] else 1) / f"{i}.png")
     batch = read_batch(str(tmp_path / "f"), labels="optional")
-    assert judged(root, batch) == (batch, "")
+    assert judged(Opened.at(root).expected, batch) == (batch, "")
     assert predict(root, batch).accuracy == 1.0

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from clmoe_cli.data import Raw, pictures, read_batch, spool, transforms
+from clmoe_cli.data import Raw, look, pictures, read_batch, spool, transforms
 from store_schema import BadInput, DiskProblem, InputRecord
 
 SMALL = InputRecord(image_size=8)
@@ -201,7 +201,7 @@ def test_vectors_have_no_size(tmp_path: Path) -> None:
         read_batch(str(tmp_path / "a.npz"), labels="ignored", input=SMALL)
 
 
-def test_who_chooses_sees_what_there_is(tmp_path: Path) -> None:
+def test_what_there_is_is_known_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "0.png").write_bytes(b"broken")
     save(tmp_path / "f" / "1.png", pixels(9, 12, 1), "L")
@@ -209,5 +209,6 @@ def test_who_chooses_sees_what_there_is(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=np.zeros((2, 5), np.uint8))
     seen: list[Raw] = []
     for name in ("f", "a.npz", "b.npz"):
-        read_batch(str(tmp_path / name), labels="ignored", input=lambda raw: seen.append(raw), skip_broken=True)
+        with look(str(tmp_path / name), labels="ignored", skip_broken=True) as unread:
+            seen.append(unread.raw)
     assert seen == [Raw(True, (1, 9, 12)), Raw(False, (3, 9, 12)), Raw(False, (5,))]

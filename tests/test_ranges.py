@@ -16,6 +16,7 @@ from pictures import bars
 
 from clmoe_cli.api import ranges
 from clmoe_cli.api.detect import detect
+from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.predict import predict
@@ -205,7 +206,7 @@ def test_a_store_without_a_range_has_none_later_and_says_nothing(stores: dict[st
     (record,) = manifest.gates
     assert record.input_range is not None
     old = manifest.model_copy(update={"gates": (record.model_copy(update={"input_range": None}),)})
-    assert ranges.cautions(manifest, asked("floats")) != ()
-    assert ranges.cautions(old, asked("floats")) == ()
+    assert ranges.cautions(Expected.of(manifest), asked("floats")) != ()
+    assert ranges.cautions(Expected.of(old), asked("floats")) == ()
     vectors = Batch(np.ones((3, 5), np.float32), None, "")
-    assert ranges.cautions(manifest, vectors) == ()
+    assert ranges.cautions(Expected.of(manifest), vectors) == ()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clmoe_cli.api import processes, resuming
 from clmoe_cli.api.learn import learn
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predict import predict
 from clmoe_cli.method.subnetwork.training import Epoch
 from clmoe_cli.runtime.distributed import collectives
@@ -74,10 +75,10 @@ def test_all_read_the_same_generation(tmp_path: Path, monkeypatch: pytest.Monkey
                 raise ObjectVanished("swept")
             return bytes(store.head)
 
-        assert processes.read_together("store", use) == b"3"
+        assert processes.read_together(Opened("store", None), use) == b"3"
         monkeypatch.setattr(processes.Store, "open", lambda path: SimpleNamespace(head=b"1"))
         with pytest.raises(ObjectVanished):
-            processes.read_together("store", use)
+            processes.read_together(Opened("store", None), use)
         return {}
 
     together(2, act, tmp_path / "found")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from clmoe_cli.api.detect import detect
-from clmoe_cli.api.inputs import following
+from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.learn import learn
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predict import predict
 from clmoe_cli.backbone.session import BackboneSession, check_same
 from clmoe_cli.backbone.torchvision_models import Backbone
@@ -192,7 +193,7 @@ def test_each_picture_is_seen_once(
 
 def seen(world: Path, source: Path) -> Batch:
     seeing = BackboneSession("resnet18", str(world / "own.safetensors"), "mlp:8,8")
-    return read(str(source), "required", "nowhere", How(SIDE), True, seeing=seeing)
+    return seeing.features(read(str(source), "required", Expected(), How(SIDE, backbone=seeing, quiet=True)))
 
 
 def test_folders_and_arrays_give_the_same_features(world: Path, tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_which_size_and_which_kind(world: Path, tmp_path: Path, capsys: pytest.C
     file, photo, store = str(world / "own.safetensors"), Raw(True, (3, 90, 60)), str(world / "store")
 
     def chosen(store: str, raw: Raw = photo, arch: str | None = None, size: int | None = None) -> InputRecord | None:
-        return following(store, image_size=size, seeing=BackboneSession(arch, file, "mlp:8"))(raw)
+        return Opened.at(store).expected.transform(raw, size, BackboneSession(arch, file, "mlp:8"))
 
     fresh = chosen(str(tmp_path / "none"), arch="resnet18")
     assert fresh is not None

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clmoe_cli.data import Batch, Raw, columns, read_batch, rows, spool
+from clmoe_cli.data import Batch, Raw, columns, look, read_batch, rows, spool
 from clmoe_cli.runtime import limits
 from store_schema import BadInput, InputRecord, UsageProblem
 
@@ -250,10 +250,9 @@ def test_tables_come_by_suffix_by_word_and_by_pipe(tmp_path: Path, monkeypatch: 
 
 
 def test_a_table_goes_through_no_picture_transform(tmp_path: Path) -> None:
-    seen: list[Raw] = []
     path = table(tmp_path / "t.csv", "1,2\n3,4\n")
-    read_batch(path, labels="optional", input=lambda raw: seen.append(raw))
-    assert seen == [Raw(False, (2,))]
+    with look(path, labels="optional") as unread:
+        assert unread.raw == Raw(False, (2,))
     with pytest.raises(BadInput, match=r"vectors cannot be resized.*--image-size"):
         read_batch(path, labels="optional", input=InputRecord(image_size=8))
 

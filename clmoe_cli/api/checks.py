@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from clmoe_cli.api import common
+from clmoe_cli.api.inputs import Expected
+from clmoe_cli.api.opened import Opened
+from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder, clashes
 from clmoe_cli.data.npz import name_list
@@ -21,7 +23,7 @@ from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from clmoe_cli.runtime.words import nfc, one_of
-from store_schema import BadInput, ExpertRecord, Manifest, Store, StoreMissing, TaskRecord, UsageProblem
+from store_schema import BadInput, ExpertRecord, Manifest, TaskRecord, UsageProblem
 
 LARGEST = 1e4
 """Inputs beyond this, where the median image has a root mean square of about 1, would drown all others."""
@@ -31,20 +33,18 @@ BALANCE = 8
 """Refining needs of each class at least this fraction of an even share."""
 
 
-def check_expert(store: str, expert: str | None) -> None:
-    """Refuses the name of an expert (UsageProblem) before a store is made that cannot have it."""
+def check_expert(opened: Opened, expert: str | None) -> None:
+    """Refuses the name of an expert that the store has not (UsageProblem), before one is made that cannot have it."""
     if expert not in (None, "new"):
-        try:
-            Store.open(store)
-        except StoreMissing:
-            one_of("expert", str(expert), ["new"])
+        known = [] if opened.snapshot is None else [e.id for e in opened.snapshot.manifest.experts]
+        one_of("expert", str(expert), [*known, "new"])
 
 
-def check_alpha(alpha: float) -> None:
-    """Refuses a rate of false alarms that is none (UsageProblem)."""
-    if not 0.0 <= alpha <= 1.0:
-        found = str(alpha)
-        raise UsageProblem("--alpha is a rate of false alarms", found=found, expected="a number from 0 to 1")
+def check_names(opened: Opened, options: LearnOptions) -> None:
+    """Refuses an expert and a seed that the store has not (UsageProblem); data need not be read for that."""
+    check_expert(opened, options.expert)
+    if opened.snapshot is not None:
+        check_seed(opened.snapshot.manifest, options.seed)
 
 
 def check_seed(manifest: Manifest, seed: int | None) -> None:
@@ -90,24 +90,27 @@ def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep 
     check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
 
 
-def check_unit(batch: Batch, on_step: OnStep = silent) -> None:
-    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them."""
+def check_unit(batch: Batch, scale: float, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond the others (BadInput), before any task has seen them.
+
+    ``scale``: their :func:`clmoe_cli.api.common.input_scale`.
+    """
     if batch.images.dtype != np.uint8:
-        scale = common.input_scale(batch, on_step)
         check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
 
 
-def check_labels(manifest: Manifest, batch: Batch) -> None:
+def check_labels(expected: Expected, batch: Batch) -> None:
     """Refuses integers that the store knows as text, and text that it knows as integers (BadInput).
 
     They would become twins: two classes that look the same. A store that has both takes both.
     """
-    found = clashes((label for task in manifest.tasks for label in task.classes), batch.classes())
+    every = expected.classes
+    found = clashes((label for classes in every.values() for label in classes), batch.classes())
     if not found:
         return
     texts = {nfc(str(label)) for label in found}
-    task = next(t for t in manifest.tasks if texts & {nfc(str(label)) for label in t.classes})
-    twin = next(label for label in task.classes if nfc(str(label)) in texts)
+    task = next(name for name, classes in every.items() if texts & {nfc(str(label)) for label in classes})
+    twin = next(label for label in every[task] if nfc(str(label)) in texts)
     as_text = isinstance(found[0], str)
     shown = ", ".join(repr(label) for label in found[:8]) + (", …" if len(found) > 8 else "")
     hint = "y.astype(int)" if as_text else "y.astype(str)"
@@ -117,28 +120,19 @@ def check_labels(manifest: Manifest, batch: Batch) -> None:
         "labels clash with those of the store",
         where=batch.source,
         found=f"{shown} as {'text' if as_text else 'integers'}",
-        expected=f"{'integers' if as_text else 'text'}, as {twin!r} of task {task.name}",
+        expected=f"{'integers' if as_text else 'text'}, as {twin!r} of task {task}",
         hint=hint,
     )
 
 
-def check_known(store: str, batch: Batch) -> None:
-    """:func:`check_labels` of a store that is not locked, and may not be there yet."""
-    with suppress(StoreMissing):
-        check_labels(Store.open(store).manifest, batch)
-
-
-def judged(store: str, batch: Batch) -> tuple[Batch, str]:
+def judged(expected: Expected, batch: Batch) -> tuple[Batch, str]:
     """A batch whose labels are to judge answers, and a warning where the store does not know some of them, else "".
 
     Folders of which no name is a class are no labels, and are left out.
     """
-    if batch.labels is None:
+    if batch.labels is None or not expected.classes:
         return batch, ""
-    try:
-        known = LabelEncoder.of(*(task.classes for task in Store.open(store).manifest.tasks))
-    except StoreMissing:  # who answers says so
-        return batch, ""
+    known = LabelEncoder.of(*expected.classes.values())
     book, codes = known.reading(batch.labels)
     foreign = name_list([str(label) for label in book.labels[len(known.labels) :]])
     count = int((codes >= len(known.labels)).sum())

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from clmoe_cli.api import common, gating, reports
-from clmoe_cli.api.measuring import Confusion, Measured
+from clmoe_cli.api.measuring import Kind, Measured
 from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, Status, accuracy_of, per_class_of
 from clmoe_cli.api.session import Session
 from clmoe_cli.method.learn_task import Learned
@@ -59,9 +59,9 @@ class Origin:
 
 
 def commit_learned(
-    session: Session, locked: Writer, learned: Learned, origin: Origin
-) -> tuple[Manifest, tuple[Confusion, ...]]:
-    """Commits a task to its expert. Returns what was committed, and for whose classes the task's are taken."""
+    session: Session, locked: Writer, learned: Learned, origin: Origin, kind: Kind, found: Measured
+) -> Manifest:
+    """Commits a task to its expert, with what was measured of it. Returns what was committed."""
     task, manifest, record, others = learned.subnetwork, locked.manifest, origin.record, origin.others
     loader, batch, on_step, net = session.loader, session.batch, session.on_step, network(origin.record)
     before = loader.weights(record.id) if record.weights is not None else None
@@ -73,7 +73,6 @@ def commit_learned(
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.intersection(task.mask, masks.union(task.mask, earlier))
-    found = gating.measure(loader, batch, origin.number, origin.classes, learned, on_step)
     body = to_record(learned, found.statistics)
     stored_task = _Stored(locked.put(encode_subnetwork(body), "h5"), weights, body, reused, found)
     entry = _task_record(session, learned, origin, stored_task)
@@ -91,14 +90,14 @@ def commit_learned(
     update = {
         "tasks": tuple(tasks),
         "experts": tuple(experts),
-        "gates": gating.updated(locked, loader, batch, origin.number, found.statistics, on_step),
+        "gates": gating.updated(locked, loader, batch, kind, origin.number, found.statistics),
         "next_task": max(manifest.next_task, origin.number + 1),
         "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
         "environment": environment(),
         "history": (*manifest.history, history),
     }
     with whole(on_step, "commit"):
-        return locked.commit(manifest.model_copy(update=update)), found.confused
+        return locked.commit(manifest.model_copy(update=update))
 
 
 @dataclass(frozen=True)

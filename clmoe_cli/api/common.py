@@ -29,6 +29,11 @@ IN_MEMORY = limits.FLOAT_BYTES
 NUMBERS = limits.LOOKED_AT_NUMBERS
 
 
+def prepared(batch: Batch) -> Batch:
+    """The same, its pixels scaled once for all steps that look at them, unless that would take much memory."""
+    return batch.prepared() if batch.images.size * 4 <= IN_MEMORY else batch
+
+
 def flat(batch: Batch, scaling: Scaling) -> Tensor:
     """Images as an expert or the gate reads them: [N, D] float32."""
     return scaling.apply(torch.from_numpy(batch.scaled().reshape(len(batch.images), -1)))
@@ -48,9 +53,12 @@ def unread(batch: Batch, scaling: Scaling) -> Images:
     return Images(read, torch.arange(len(batch.images)), math.prod(batch.input_shape))
 
 
-def new_scaling(batch: Batch, net: Network, on_step: OnStep = silent) -> Scaling:
-    """How an expert of that architecture reads its inputs that is made for a batch: vectors are standardised."""
-    plain = Scaling(input_scale(batch, on_step))
+def new_scaling(batch: Batch, net: Network, scale: float) -> Scaling:
+    """How an expert of that architecture reads its inputs that is made for a batch: vectors are standardised.
+
+    ``scale``: the batch's :func:`input_scale`.
+    """
+    plain = Scaling(scale)
     if not isinstance(net, MLP):
         return plain
     found = standardising if len(batch.input_shape) == 1 else centring
@@ -126,7 +134,7 @@ def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
 
 def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows]:
     """A batch as each of these experts reads it; held in memory once for those that read it alike."""
-    scalings = {expert: loader.scaling(expert) for expert in experts}
+    batch, scalings = prepared(batch), {expert: loader.scaling(expert) for expert in experts}
     own: dict[str, Rows] = {e: unread(batch, s) for e, s in scalings.items() if s.standardised}
     shared = {s.factor: s for s in scalings.values() if not s.standardised}
     alike = {factor: rows(batch, s) for factor, s in shared.items()}

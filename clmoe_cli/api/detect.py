@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from clmoe_cli.api import common, ranges
-from clmoe_cli.api.checks import check_alpha, check_values
+from clmoe_cli.api.checks import check_values
 from clmoe_cli.api.evidence import GATE, onset_evidence, shortlisted
-from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.inputs import Expected, kind_text
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.reports import Compared, DetectReport
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
@@ -19,13 +20,13 @@ from clmoe_cli.method.tasks.novelty import Verdict, decide
 from clmoe_cli.method.tasks.placement import DRAWS, IMAGES, KnownTask, agreement
 from clmoe_cli.runtime.choices import EVIDENCE
 from clmoe_cli.runtime.events import OnStep, counted, silent
-from clmoe_cli.runtime.words import one_of
+from clmoe_cli.runtime.words import check_rate, one_of
 from clmoe_cli.store_tensors import Loader, derived_seed, generator
-from store_schema import BadInput, read_consistently
+from store_schema import BadInput
 
 
 def detect(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     *,
     use_labels: bool = False,
@@ -46,17 +47,17 @@ def detect(
     """
     check_batch(batch)
     one_of("evidence", evidence, EVIDENCE)
-    check_alpha(alpha)
+    check_rate("--alpha", alpha)
     if use_labels and batch.labels is None:
         raise BadInput("--use-labels needs labels", where=batch.source, expected="labels y [N]")
-    return read_consistently(
-        store, lambda opened: _detect(Loader(opened, device), batch, use_labels, alpha, evidence, on_step)
+    return Opened.existing(store).read(
+        lambda snapshot: _detect(Loader(snapshot, device), batch, use_labels, alpha, evidence, on_step)
     )
 
 
 def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: str, on_step: OnStep) -> DetectReport:
     manifest = loader.manifest
-    check_backbone(manifest, batch)
+    check_backbone(Expected.of(manifest).backbone, batch)
     if not manifest.tasks_of_shape(batch.input_shape, batch.input):
         shape = kind_text(batch.input_shape, batch.input)
         return _report(
@@ -66,7 +67,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     book = LabelEncoder.of(*(t.classes for t in manifest.tasks))
     rng = generator(derived_seed(manifest.seed, 0, "detect"))
     index = common.sample(len(batch.images), max(common.ONSET_IMAGES, IMAGES), rng)
-    few = common.part(batch, index)
+    few = common.prepared(common.part(batch, index))
     names = shortlisted(loader, few)
     found, raw = onset_evidence(loader, names, few, book, kind, on_step)
     labels = None
@@ -108,5 +109,5 @@ def _report(loader: Loader, batch: Batch, verdict: Verdict, rows: list[Compared]
         images=len(batch.images),
         tasks=tuple(rows),
         skipped=len(batch.skipped),
-        warnings=ranges.cautions(loader.manifest, batch),
+        warnings=ranges.cautions(Expected.of(loader.manifest), batch),
     )

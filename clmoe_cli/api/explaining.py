@@ -59,13 +59,13 @@ class Explanation:
             "reason": np.array(self.reason, dtype=np.str_),
         }
 
-    def told(self, rows: Sequence[Prediction], candidates: bool = True) -> list[Prediction]:
+    def added_to(self, rows: Sequence[Prediction], candidates: bool = True) -> list[Prediction]:
         """Predictions of the images with what explains them; their :meth:`candidates` only if they are wanted."""
         every: Iterable[tuple[Considered, ...] | None] = self.candidates() if candidates else [None] * len(rows)
         columns = (self.runner_up_task.tolist(), self.runner_up_labels, self.margin.tolist(), self.reason, every)
         return [
-            replace(row, runner_up_task=task, runner_up_label=label, margin=margin, reason=reason, explanation=own)
-            for row, task, label, margin, reason, own in zip(rows, *columns, strict=True)
+            replace(row, runner_up_task=task, runner_up_label=label, margin=margin, reason=reason, explanation=compared)
+            for row, task, label, margin, reason, compared in zip(rows, *columns, strict=True)
         ]
 
     def candidates(self) -> Iterator[tuple[Considered, ...]]:
@@ -91,18 +91,18 @@ class Explanation:
 
 
 def explained(
-    found: Decision, case: Case, names: list[str], homes: list[str], book: LabelEncoder
+    decision: Decision, case: Case, names: list[str], homes: list[str], book: LabelEncoder
 ) -> Explanation | None:
     """The explanation of a decision that came with its candidates, None for others.
 
     ``names`` and ``homes``: of the tasks, and of their experts, by position.
     """
-    why = found.why
+    why = decision.why
     if not isinstance(why, Candidates):
         return None
     rival = why.rival()[:, None]
     codes = why.code.gather(1, rival)[:, 0].numpy()
-    told = Explanation(
+    explanation = Explanation(
         runner_up_task=np.array(names, dtype=np.str_)[why.task.gather(1, rival)[:, 0].numpy()],
         runner_up_label=book.decode(codes),
         runner_up_labels=tuple(book.labels[code] for code in codes.tolist()),
@@ -114,7 +114,7 @@ def explained(
         homes=homes,
         book=book,
     )
-    return replace(told, reason=tuple(sentence(case, image) for image in told.candidates()))
+    return replace(explanation, reason=tuple(sentence(case, image) for image in explanation.candidates()))
 
 
 def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[Rows] | None = None) -> Asked:
@@ -157,25 +157,28 @@ def of_gate(loader: Loader, batch: Batch, names: Sequence[str]) -> Explain:
     return partial(of_decision, asked=asked(loader, batch, names))
 
 
-def of_evidence(
-    loader: Loader,
-    names: Sequence[str],
-    book: LabelEncoder,
-    router: str | None,
-    together: int | None,
-    evidence: torch.Tensor,
-    found: Decision,
-    inputs: Sequence[Rows],
-    rows: torch.Tensor,
-    ask: Asked,
-) -> Candidates:
-    """The candidates of a decision by ``evidence`` [n, T] of a router, or (None) within the only task.
+@dataclass(frozen=True)
+class OfSubnetworks:
+    """What explains decisions by evidence of whole subnetworks about images of one batch.
 
-    ``rows`` [n]: which of the images that each task reads as ``inputs`` they are; of batches the whole.
+    ``names``: the tasks that could answer; ``router``: whose evidence decides, None within the only task; ``together``:
+    how many consecutive images are of one task, None for one; ``inputs``: the images as each task reads them;
+    ``asked``: what asks a task's subnetwork about some of them.
     """
-    levels = {} if router is None else {"task_score": evidence}
-    if router == "paper":
-        some = [taken(x, rows) for x in inputs]
-        levels["expert_score"] = paper.weigh(paper.by_expert, loader.tasks(names), some, together)
-    codes = [torch.tensor(book.codes(loader.manifest.task(name).classes)) for name in names]
-    return of_subnetworks(codes, levels, found.task, found.code, rows, ask)
+
+    loader: Loader
+    names: Sequence[str]
+    book: LabelEncoder
+    router: str | None
+    together: int | None
+    inputs: Sequence[Rows]
+    asked: Asked
+
+    def candidates(self, decision: Decision, evidence: torch.Tensor, rows: torch.Tensor) -> Candidates:
+        """The candidates of a decision by ``evidence`` [n, T] about the images ``rows`` [n]; of batches the whole."""
+        levels = {} if self.router is None else {"task_score": evidence}
+        if self.router == "paper":
+            some = [taken(x, rows) for x in self.inputs]
+            levels["expert_score"] = paper.weigh(paper.by_expert, self.loader.tasks(self.names), some, self.together)
+        codes = [torch.tensor(self.book.codes(self.loader.manifest.task(name).classes)) for name in self.names]
+        return of_subnetworks(codes, levels, decision.task, decision.code, rows, self.asked)

@@ -10,7 +10,7 @@ import torch
 
 from clmoe_cli.api import common, ranges
 from clmoe_cli.api.inputs import kind_text
-from clmoe_cli.api.measuring import Kind, Measured, measured, measured_subspaces
+from clmoe_cli.api.measuring import DataFeatures, Kind, Measured, measured, measured_subspaces
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.learn_task import Learned
@@ -87,29 +87,34 @@ def _amounts(batch: Batch) -> bool:
     return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
 
 
-def kind_of(manifest: Manifest, batch: Batch, without: int, on_step: OnStep = silent) -> Kind:
-    """The batch's kind of input, with the tasks that read it but the one of number ``without``."""
+def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float) -> Kind:
+    """The batch's kind of input, with the tasks that read it but the one of number ``without``.
+
+    ``scale``: what inputs of this kind are multiplied by, fixed by the first task of the kind.
+    """
     others = [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input) if t.number != without]
-    return Kind(features_of(manifest, batch), _scale(manifest, batch, on_step), tuple(others))
+    record = manifest.gate(batch.input_shape, batch.input)
+    return Kind(features_of(manifest, batch), scale, tuple(others), record is not None and record.rule is None)
 
 
-def measure(
-    loader: Loader, batch: Batch, number: int, classes: tuple[Label, ...], learned: Learned, on_step: OnStep = silent
-) -> Measured:
-    """What the gate measures of task ``number``, which was just learned from ``batch``, by its kind's rule."""
-    manifest = loader.manifest
-    kind, record = kind_of(manifest, batch, number, on_step), manifest.gate(batch.input_shape, batch.input)
-    if record is not None and record.rule is None:
-        return measured_subspaces(batch, kind, classes, on_step)
-    return measured(loader, batch, kind, classes, learned, on_step)
+def features_of_data(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnStep = silent) -> DataFeatures:
+    """The gate's features of the images that a task was learned from, whose classes are these."""
+    return DataFeatures.of(batch, kind, classes, on_step)
+
+
+def measure(loader: Loader, data: DataFeatures, learned: Learned, on_step: OnStep = silent) -> Measured:
+    """What the gate measures of a task that was just learned from ``data``, by its kind's rule."""
+    if data.kind.subspaces:
+        return measured_subspaces(data, on_step)
+    return measured(loader, data, learned, on_step)
 
 
 def updated(
-    locked: Writer, loader: Loader, batch: Batch, number: int, found: Subspaces, on_step: OnStep = silent
+    locked: Writer, loader: Loader, batch: Batch, kind: Kind, number: int, found: Subspaces
 ) -> tuple[GateRecord, ...]:
     """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
     manifest, shape, through = locked.manifest, batch.input_shape, batch.input
-    name = features_of(manifest, batch)
+    name = kind.features
     if isinstance(found, Gaussians):
         tasks = [t for t in manifest.tasks_of_shape(shape, through) if t.number != number]
         every = {t.number: t.name for t in tasks}
@@ -120,7 +125,7 @@ def updated(
     old = manifest.gate(shape, through)
     record = GateRecord(
         input_shape=shape,
-        input_scale=_scale(manifest, batch, on_step),
+        input_scale=kind.scale,
         features=name,
         solved=locked.put(data, "safetensors"),
         input=through,
@@ -190,12 +195,15 @@ def decide(
     """
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
-    scale, name = _scale(manifest, batch), features_of(manifest, batch)
+    record = manifest.gate(batch.input_shape, batch.input)
+    assert record is not None
+    scale, name = Scaling(record.input_scale), record.features
     solved = alone(loader.gaussians(names[0])) if route.only else loader.gate(batch.input_shape, batch.input)
+    chunk = _Chunk(batch)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
 
     def opinion(task: int, rows: torch.Tensor) -> torch.Tensor:
-        x = common.flat(common.part(batch, rows), loader.scaling(manifest.task(names[task]).expert))
+        x = common.flat(chunk.take(rows), loader.scaling(manifest.task(names[task]).expert))
         return loader.answering(names[task])[1].logits(x).log_softmax(dim=1)
 
     weights = [opinion_of(manifest.task(name)) for name in names]
@@ -209,31 +217,41 @@ def decide(
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
-        return features(common.flat(common.part(batch, rows), Scaling(scale)), batch.input_shape, name)
+        return features(common.flat(chunk.load(rows), scale), batch.input_shape, name)
 
     everything = torch.arange(len(batch.images))
     to = begun(on_step, "deciding", len(everything), "images")
-    chunk = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
+    size = max(1, min(CHUNK, PIXELS // math.prod(batch.input_shape)))
     if route.batches is None:
         by_itself = decide_given if route.only else decide_images
-        for rows in everything.split(chunk):
+        for rows in everything.split(size):
             yield by_itself(sources, seen(rows), rows)
             to(int(rows[-1]) + 1)
         return
     for together in everything.split(route.batches):
-        some = together[torch.linspace(0, len(together) - 1, min(len(together), chunk)).round().long()]
+        some = together[torch.linspace(0, len(together) - 1, min(len(together), size)).round().long()]
         values = seen(some)
         found = task_of_batch(sources, values)
-        for rows in together.split(chunk):
+        for rows in together.split(size):
             own = values if len(some) == len(together) else seen(rows)
             yield decide_within(sources, found, own, rows)
             to(int(rows[-1]) + 1)
 
 
-def _scale(manifest: Manifest, batch: Batch, on_step: OnStep = silent) -> float:
-    """What inputs of this kind are multiplied by: fixed by the first task of the kind."""
-    record = manifest.gate(batch.input_shape, batch.input)
-    return record.input_scale if record else common.input_scale(batch, on_step)
+class _Chunk:
+    """The images that are decided at a time: their pixels are scaled once, for the gate and for the subnetworks."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.first, self.part = batch, 0, batch
+
+    def load(self, rows: torch.Tensor) -> Batch:
+        """The images at these ascending positions [n] of the batch."""
+        self.first, self.part = int(rows[0]), common.prepared(common.part(self.batch, rows))
+        return self.part
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """Some of them, by their positions in the batch; what was loaded last is consecutive."""
+        return common.part(self.part, rows - self.first)
 
 
 def opinion_of(task: TaskRecord) -> float:

@@ -1,4 +1,4 @@
-"""Which transform pictures are read with when nobody says: that of the store's tasks. Imports no torch.
+"""What a store expects of data, resolved before any are read, and what pictures go through then. Imports no torch.
 
 Rules, in this order: what the options say; images that an expert reads as they are, if their shape is its own; the one
 transform that the store's experts have and the source can go through; none. ``learn``, ``detect`` and ``predict``
@@ -8,25 +8,41 @@ part of the transform: where all that the store knows of pictures went through o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from clmoe_cli.backbone.session import NONE, BackboneSession, backbone_of
-from clmoe_cli.data.batch import Raw
+from clmoe_cli.data.batch import Batch, Raw
+from clmoe_cli.data.labels import Label
 from clmoe_cli.runtime.events import OnStep, silent
-from clmoe_cli.runtime.words import nfc
-from store_schema import InputRecord, Manifest, Store, StoreMissing, UsageProblem
+from clmoe_cli.runtime.words import one_of
+from store_schema import FeaturesRecord, InputRecord, Manifest, UsageProblem
 
 AS_THEY_ARE = 0
 """The ``image_size`` that says: no transform, whatever the store has."""
 
 
 @dataclass(frozen=True)
+class Values:
+    """The range of the numbers of one kind of input, in the units that experts read: what its tasks were learned from.
+
+    ``largest``: least and most of the largest magnitudes of images; ``lowest``: the same of their least values.
+    """
+
+    largest: tuple[float, float]
+    lowest: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Kind:
-    """A kind of input that a store knows: the shape of one image after ``input``, and ``input``."""
+    """A kind of input that a store knows: the shape of one image after ``input``, and ``input``.
+
+    ``values``: their range, None where it is not known (stores of older formats).
+    """
 
     shape: tuple[int, ...]
     input: InputRecord | None
+    values: Values | None = None
 
     def takes(self, raw: Raw) -> bool:
         """Whether such a source can become this kind. A folder's colour is known only when all of it is read."""
@@ -49,46 +65,64 @@ class Kind:
         return self.input is not None and self.input.features is not None
 
 
-def following(
-    store: str,
-    *,
-    image_size: int | None = None,
-    task: str | None = None,
-    seeing: BackboneSession | None = None,
-    on_step: OnStep = silent,
-) -> Callable[[Raw], InputRecord | None]:
-    """What decides how a source is read, for :func:`clmoe_cli.data.read_batch`.
+@dataclass(frozen=True)
+class Expected:
+    """What a store expects of data; of one without tasks nothing is expected.
 
-    ``image_size``: the option, 0 for images as they are, None if it was not given. ``task``: only this task's expert
-    is to read them. ``seeing``: what is said of a backbone; it then takes the features
-    (:meth:`~clmoe_cli.backbone.session.BackboneSession.features`). A store that does not exist has no say.
-
-    Raises, when it decides, UsageProblem where several transforms fit or options contradict each other, what
-    :meth:`~clmoe_cli.backbone.session.BackboneSession.record` raises, and the store's errors.
+    ``kinds``: the kinds of input that its tasks read, vectors or images, each with its shape, its transform and its
+    range; ``backbone``: the one that its pictures go through, None for none; ``classes``: the labels of each task, of
+    which some are text or all are integers.
     """
-    seeing = seeing or BackboneSession()
 
-    def choose(raw: Raw) -> InputRecord | None:
-        asked = seeing.arch not in (None, NONE)
+    kinds: tuple[Kind, ...] = ()
+    backbone: FeaturesRecord | None = None
+    classes: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(manifest: Manifest) -> Expected:
+        """What the tasks of a manifest were learned from."""
+        classes = {task.name: task.classes for task in manifest.tasks}
+        return Expected(kinds(manifest), backbone_of(manifest), classes)
+
+    def by(self, manifest: Manifest, task: str) -> Expected:
+        """The same of data that one task is to read. UsageProblem for an unknown one."""
+        name = one_of("task", task, [t.name for t in manifest.tasks])
+        return replace(self, kinds=kinds(manifest, name))
+
+    def kind_of(self, batch: Batch) -> Kind | None:
+        """The kind that a batch is of, None for one that no task reads."""
+        return next((k for k in self.kinds if (k.shape, k.input) == (batch.input_shape, batch.input)), None)
+
+    def transform(
+        self,
+        raw: Raw,
+        image_size: int | None = None,
+        session: BackboneSession | None = None,
+        on_step: OnStep = silent,
+    ) -> InputRecord | None:
+        """What images like ``raw`` go through before an expert reads them; None for nothing.
+
+        ``image_size``: the option, 0 for images as they are, None if it was not given. ``session``: what is said of a
+        backbone; it then computes the features (:meth:`~clmoe_cli.backbone.session.BackboneSession.features`).
+
+        Raises UsageProblem where several transforms fit or options contradict each other, and what
+        :meth:`~clmoe_cli.backbone.session.BackboneSession.record` raises.
+        """
+        session = session or BackboneSession()
+        asked = session.arch not in (None, NONE)
         if asked:
             _check_pictures(raw, image_size)
         if image_size == AS_THEY_ARE:
             return None
-        try:
-            manifest = Store.open(store).manifest
-            known, found = backbone_of(manifest), [k for k in kinds(manifest, task) if k.takes(raw)]
-        except StoreMissing:
-            if asked and seeing.experts is None:
-                raise
-            known, found = None, []
-        if seeing.weights is not None and known is None and not asked:
+        if session.weights is not None and self.backbone is None and not asked:
             raise UsageProblem("--features-weights without a backbone", hint="--features ARCH names it")
-        if seeing.arch is not None:
-            found = [k for k in found if k.seen == asked]
-        record, seen = _through(found, image_size)
-        return seeing.record(known, record.image_size if record else None, on_step) if seen or asked else record
-
-    return choose
+        fitting = [k for k in self.kinds if k.takes(raw)]
+        if session.arch is not None:
+            fitting = [k for k in fitting if k.seen == asked]
+        record, seen = _through(fitting, image_size)
+        if not (seen or asked):
+            return record
+        return session.record(self.backbone, record.image_size if record else None, on_step)
 
 
 def _check_pictures(raw: Raw, image_size: int | None) -> None:
@@ -113,11 +147,18 @@ def _through(fitting: Sequence[Kind], image_size: int | None) -> tuple[InputReco
     return record, record is not None and record.features is not None
 
 
-def kinds(manifest: Manifest, task: str | None = None) -> list[Kind]:
-    """The kinds of input that the store's tasks read, or that of one task; none for an unknown task."""
-    tasks = [t for t in manifest.tasks if task is None or nfc(task) == nfc(t.name)]
-    experts = [manifest.expert(t.expert) for t in tasks]
-    return list(dict.fromkeys(Kind(e.input_shape, e.input) for e in experts))
+def kinds(manifest: Manifest, task: str | None = None) -> tuple[Kind, ...]:
+    """The kinds of input that the tasks of a manifest read, or that of one of them."""
+    experts = [manifest.expert(t.expert) for t in manifest.tasks if task in (None, t.name)]
+    found = dict.fromkeys((e.input_shape, e.input) for e in experts)
+    return tuple(Kind(shape, record, _values(manifest, shape, record)) for shape, record in found)
+
+
+def _values(manifest: Manifest, shape: tuple[int, ...], record: InputRecord | None) -> Values | None:
+    gate = manifest.gate(shape, record)
+    if gate is None or gate.input_range is None or gate.input_lowest is None:
+        return None
+    return Values(gate.input_range, gate.input_lowest)
 
 
 def decided(found: Sequence[Kind]) -> InputRecord | None:

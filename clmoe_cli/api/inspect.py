@@ -103,8 +103,13 @@ def inspect(
                 expected="every file as it was committed",
                 hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
             )
-        read_consistently(store, lambda opened: _certify(opened, on_step))
-    return replace(read_consistently(store, lambda opened: _inspect(opened, check, on_step)), dry_run=dry_run)
+
+    def use(opened: Store) -> InspectReport:
+        if check:
+            _certify(opened, on_step)
+        return _inspect(opened, check, on_step)
+
+    return replace(read_consistently(store, use), dry_run=dry_run)
 
 
 def _certify(opened: Store, on_step: OnStep) -> None:

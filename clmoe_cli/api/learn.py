@@ -3,64 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 
-from clmoe_cli.api import cautions, processes, ranges
+from clmoe_cli.api import cautions, common, gating, processes, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.api.measuring import Confusion
 from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check
-from clmoe_cli.api.reports import LearnReport, OnWarning
+from clmoe_cli.api.reports import LearnReport
 from clmoe_cli.api.resuming import Resuming
-from clmoe_cli.api.session import Listeners, Session
+from clmoe_cli.api.session import Callbacks, Listeners, Session
 from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
 from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.training import OnEpoch
 from clmoe_cli.method.tasks.placement import Placement
-from clmoe_cli.runtime.events import OnStep, silent, whole
+from clmoe_cli.runtime.events import whole
 from clmoe_cli.store_tensors import derived_seed, generator, network
 from store_schema import Manifest, Writer
 
 
 def learn(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
-    *,
-    on_epoch: OnEpoch = lambda epoch: None,
-    on_wait: Callable[[str], None] = lambda holder: None,
-    on_resume: Callable[[str], None] = lambda reached: None,
-    on_step: OnStep = silent,
-    on_warning: OnWarning = lambda caution: None,
+    **callbacks: Unpack[Callbacks],
 ) -> LearnReport:
     """Learns a batch as a new task, or says that it is known.
 
-    ``batch``: labelled images, :func:`clmoe_cli.data.read_batch`. Creates the store when there is none.
+    ``store``: its folder, or the store as it was opened. ``batch``: labelled images,
+    :func:`clmoe_cli.data.read_batch`. Creates the store when there is none.
 
     Raises BadInput for data that cannot be learned, UsageProblem for options that make no sense,
     StoreDamaged, StoreLocked and DiskProblem from the store. Nothing is changed then. What training had reached
-    is kept: the same call goes on from there (``on_resume`` is told from where) and ends with the same task, bit for
-    bit. A KeyboardInterrupt becomes Interrupted, which says so. ``on_step`` is told of all that may take long,
-    ``on_warning`` of what looks wrong, as soon as it is seen.
+    is kept: the same call goes on from there and ends with the same task, bit for bit. A KeyboardInterrupt becomes
+    Interrupted, which says so. ``callbacks``: those of :class:`clmoe_cli.api.session.Listeners`.
     """
-    options = options or LearnOptions()
+    options, listeners = options or LearnOptions(), Listeners(**callbacks)
     started, seed = time.monotonic(), options.seed or 0
     check(batch, options)
-    check_expert(store, options.expert)
-    with whole(on_step, "loading weights"):
+    opened = Opened.at(store)
+    check_expert(opened, options.expert)
+    with whole(listeners.on_step, "loading weights"):
         start = Start.of(options, batch)
     with (
-        processes.writing(store, seed=seed, timeout=options.lock_timeout, on_wait=on_wait) as locked,
-        Resuming(locked, batch, replace(options, weights=start.sha256), on_resume, on_step) as resuming,
+        processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=listeners.on_wait) as locked,
+        Resuming(
+            locked, batch, replace(options, weights=start.sha256), listeners.on_resume, listeners.on_step
+        ) as resuming,
     ):
-        session = Session(locked.store, batch, options, start, Listeners(on_epoch, on_step, on_warning))
+        session = Session(locked.store, common.prepared(batch), options, start, listeners)
         report = _learned(session, locked, resuming)
     return replace(report, seconds=round(time.monotonic() - started, 3), skipped=len(batch.skipped))
 
@@ -68,7 +66,7 @@ def learn(
 def _learned(session: Session, locked: Writer, resuming: Resuming) -> LearnReport:
     """Learns the batch, refines a task with it, or leaves it."""
     session.check()
-    session.warn(*ranges.cautions(session.manifest, session.batch))
+    session.warn(*ranges.cautions(session.expected, session.batch))
     match next_step(session):
         case Skip() as step:
             report = skipped(session, step)
@@ -142,21 +140,26 @@ def _shared(session: Session, step: New, net: Network) -> learn_task.Shared:
 
 def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> learn_task.Setting:
     """How a task of that name is trained."""
-    told, journal = session.listeners, resuming.begin(name)
+    listeners, journal = session.listeners, resuming.begin(name)
     return learn_task.Setting(
-        session.options.method, generator(seed), told.on_epoch, journal, session.start.params, told.on_step
+        session.options.method, generator(seed), listeners.on_epoch, journal, session.start.params, listeners.on_step
     )
 
 
 def _commit(
     session: Session, locked: Writer, learned: learn_task.Learned, origin: Origin
 ) -> tuple[Manifest, tuple[Confusion, ...]]:
-    """What is committed, by the one process that writes, and for which known classes the new ones are taken."""
+    """What is committed, by the one process that writes, and for which known classes the new ones are taken.
+
+    Features of the data, the gate's statistics and held-out answers from them, then the commit.
+    """
     confused: list[Confusion] = []
 
     def commit() -> Manifest:
-        committed, found = commit_learned(session, locked, learned, origin)
-        confused.extend(found)
-        return committed
+        kind, on_step = session.kind(origin.number), session.on_step
+        features = gating.features_of_data(session.batch, kind, origin.classes, on_step)
+        found = gating.measure(session.loader, features, learned, on_step)
+        confused.extend(found.confused)
+        return commit_learned(session, locked, learned, origin, kind, found)
 
     return processes.committed(locked, commit), tuple(confused)

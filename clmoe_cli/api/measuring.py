@@ -25,9 +25,8 @@ from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
 from clmoe_cli.method.routing.subspaces import Subspaces
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
-from clmoe_cli.runtime.events import OnStep, after, begun, silent, whole
+from clmoe_cli.runtime.events import OnDone, OnStep, after, begun, silent, whole
 from clmoe_cli.store_tensors import Loader
-from store_schema import GateRecord
 
 MOST = 20_000
 """Images of a class that its statistics rest on; of more, so many are taken evenly."""
@@ -75,11 +74,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of input as the gate sees it: the name of its features, their scale, and the tasks that read it."""
+    """A kind of input as the gate sees it: the name of its features, their scale, and the tasks that read it.
+
+    ``subspaces``: whether its gate is one of formats 1 and 2, which goes on with subspaces.
+    """
 
     features: str
     scale: float
     names: tuple[str, ...]
+    subspaces: bool = False
 
     @property
     def even(self) -> bool:
@@ -87,44 +90,73 @@ class Kind:
         return self.features not in (VECTOR, ROOT)
 
 
-def measured_subspaces(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnStep = silent) -> Measured:
+@dataclass(frozen=True, eq=False)
+class DataFeatures:
+    """A task's images as the gate sees them.
+
+    ``x``: all of them [N, D], in units of the kind's scale, with class ``y`` [N] among ``classes``; ``values``: the
+    features [n, d] of those at ``rows`` [n], on which statistics rest. Subspaces look at one class at a time: they have
+    no ``rows`` here.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind
+    classes: tuple[Label, ...]
+    x: Rows
+    y: Tensor
+    rows: Tensor
+    values: Tensor
+
+    @staticmethod
+    def of(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnStep = silent) -> DataFeatures:
+        """Computes the features of a labelled batch: of all images, or of each class of so many as memory has room
+        for."""
+        assert batch.labels is not None
+        y = torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
+        x, shape, rows, values = common.rows(batch, Scaling(kind.scale)), batch.input_shape, y[:0], torch.zeros(0, 0)
+        if not kind.subspaces:
+            rows = _some(y, NUMBERS // width(shape, kind.features))
+            seen = begun(on_step, "features", len(rows), "images")
+            values = features(taken(x, rows), shape, kind.features, seen)
+        return DataFeatures(shape, kind, classes, x, y, rows, values)
+
+    def at(self, rows: Tensor, on_done: OnDone = lambda done: None) -> Tensor:
+        """The features [m, d] of images at these positions [m] among all."""
+        return features(taken(self.x, rows), self.shape, self.kind.features, on_done)
+
+
+def measured_subspaces(data: DataFeatures, on_step: OnStep = silent) -> Measured:
     """The statistics of a kind of input of formats 1 and 2, which goes on with subspaces.
 
     The features of one class at a time are in memory.
     """
-    y, x = _labels(batch, classes), common.rows(batch, Scaling(kind.scale))
-    most = min(MOST, NUMBERS // width(batch.input_shape, kind.features))
-    counts = torch.bincount(y, minlength=len(classes)).clamp(max=most).tolist()
+    y, classes = data.y, len(data.classes)
+    most = min(MOST, NUMBERS // width(data.shape, data.kind.features))
+    counts = torch.bincount(y, minlength=classes).clamp(max=most).tolist()
     to, parts = begun(on_step, "gate", sum(counts), "images"), []
-    for c in range(len(classes)):
+    for c in range(classes):
         rows = (y == c).nonzero()[:, 0]
         rows = rows[torch.linspace(0, len(rows) - 1, counts[c]).round().long()]
         # One image short: a class is done when its subspace is.
-        seen = after(to, sum(counts[:c]) - 1)
-        parts.append(subspaces.fit(features(taken(x, rows), batch.input_shape, kind.features, seen)))
+        parts.append(subspaces.fit(data.at(rows, after(to, sum(counts[:c]) - 1))))
     to(sum(counts))
     joined = Subspaces.joined(parts)
-    return Measured(replace(joined, means=(joined.means.double() + _noise(batch, kind, x, y)).float()), _largest(y))
+    return Measured(replace(joined, means=(joined.means.double() + _noise(data)).float()), _largest(y))
 
 
-def _noise(batch: Batch, kind: Kind, x: Rows, y: Tensor) -> Tensor:
+def _noise(data: DataFeatures) -> Tensor:
     """What is added to the means of classes of few images, [C, d] float64, from a few features of each class."""
-    counts = torch.bincount(y)
+    counts = torch.bincount(data.y)
     if int(counts.min()) >= privacy.LEAST:
         return torch.zeros(())
-    rows = _some(y, FEW * len(counts))
-    values = features(taken(x, rows), batch.input_shape, kind.features)
-    return privacy.noise(values, y[rows], len(counts), privacy.drawing(values))
+    rows = _some(data.y, FEW * len(counts))
+    values = data.at(rows)
+    return privacy.noise(values, data.y[rows], len(counts), privacy.drawing(values))
 
 
-def measured(
-    loader: Loader, batch: Batch, kind: Kind, classes: tuple[Label, ...], learned: Learned, on_step: OnStep = silent
-) -> Measured:
-    """Measures a task that was just learned from ``batch``; ``kind.names``: the other tasks of its kind of input."""
-    y, x = _labels(batch, classes), common.rows(batch, Scaling(kind.scale))
-    rows = _some(y, NUMBERS // width(batch.input_shape, kind.features))
-    seen = begun(on_step, "features", len(rows), "images")
-    values = features(taken(x, rows), batch.input_shape, kind.features, seen)
+def measured(loader: Loader, data: DataFeatures, learned: Learned, on_step: OnStep = silent) -> Measured:
+    """Measures a task that was just learned from ``data``; ``data.kind.names``: the other tasks of its kind."""
+    y, rows, values, kind, classes = data.y, data.rows, data.values, data.kind, data.classes
     with whole(on_step, "gate"):
         held = torch.isin(rows, learned.held)
         noise = privacy.noise(values, y[rows], len(classes), privacy.drawing(values))
@@ -135,10 +167,8 @@ def measured(
         if not len(learned.held):
             return asked.by_folds(own, values, y[rows])
         part = gaussians.fit_part(values[~held], y[rows][~held], len(classes), own.units).noisy(noise)
-        at = learned.held
-        found = features(taken(x, at), batch.input_shape, kind.features)
-        told = asked.answers(gaussians.without(own, part), found, y[at], learned.said)
-        return replace(told, statistics=own, guessing=_largest(y))
+        answers = asked.answers(gaussians.without(own, part), data.at(learned.held), y[learned.held], learned.said)
+        return replace(answers, statistics=own, guessing=_largest(y))
 
 
 @dataclass(frozen=True)
@@ -260,11 +290,6 @@ def opinion_weight(by_gate: Tensor, said: Tensor, y: Tensor) -> float:
     return float(weights[best]) if float(likely[best] - likely[0]) > EARNED else 0.0
 
 
-def _labels(batch: Batch, classes: tuple[Label, ...]) -> Tensor:
-    assert batch.labels is not None
-    return torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
-
-
 def _largest(y: Tensor) -> float:
     """Share of the largest class: what guessing gives."""
     return float(torch.bincount(y).max()) / len(y)
@@ -281,10 +306,3 @@ def _some(y: Tensor, most: int) -> Tensor:
         rows = (y == c).nonzero()[:, 0]
         parts.append(rows[torch.linspace(0, len(rows) - 1, int(kept[c])).round().long()])
     return torch.cat(parts).sort().values
-
-
-def kind_of(record: GateRecord | None, name: str, scale: float, names: Sequence[str]) -> Kind:
-    """A kind of input as its gate's record says, or as a first task makes it."""
-    if record is None:
-        return Kind(name, scale, tuple(names))
-    return Kind(record.features, record.input_scale, tuple(names))

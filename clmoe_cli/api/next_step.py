@@ -98,7 +98,7 @@ def _novelty(session: Session) -> tuple[Verdict, list[str]]:
     codes = torch.from_numpy(book.encode(labels))
     if not session.names:
         return Verdict("new", (), None, "no task with images of this shape is known yet"), []
-    checks.check_unit(session.batch, session.on_step)
+    checks.check_unit(session.batch, session.input_scale, session.on_step)
     few = common.part(session.batch, index)
     near = shortlisted(session.loader, few)
     evidence, _ = onset_evidence(session.loader, near, few, book, session.options.evidence, session.on_step)
@@ -172,7 +172,7 @@ def _room(session: Session, record: ExpertRecord) -> tuple[float, str]:
 def _new_expert(session: Session) -> tuple[ExpertRecord, Scaling]:
     number, batch = session.manifest.next_expert, session.batch
     net = parse_arch(session.options.arch, batch.input_shape)
-    scaling = common.new_scaling(batch, net, session.on_step)
+    scaling = common.new_scaling(batch, net, session.input_scale)
     record = ExpertRecord(
         id=f"e{number}",
         arch=session.options.arch,

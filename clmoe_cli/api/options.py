@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clmoe_cli.api.checks import check_alpha
 from clmoe_cli.data import Batch
 from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.targets import check_names
@@ -13,7 +12,7 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork.pruning import SCORES
 from clmoe_cli.method.tasks.placement import Thresholds
 from clmoe_cli.runtime.choices import EVIDENCE, IF_KNOWN
-from clmoe_cli.runtime.words import one_of
+from clmoe_cli.runtime.words import check_rate, one_of
 from store_schema import BadInput, UsageProblem
 
 
@@ -39,8 +38,26 @@ class LearnOptions:
     evidence: str = "gate"
 
 
+def check_options(options: LearnOptions) -> None:
+    """Refuses options that mean nothing, whatever the data (UsageProblem)."""
+    if options.name is not None and not (
+        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
+    ):
+        raise UsageProblem(
+            "not a name for a task",
+            key="--name",
+            found=ascii(options.name[:60]),
+            expected="1 to 200 printable characters",
+        )
+    check_rate("--alpha", options.alpha)
+    one_of("value of --if-known", options.if_known, IF_KNOWN)
+    one_of("score", options.method.score, SCORES)
+    one_of("evidence", options.evidence, EVIDENCE)
+
+
 def check(batch: Batch, options: LearnOptions) -> None:
-    """Refuses data that cannot be learned (BadInput) and options that make no sense (UsageProblem)."""
+    """Refuses options that make no sense (UsageProblem) and data that cannot be learned (BadInput)."""
+    check_options(options)
     check_batch(batch)
     if batch.flaw is not None:
         raise batch.flaw
@@ -56,19 +73,6 @@ def check(batch: Batch, options: LearnOptions) -> None:
             expected="two or more",
             hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
         )
-    if options.name is not None and not (
-        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
-    ):
-        raise UsageProblem(
-            "not a name for a task",
-            key="--name",
-            found=ascii(options.name[:60]),
-            expected="1 to 200 printable characters",
-        )
-    check_alpha(options.alpha)
-    one_of("value of --if-known", options.if_known, IF_KNOWN)
-    one_of("score", options.method.score, SCORES)
-    one_of("evidence", options.evidence, EVIDENCE)
     try:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clmoe_cli.api import processes, ranges
+from clmoe_cli.api import common, processes, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import skipped
 from clmoe_cli.api.next_step import New, Refine, Skip, labelled, next_step
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check
 from clmoe_cli.api.reports import Accuracy, LearnReport, OnWarning, PlannedLayer
 from clmoe_cli.api.session import Listeners, Session
@@ -20,11 +21,11 @@ from clmoe_cli.data import Batch
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.placement import Placement
 from clmoe_cli.store_tensors import generator, network
-from store_schema import ExpertRecord, Store, StoreMissing, unwritten
+from store_schema import ExpertRecord, Store, unwritten
 
 
 def plan(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
     before: Sequence[LearnReport] = (),
@@ -38,26 +39,27 @@ def plan(
     options = options or LearnOptions()
     started = time.monotonic()
     check(batch, options)
-    check_expert(store, options.expert)
+    opened = Opened.at(store)
+    check_expert(opened, options.expert)
     start = Start.of(options, batch)
 
-    def use(opened: Store) -> LearnReport:
-        manifest = opened.manifest
+    def use(snapshot: Store) -> LearnReport:
+        manifest = snapshot.manifest
         later = {
             "next_task": manifest.next_task + sum(report.status == "learned" for report in before),
             "next_expert": manifest.next_expert + sum(report.new_expert for report in before),
         }
-        later_on = Store(opened.root, manifest.model_copy(update=later), opened.head)
-        session = Session(later_on, batch, options, start, Listeners(on_warning=on_warning))
+        later_on = Store(snapshot.root, manifest.model_copy(update=later), snapshot.head)
+        session = Session(later_on, common.prepared(batch), options, start, Listeners(on_warning=on_warning))
         session.check()
-        session.warn(*ranges.cautions(session.manifest, batch))
+        session.warn(*ranges.cautions(session.expected, batch))
         report = _report(session, next_step(session))
         return replace(report, warnings=tuple(session.warnings))
 
-    try:
-        report = processes.read_together(store, use)
-    except StoreMissing:
-        report = use(unwritten(store, seed=options.seed or 0))
+    if opened.snapshot is None:
+        report = use(unwritten(opened.path, seed=options.seed or 0))
+    else:
+        report = processes.read_together(opened, use)
     seconds = round(time.monotonic() - started, 3)
     return replace(report, dry_run=True, seconds=seconds, skipped=len(batch.skipped))
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from clmoe_cli.api import common, explaining, gating, ranges
 from clmoe_cli.api.checks import check_values
-from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.inputs import Expected, kind_text
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
 from clmoe_cli.api.processes import decided_together, read_together
 from clmoe_cli.api.reasons import Case
@@ -30,9 +31,9 @@ from clmoe_cli.method.routing.paper import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.runtime.choices import ROUTES
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import OnStep, begun, counted, silent
-from clmoe_cli.runtime.words import one_of
+from clmoe_cli.runtime.words import check_rate, one_of
 from clmoe_cli.store_tensors import Loader
-from store_schema import BadInput, Manifest, UsageProblem
+from store_schema import BadInput, GateRecord, Manifest, UsageProblem
 
 EVERY = (*GATED, *ROUTERS)
 
@@ -72,10 +73,10 @@ class PredictReport(Report):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The columns of an ``.npz`` output."""
-        own: dict[str, NDArray[np.generic]] = {} if self.file is None else {"file": self.file}
-        own |= {"label": self.label, "task": self.task, "expert": self.expert, "confidence": self.confidence}
-        own |= {"known": self.known, "p_value": self.p_value}
-        return own if self.explained is None else own | self.explained.arrays()
+        columns: dict[str, NDArray[np.generic]] = {} if self.file is None else {"file": self.file}
+        columns |= {"label": self.label, "task": self.task, "expert": self.expert, "confidence": self.confidence}
+        columns |= {"known": self.known, "p_value": self.p_value}
+        return columns if self.explained is None else columns | self.explained.arrays()
 
     def rows(self, candidates: bool = True) -> list[Prediction]:
         """One object per image; of what is explained the ``candidates`` only if they are wanted."""
@@ -102,7 +103,7 @@ class PredictReport(Report):
             )
             for i, (file, label, task, expert, confidence, known, p_value) in enumerate(columns, start=self.first)
         ]
-        return rows if self.explained is None else self.explained.told(rows, candidates)
+        return rows if self.explained is None else self.explained.added_to(rows, candidates)
 
     def printed(self) -> Predictions:
         """What ``--json`` prints."""
@@ -133,7 +134,7 @@ class PredictReport(Report):
 
 
 def predict(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     *,
     router: str = DEFAULT_ROUTER,
@@ -160,8 +161,8 @@ def predict(
     check_batch(batch)
     one_of("router", router, list(EVERY))
     one_of("value of --route", route, ROUTES)
-    if reject is not None and not 0.0 <= reject <= 1.0:
-        raise UsageProblem("--reject is a rate", found=str(reject), expected="a number from 0 to 1")
+    if reject is not None:
+        check_rate("--reject", reject)
     if batch_size is not None and (route != "batch" or batch_size < 1):
         raise UsageProblem(
             "--batch-size says how many consecutive images belong to one task",
@@ -169,45 +170,52 @@ def predict(
             expected="1 or more, with --route batch",
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
-    return read_together(
-        store,
-        lambda opened: _predict(
-            Loader(opened, device), batch, router, together, task, reject, on_part, on_step, explain
-        ),
-    )
+    asked = _Asked(router, together, task, reject, explain, on_part, on_step)
+    return read_together(Opened.existing(store), lambda snapshot: _predict(Loader(snapshot, device), batch, asked))
 
 
-def _predict(
-    loader: Loader,
-    batch: Batch,
-    router: str,
-    together: int | None,
-    only: str | None,
-    reject: float | None,
-    on_part: Callable[[PredictReport], None] | None,
-    on_step: OnStep,
-    explain: bool,
-) -> PredictReport:
-    names = _candidates(loader.manifest, batch, only)
+@dataclass(frozen=True)
+class _Asked:
+    """What :func:`predict` is asked for; ``together``: how many consecutive images are of one task, None for one."""
+
+    router: str
+    together: int | None
+    only: str | None
+    reject: float | None
+    explain: bool
+    on_part: Callable[[PredictReport], None] | None
+    on_step: OnStep
+
+    def gated(self, kind: GateRecord | None) -> bool:
+        """Whether the gate of a kind of input answers.
+
+        What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
+        """
+        return self.router in GATED and (self.only is None or (kind is not None and kind.rule is not None))
+
+
+def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
+    names = _candidates(loader.manifest, batch, asked.only)
     kind = loader.manifest.gate(batch.input_shape, batch.input)
-    # What is asked of one task is answered by the same model; stores of formats 1 and 2 have the subnetwork answer.
-    gated = router in GATED and (only is None or (kind is not None and kind.rule is not None))
+    gated = asked.gated(kind)
     book = LabelEncoder.of(*(loader.manifest.task(name).classes for name in names))
     homes = [loader.manifest.task(name).expert for name in names]
-    check_values([loader.manifest.expert(home) for home in set(homes)], batch, on_step)
+    check_values([loader.manifest.expert(home) for home in set(homes)], batch, asked.on_step)
 
-    def decide(own: Batch) -> Iterator[Decision]:
+    def decide(share: Batch) -> Iterator[Decision]:
         if gated:
-            why = explaining.of_gate(loader, own, names) if explain else None
-            route = gating.Route(only=True) if only else gating.Route(together)
-            return gating.decide(loader, own, names, book, router, route, on_step, why)
-        return _routed(loader, own, names, book, None if only else router, together, on_step, explain)
+            why = explaining.of_gate(loader, share, names) if asked.explain else None
+            route = gating.Route(only=True) if asked.only else gating.Route(asked.together)
+            return gating.decide(loader, share, names, book, asked.router, route, asked.on_step, why)
+        return _routed(loader, share, names, book, asked)
 
     densities = kind is not None and kind.rule is not None
-    by = router if gated or only is None else "task"
-    case = Case(by, together is not None and not only, reject, densities, given=only is not None)
+    by = asked.router if gated or asked.only is None else "task"
+    case = Case(
+        by, asked.together is not None and not asked.only, asked.reject, densities, given=asked.only is not None
+    )
 
-    def told(found: Decision, first: int = 0) -> PredictReport:
+    def report_of(found: Decision, first: int = 0) -> PredictReport:
         codes, p_value = found.code.numpy(), found.p_value.numpy()
         files = None if batch.files is None else np.array(batch.files[first : first + len(codes)], dtype=np.str_)
         return PredictReport(
@@ -216,10 +224,10 @@ def _predict(
             task=np.array(names, dtype=np.str_)[found.task.numpy()],
             expert=np.array(homes, dtype=np.str_)[found.task.numpy()],
             confidence=found.confidence.numpy(),
-            known=np.ones(len(codes), dtype=bool) if reject is None else ~(p_value < reject),
+            known=np.ones(len(codes), dtype=bool) if asked.reject is None else ~(p_value < asked.reject),
             p_value=p_value,
-            router=None if only else router,
-            route="task" if only else "image" if together is None else "batch",
+            router=None if asked.only else asked.router,
+            route="task" if asked.only else "image" if asked.together is None else "batch",
             scores=None,
             file=files,
             skipped=len(batch.skipped),
@@ -227,29 +235,30 @@ def _predict(
             explained=explaining.explained(found, case, names, homes, book),
         )
 
-    if on_part is not None and gated and collectives.world() == 1:
+    if asked.on_part is not None and gated and collectives.world() == 1:
         # Read before the first row is out: a commit that sweeps one of these files later must not start it all again.
         for name in names:
             loader.answering(name)
-            if explain:
+            if asked.explain:
                 loader.task(name)
     parts, done = [], 0
-    for part in decided_together(batch, together or 1, decide):
-        if on_part is not None:
-            on_part(told(part, done))
+    for part in decided_together(batch, asked.together or 1, decide):
+        if asked.on_part is not None:
+            asked.on_part(report_of(part, done))
         parts.append(part)
         done += len(part.code)
-    found = Decision.joined(parts)
-    report, codes = replace(told(found), warnings=ranges.cautions(loader.manifest, batch)), found.code.numpy()
+    decision = Decision.joined(parts)
+    report = replace(report_of(decision), warnings=ranges.cautions(Expected.of(loader.manifest), batch))
     if batch.labels is None:
         return report
     classes = {name: loader.manifest.task(name).classes for name in names}
+    codes = decision.code.numpy()
     return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
 
 
 def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
     """Names of the tasks that could answer; BadInput when none (or not the given one) reads such images."""
-    check_backbone(manifest, batch)
+    check_backbone(Expected.of(manifest).backbone, batch)
     if only is None:
         common.experts_for(manifest, batch)
         return [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input)]
@@ -266,21 +275,17 @@ def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]
     return [only]
 
 
-def _routed(
-    loader: Loader,
-    batch: Batch,
-    names: list[str],
-    book: LabelEncoder,
-    router: str | None,
-    together: int | None,
-    on_step: OnStep,
-    explain: bool,
-) -> Iterator[Decision]:
-    """Decides by evidence of whole subnetworks, some images at a time; without ``router`` the only task answers."""
+def _routed(loader: Loader, batch: Batch, names: list[str], book: LabelEncoder, asked: _Asked) -> Iterator[Decision]:
+    """Decides by evidence of whole subnetworks, some images at a time; with one task given that one answers."""
+    on_step, together = asked.on_step, asked.together
+    router = None if asked.only else asked.router
     tasks = [loader.task(name) for name in counted(names, on_step, "reading the store", "tasks")]
     inputs = common.inputs_of(loader, [task.expert for task in tasks], batch)
     to = begun(on_step, "routing" if router else "answering", len(batch.images), "images")
-    ask = explaining.asked(loader, batch, names, inputs) if explain else None
+    explainer = None
+    if asked.explain:
+        ask = explaining.asked(loader, batch, names, inputs)
+        explainer = explaining.OfSubnetworks(loader, names, book, router, together, inputs, ask)
     for rows in torch.arange(len(batch.images)).split((together if router else None) or paper.CHUNK):
         x = [taken(every, rows) for every in inputs]
         evidence = torch.zeros(len(rows), 1, dtype=torch.float64)
@@ -292,15 +297,15 @@ def _routed(
         p_value = torch.zeros(len(rows), dtype=torch.float64)
         for i in chosen.unique().tolist():
             task, where = tasks[i], (chosen == i).nonzero()[:, 0]
-            own = taken(x[i], where)
-            best = logits(task.net, task.params, own).softmax(dim=1).max(dim=1)
+            some = taken(x[i], where)
+            best = logits(task.net, task.params, some).softmax(dim=1).max(dim=1)
             classes = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
             codes[where] = classes[best.indices]
             confidence[where] = best.values * posterior[where, i]
-            p_value[where] = task.calibration["fisher"].p_values(paper.deviations(task, own, ["fisher"])["fisher"])
-        found = Decision(chosen, codes, confidence, p_value)
-        if ask is not None:
-            why = explaining.of_evidence(loader, names, book, router, together, evidence, found, inputs, rows, ask)
-            found = replace(found, why=why)
-        yield found
+            deviation = paper.deviations(task, some, ["fisher"])["fisher"]
+            p_value[where] = task.calibration["fisher"].p_values(deviation)
+        decision = Decision(chosen, codes, confidence, p_value)
+        if explainer is not None:
+            decision = replace(decision, why=explainer.candidates(decision, evidence, rows))
+        yield decision
         to(int(rows[-1]) + 1)

@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import torch
 
+from clmoe_cli.api.opened import Opened
 from clmoe_cli.data.batch import Batch
 from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.distributed.processes import PeerLost
-from store_schema import Follower, Manifest, Store, StoreDamaged, Writer, read_consistently, writer
+from store_schema import Follower, Manifest, Store, StoreDamaged, Writer, writer
 from store_schema.errors import ObjectVanished
 from store_schema.store import RETRIES, newest
 
@@ -30,17 +31,21 @@ def alike(text: bytes) -> bool:
 
 @contextmanager
 def writing(
-    store: str, *, seed: int, timeout: float | None, on_wait: Callable[[str], None] = lambda holder: None
+    opened: Opened, *, seed: int, timeout: float | None, on_wait: Callable[[str], None] = lambda holder: None
 ) -> Iterator[Writer]:
-    """The store, locked by process 0 (:func:`store_schema.writer`); for the others the snapshot that it builds on."""
+    """The store, locked by process 0 (:func:`store_schema.writer`); for the others the snapshot that it builds on.
+
+    What was read of it before it was locked is read again only if it has changed since.
+    """
+    store, known = opened.path, opened.snapshot
     if collectives.rank() > 0:
         collectives.meet()
-        found = newest(Path(store))
+        found = newest(Path(store), known)
         if found.manifest.generation == 0:
             found = Store(found.root, found.manifest.model_copy(update={"seed": seed}), found.head)
         yield Follower(found)
         return
-    with writer(store, seed=seed, timeout=timeout, create=True, on_wait=on_wait) as locked:
+    with writer(store, seed=seed, timeout=timeout, create=True, on_wait=on_wait, known=known) as locked:
         collectives.meet()
         yield locked
 
@@ -66,27 +71,28 @@ def committed(locked: Writer, commit: Callable[[], Manifest]) -> Manifest:
     return manifest
 
 
-def read_together(store: str, use: Callable[[Store], T]) -> T:
-    """Reads a store; several processes the same generation of it (:func:`store_schema.read_consistently`).
+def read_together(opened: Opened, use: Callable[[Store], T]) -> T:
+    """Reads a store; several processes the same generation of it (:meth:`clmoe_cli.api.opened.Opened.read`).
 
     ``use`` must raise ObjectVanished in all of them or in none, as :func:`decided_together` does.
     """
     if collectives.world() == 1:
-        return read_consistently(store, use)
+        return opened.read(use)
     tried: bytes | None = None
     problem: ObjectVanished | None = None
+    found = opened.snapshot
     for _ in range(RETRIES):
-        opened = Store.open(store)
-        if not alike(opened.head):
+        store, found = found or Store.open(opened.path), None
+        if not alike(store.head):
             continue  # a commit came between
-        if problem is not None and opened.head == tried:
+        if problem is not None and store.head == tried:
             raise problem
         try:
-            return use(opened)
+            return use(store)
         except ObjectVanished as error:
-            tried, problem = opened.head, error
+            tried, problem = store.head, error
     raise problem or StoreDamaged(
-        "the store changes whenever it is opened, or the processes see different ones", where=store
+        "the store changes whenever it is opened, or the processes see different ones", where=opened.path
     )
 
 

@@ -57,8 +57,8 @@ def prune(
     Raises UsageProblem for unknown names or options that exclude each other, and the store's errors.
     """
     _check(options)
-    Store.open(store)  # a missing store is an error, and no lock is made for it
-    with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait) as locked:
+    known = Store.open(store)  # a missing store is an error, and no lock is made for it
+    with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait, known=known) as locked:
         bits, names, plan, manifest = _planned(locked.store, options, on_step)
         if not confirm(plan):
             return plan

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.api import common
+from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.reports import Caution
 from clmoe_cli.data import Batch
-from store_schema import ClmoeError, GateRecord, Manifest
+from store_schema import ClmoeError, GateRecord
 
 IMAGES = 2048
 """Images looked at; of more, so many are taken evenly."""
@@ -46,10 +47,10 @@ def widened(old: GateRecord | None, batch: Batch) -> dict[str, tuple[float, floa
     return dict(found)
 
 
-def cautions(manifest: Manifest, batch: Batch) -> tuple[Caution, ...]:
+def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     """A warning (code ``range``) for a batch whose values are in another unit than those of the store's tasks."""
-    record = manifest.gate(batch.input_shape, batch.input)
-    if record is None or record.input_range is None or record.input_lowest is None:
+    kind = expected.kind_of(batch)
+    if kind is None or kind.values is None:
         return ()
     largest, lowest = _of_images(batch)
     rows = len(batch.input_shape) < 3
@@ -58,16 +59,16 @@ def cautions(manifest: Manifest, batch: Batch) -> tuple[Caution, ...]:
     if not counted.any():
         return ()
     typical, below = float(np.median(largest[counted])), float(np.median(lowest[counted]))
-    (least, most), factor = record.input_range, FACTOR_OF_ROWS if rows else FACTOR
+    (least, most), factor = kind.values.largest, FACTOR_OF_ROWS if rows else FACTOR
     if most > 0 and not least / factor <= typical <= most * factor:
         return (_caution(batch, f"values up to {typical:.3g}", f"up to {_between(least, most)}", _hint(typical, most)),)
     what = "rows" if rows else "pictures"
-    if below < -BELOW * typical and record.input_lowest[0] >= 0:
+    if below < -BELOW * typical and kind.values.lowest[0] >= 0:
         hint = f"the store's {what} are not centred: undo it, or use another --store"
         return (_caution(batch, f"values below 0, to {below:.3g}", "none below 0", hint),)
-    if below >= 0 and record.input_lowest[1] < -BELOW * most:
+    if below >= 0 and kind.values.lowest[1] < -BELOW * most:
         hint = f"the store's {what} are centred: centre these as they were, or use another --store"
-        return (_caution(batch, "no values below 0", f"values down to {record.input_lowest[0]:.3g}", hint),)
+        return (_caution(batch, "no values below 0", f"values down to {kind.values.lowest[0]:.3g}", hint),)
     return ()
 
 

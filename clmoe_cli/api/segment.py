@@ -5,67 +5,58 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Unpack
 
 import numpy as np
 import torch
 
-from clmoe_cli.api.checks import check_known, check_unit
+from clmoe_cli.api import common
+from clmoe_cli.api.checks import check_labels, check_unit
 from clmoe_cli.api.learn import learn
-from clmoe_cli.api.options import LearnOptions, check
+from clmoe_cli.api.opened import Opened
+from clmoe_cli.api.options import LearnOptions, check, check_options
 from clmoe_cli.api.planning import plan
-from clmoe_cli.api.reports import OnWarning, SegmentReport, StreamReport
+from clmoe_cli.api.reports import SegmentReport, StreamReport
+from clmoe_cli.api.session import Callbacks, Listeners
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder
-from clmoe_cli.method.subnetwork.training import OnEpoch
 from clmoe_cli.method.tasks.stream import RARE, boundaries
-from clmoe_cli.runtime.choices import BOUNDARIES
-from clmoe_cli.runtime.events import OnStep, begun, silent
-from clmoe_cli.runtime.words import one_of
+from clmoe_cli.runtime.events import OnStep, begun
 from clmoe_cli.store_tensors import derived_seed, generator
-from store_schema import BadInput, ClmoeError, UsageProblem
+from store_schema import BadInput, ClmoeError
 
 NEAR = 64
 """How far a boundary may be off, in images."""
 
 
-def check_boundaries(boundaries: str | None, segment: bool) -> None:
-    """Refuses what ``--boundaries`` cannot be (UsageProblem)."""
-    if boundaries is not None:
-        one_of("value of --boundaries", boundaries, BOUNDARIES)
-    if boundaries is not None and not segment:
-        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
-
-
 def learn_stream(
-    store: str,
+    store: str | Opened,
     batch: Batch,
     options: LearnOptions | None = None,
     *,
     use_labels: bool = True,
     dry_run: bool = False,
-    on_epoch: OnEpoch = lambda epoch: None,
-    on_wait: Callable[[str], None] = lambda holder: None,
-    on_resume: Callable[[str], None] = lambda reached: None,
-    on_step: OnStep = silent,
-    on_warning: OnWarning = lambda caution: None,
     on_segment: Callable[[int, int, int, int], None] = lambda number, count, start, stop: None,
+    **callbacks: Unpack[Callbacks],
 ) -> StreamReport:
     """Finds the segments of a batch in order of arrival and learns one after the other, each its own commit.
 
     ``use_labels``: boundaries are found from labels and images, else from the images alone; learning needs labels
     in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment. ``dry_run``: nothing is learned; each segment is
     compared with the store as it is, and not with the segments before it. ``on_segment`` is told which of how many
-    begins, and where it starts and stops.
+    begins, and where it starts and stops; ``callbacks``: those of ``learn``.
 
     Raises BadInput for a segment that cannot be learned, before anything is, and whatever
     :func:`clmoe_cli.api.learn.learn` raises; segments committed until then stay, and are known when the
     stream is given again.
     """
-    options = options or LearnOptions()
+    options, listeners = options or LearnOptions(), Listeners(**callbacks)
+    check_options(options)
     if batch.labels is None:
         check(batch, options)
-    check_known(store, batch)
-    cuts = [0, *_boundaries(batch, options.seed or 0, use_labels, on_step), len(batch.images)]
+    opened = Opened.at(store)
+    check_labels(opened.expected, batch)
+    cuts = [0, *_boundaries(batch, options.seed or 0, use_labels, listeners.on_step), len(batch.images)]
     parts = [_Part(batch, options, number, *edges) for number, edges in enumerate(pairwise(cuts), start=1)]
     if not use_labels:
         parts = [part.without_strays() for part in parts]
@@ -76,18 +67,9 @@ def learn_stream(
         on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
-                report = plan(store, part.batch, part.options, done, on_warning)
+                report = plan(opened, part.batch, part.options, done, listeners.on_warning)
             else:
-                report = learn(
-                    store,
-                    part.batch,
-                    part.options,
-                    on_epoch=on_epoch,
-                    on_wait=on_wait,
-                    on_resume=on_resume,
-                    on_step=on_step,
-                    on_warning=on_warning,
-                )
+                report = learn(opened, part.batch, part.options, **callbacks)
         except ClmoeError as error:
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place
@@ -135,7 +117,7 @@ class _Part:
                 hint="shuffle each task's images among themselves, or learn without --segment",
             )
         check(self.batch, self.options)
-        check_unit(self.batch)
+        check_unit(self.batch, common.input_scale(self.batch))
 
 
 def _boundaries(batch: Batch, seed: int, use_labels: bool, on_step: OnStep) -> list[int]:

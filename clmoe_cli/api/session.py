@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 
 from clmoe_cli.api import checks, common, gating
+from clmoe_cli.api.inputs import Expected
+from clmoe_cli.api.measuring import Kind
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.reports import Caution, OnWarning
 from clmoe_cli.api.starting import Start
@@ -21,11 +25,24 @@ from clmoe_cli.store_tensors import Loader, derived_seed, generator
 from store_schema import ExpertRecord, Manifest, Store
 
 
+class Callbacks(TypedDict, total=False):
+    """What ``learn`` calls, as its keywords: the fields of :class:`Listeners`."""
+
+    on_epoch: OnEpoch
+    on_wait: Callable[[str], None]
+    on_resume: Callable[[str], None]
+    on_step: OnStep
+    on_warning: OnWarning
+
+
 @dataclass(frozen=True)
 class Listeners:
-    """Who is told of epochs, of steps that may take long, and of what looks wrong."""
+    """Who is told of epochs (``on_epoch``), of who holds the lock (``on_wait``), of what an interrupted run had reached
+    (``on_resume``), of all that may take long (``on_step``) and, at once, of what looks wrong (``on_warning``)."""
 
     on_epoch: OnEpoch = lambda epoch: None
+    on_wait: Callable[[str], None] = lambda holder: None
+    on_resume: Callable[[str], None] = lambda reached: None
     on_step: OnStep = silent
     on_warning: OnWarning = lambda caution: None
 
@@ -34,6 +51,7 @@ class Listeners:
 class Session:
     """Labelled data, options and start of a ``learn``, and the snapshot of the store that it builds on.
 
+    ``batch``: its pixels are scaled already, where memory has room (:func:`clmoe_cli.api.common.prepared`).
     ``warnings`` grows as things that look wrong are seen.
     """
 
@@ -48,6 +66,11 @@ class Session:
     def manifest(self) -> Manifest:
         """The snapshot's manifest."""
         return self.store.manifest
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What the snapshot expects of data; it may be newer than the one that the data were read for."""
+        return Expected.of(self.manifest)
 
     @property
     def on_step(self) -> OnStep:
@@ -90,6 +113,17 @@ class Session:
         own = {e.id for e in self.experts}
         return [t.name for t in self.manifest.tasks if t.expert in own]
 
+    @cached_property
+    def input_scale(self) -> float:
+        """What the data are multiplied by where they are the first of their kind, or of an expert; computed once."""
+        return common.input_scale(self.batch, self.on_step)
+
+    def kind(self, number: int) -> Kind:
+        """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number."""
+        record = self.manifest.gate(self.batch.input_shape, self.batch.input)
+        scale = self.input_scale if record is None else record.input_scale
+        return gating.kind_of(self.manifest, self.batch, number, scale)
+
     def warn(self, *found: Caution) -> None:
         """Tells whoever listens at once, and keeps it for the report."""
         for caution in found:
@@ -99,8 +133,8 @@ class Session:
     def check(self) -> None:
         """Raises UsageProblem, BadInput or StoreIncompatible for what the store cannot learn."""
         checks.check_seed(self.manifest, self.options.seed)
-        checks.check_labels(self.manifest, self.batch)
+        checks.check_labels(self.expected, self.batch)
         if self.options.expert not in (None, "new"):
             one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
-        check_backbone(self.manifest, self.batch)
+        check_backbone(self.expected.backbone, self.batch)
         gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

@@ -52,6 +52,22 @@ class TasksReport(Report):
     dry_run: bool = False
 
 
+@dataclass(frozen=True)
+class TasksOptions:
+    """How a data set is cut.
+
+    ``classes``: the labels of each task; ``root``: the folder with a torchvision data set; ``test_fraction``: the share
+    of each class that mnist5k keeps for testing (the others bring their own split); ``per_class``: the most training
+    images of a class.
+    """
+
+    classes: Sequence[Sequence[int | str]]
+    root: str | None = None
+    seed: int = 0
+    test_fraction: float = 0.2
+    per_class: int | None = None
+
+
 def parse_classes(text: str) -> tuple[int, ...]:
     """``"1,5"`` → ``(1, 5)``; UsageProblem for anything but different whole numbers with commas between."""
     parts = [part.strip() for part in text.split(",")]
@@ -65,33 +81,26 @@ def parse_classes(text: str) -> tuple[int, ...]:
 def make_tasks(
     source: str,
     out_dir: str | Path,
+    options: TasksOptions,
     *,
-    classes: Sequence[Sequence[int | str]],
-    root: str | None = None,
-    seed: int = 0,
-    test_fraction: float = 0.2,
-    per_class: int | None = None,
     dry_run: bool = False,
     on_step: OnStep = silent,
 ) -> TasksReport:
     """Write ``task1.npz``, ``task1.test.npz``, ``task2.npz``, … and ``mixed.test.npz`` into ``out_dir``.
 
-    ``classes`` has the labels of each task, ``root`` the folder with a torchvision data set.
-    ``test_fraction`` is the share of each class that mnist5k keeps for testing (the others bring their own
-    split), ``per_class`` the most training images of a class. With ``dry_run`` nothing is written.
-    Every file is shuffled; the mixed one has each
-    test image whose label is in any task once. Arrays: x uint8, y int64. Raises UsageProblem for wrong
-    options, BadInput for a damaged or missing data set, DiskProblem where the files cannot be written.
+    With ``dry_run`` nothing is written. Every file is shuffled; the mixed one has each test image whose label is in any
+    task once. Arrays: x uint8, y int64. Raises UsageProblem for wrong options, BadInput for a damaged or missing data
+    set, DiskProblem where the files cannot be written.
     """
     if source not in SOURCES:
         close = difflib.get_close_matches(source.lower(), SOURCES, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "choose one of them"
         raise UsageProblem("unknown data set", found=one_line(source), expected=", ".join(SOURCES), hint=hint)
-    _check_options(classes, seed, test_fraction, per_class)
+    _check_options(options)
     with whole(on_step, f"reading {source}"):
-        train, test = _load(source, root, seed, test_fraction)
+        train, test = _load(source, options)
     known = sorted(set(np.unique(train[1]).tolist()) & set(np.unique(test[1]).tolist()))
-    wanted = [_known_labels(task, known) for task in classes]
+    wanted = [_known_labels(task, known) for task in options.classes]
 
     folder = Path(out_dir)
     try:
@@ -118,10 +127,10 @@ def make_tasks(
 
     for number, labels in enumerate(wanted, start=1):
         task = f"task{number}"
-        write(f"{task}.npz", task, labels, train, _rng(seed, _TRAIN, number), per_class)
-        write(f"{task}.test.npz", task, labels, test, _rng(seed, _TEST, number), None)
+        write(f"{task}.npz", task, labels, train, _rng(options.seed, _TRAIN, number), options.per_class)
+        write(f"{task}.test.npz", task, labels, test, _rng(options.seed, _TEST, number), None)
     mixed = sorted({label for labels in wanted for label in labels})
-    write("mixed.test.npz", "mixed", mixed, test, _rng(seed, _MIXED), None)
+    write("mixed.test.npz", "mixed", mixed, test, _rng(options.seed, _MIXED), None)
     return TasksReport(source, tuple(files), dry_run)
 
 
@@ -137,21 +146,20 @@ def _refuse_repeats(classes: Sequence[int | str]) -> None:
         raise UsageProblem("a class is given twice in one task", key="--classes", found=found, expected="each once")
 
 
-def _check_options(
-    classes: Sequence[Sequence[int | str]], seed: int, test_fraction: float, per_class: int | None
-) -> None:
+def _check_options(options: TasksOptions) -> None:
+    classes = options.classes
     if not classes or not all(classes):
         hint = "--classes 1,5 --classes 2,6"
         raise UsageProblem("no classes given", key="--classes", expected="the classes of each task", hint=hint)
     for task in classes:
         _refuse_repeats(task)
-    if seed < 0:
-        raise UsageProblem("not a seed", key="--seed", found=str(seed), expected="0 or more")
-    if not 0 < test_fraction < 1:
+    if options.seed < 0:
+        raise UsageProblem("not a seed", key="--seed", found=str(options.seed), expected="0 or more")
+    if not 0 < options.test_fraction < 1:
         wanted = "a number between 0 and 1"
-        raise UsageProblem("not a share", key="--test-fraction", found=str(test_fraction), expected=wanted)
-    if per_class is not None and per_class < 1:
-        raise UsageProblem("too few images", key="--per-class", found=str(per_class), expected="1 or more")
+        raise UsageProblem("not a share", key="--test-fraction", found=str(options.test_fraction), expected=wanted)
+    if options.per_class is not None and options.per_class < 1:
+        raise UsageProblem("too few images", key="--per-class", found=str(options.per_class), expected="1 or more")
 
 
 def _known_labels(task: Sequence[int | str], known: list[int]) -> list[int]:
@@ -164,12 +172,13 @@ def _known_labels(task: Sequence[int | str], known: list[int]) -> list[int]:
     return [by_name[str(label)] for label in task]
 
 
-def _load(source: str, root: str | None, seed: int, test_fraction: float) -> tuple[Part, Part]:
+def _load(source: str, options: TasksOptions) -> tuple[Part, Part]:
     """Training and test part of a data set."""
     if source == "mnist5k":
         images, labels = _mnist5k()
-        is_test = _stratified(labels, test_fraction, _rng(seed, _SPLIT))
+        is_test = _stratified(labels, options.test_fraction, _rng(options.seed, _SPLIT))
         return (images[~is_test], labels[~is_test]), (images[is_test], labels[is_test])
+    root = options.root
     if root is None:
         hint = "--root DIR with the data set in torchvision's layout; mnist5k needs no download"
         raise UsageProblem(

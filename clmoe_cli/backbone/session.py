@@ -97,9 +97,9 @@ def backbone_of(manifest: Manifest) -> FeaturesRecord | None:
     return next((e.input.features for e in manifest.experts if e.input and e.input.features), None)
 
 
-def check_backbone(manifest: Manifest, batch: Batch) -> None:
-    """Raises StoreIncompatible for a batch that went through another backbone than the store's."""
-    known, found = backbone_of(manifest), batch.input.features if batch.input else None
+def check_backbone(known: FeaturesRecord | None, batch: Batch) -> None:
+    """Raises StoreIncompatible for a batch that went through another backbone than the store's (``known``)."""
+    found = batch.input.features if batch.input else None
     if known is not None and found is not None:
         check_same(known, found)
 

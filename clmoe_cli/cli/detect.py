@@ -42,16 +42,18 @@ def detect(
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
     early.check_source(data)
     from clmoe_cli.api.detect import detect as call
-    from clmoe_cli.cli.reading import BackboneSession, How, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
     from clmoe_cli.runtime.devices import resolved
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
     where = resolved(device)
-    seeing, how = BackboneSession(features, features_weights, device=where), How(image_size, skip_broken, label_column)
+    backbone = BackboneSession(features, features_weights, device=where)
+    opened = Opened.existing(store)
     with progress(quiet) as shown:
-        batch = read(data, labels, store, how, quiet, seeing=seeing, on_step=shown.step)
+        how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
+        batch = backbone.features(read(data, labels, opened.expected, how), shown.step)
         report = call(
-            store, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
+            opened, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )
     render.warnings(report.warnings)
     if verbose and not quiet:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from clmoe_cli.data import sources
+from clmoe_cli.runtime.choices import BOUNDARIES
 from clmoe_cli.runtime.distributed.processes import leading
 from clmoe_cli.runtime.words import one_of
 from store_schema.errors import UsageProblem
@@ -16,7 +17,7 @@ _NETWORK = re.compile(
     r"^@register_model\((?:name=\"(?P<given>\w+)\")?.*\)\n(?:@.*\n)*def (?P<name>\w+)\(", re.MULTILINE
 )
 
-__all__ = ["check_arch", "check_source", "check_words"]
+__all__ = ["check_arch", "check_boundaries", "check_source", "check_words"]
 
 
 def check_source(source: str) -> None:
@@ -60,6 +61,14 @@ def torchvision_networks() -> list[str]:
     sources = sorted((Path(found.origin).parent / "models").glob("*.py"))
     matches = [match for path in sources for match in _NETWORK.finditer(path.read_text(encoding="utf-8"))]
     return [match["given"] or match["name"] for match in matches]
+
+
+def check_boundaries(boundaries: str | None, segment: bool) -> None:
+    """Refuses what ``--boundaries`` cannot be (UsageProblem)."""
+    if boundaries is not None:
+        one_of("value of --boundaries", boundaries, BOUNDARIES)
+    if boundaries is not None and not segment:
+        raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
 
 
 def check_words(*asked: tuple[str, str, tuple[str, ...]]) -> None:

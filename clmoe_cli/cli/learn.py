@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,23 +63,25 @@ def learn(
         ("device", device, choices.DEVICES),
         ("value of --if-known", if_known, choices.IF_KNOWN),
         ("score", score, choices.SCORES),
+        ("evidence", evidence, choices.EVIDENCE),
     )
+    early.check_boundaries(boundaries, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
         check_plot(plot)
     early.check_source(data)
+    from clmoe_cli.api.checks import check_names
     from clmoe_cli.api.learn import learn as learn_one
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
-    from clmoe_cli.api.segment import check_boundaries, learn_stream
-    from clmoe_cli.cli.reading import BackboneSession, How, answered, read
+    from clmoe_cli.api.segment import learn_stream
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_text, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
     from clmoe_cli.runtime.devices import resolved
 
-    check_boundaries(boundaries, segment)
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
     method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
     options = LearnOptions(
@@ -93,15 +96,18 @@ def learn(
         weights=weights,
         evidence=evidence,
     )
-    telling = not (quiet or dry_run)
+    unmeasured = quiet or dry_run
     quiet |= not leading()
-    how = How(image_size, skip_broken, label_column)
-    seeing, curves = BackboneSession(features, features_weights, arch, method.device), Curves()
+    backbone, curves = BackboneSession(features, features_weights, arch, method.device), Curves()
     with together(method.device), progress(quiet) as shown:
-        batch = read(data, "required", store, how, quiet, seeing=seeing, on_step=shown.step)
+        opened = Opened.at(store)
+        check_names(opened, options)
+        how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
+        pictures = read(data, "required", opened.expected, how)
+        batch = backbone.features(pictures, shown.step)
         if segment:
             stream = learn_stream(
-                store,
+                opened,
                 batch,
                 options,
                 use_labels=boundaries != "images",
@@ -111,13 +117,15 @@ def learn(
             )
             reports: Sequence[LearnReport] = stream.segments
         elif dry_run:
-            reports = [plan(store, batch, options, on_warning=shown.warning)]
+            reports = [plan(opened, batch, options, on_warning=shown.warning)]
         else:
-            reports = [learn_one(store, batch, options, **curves.hears(shown.callbacks()))]
-        for part in batch.others if telling else ():
-            told_of = answered(part, store, how, seeing, shown.step)
-            if not quiet:
-                note(told_of)
+            reports = [learn_one(opened, batch, options, **curves.hears(shown.callbacks()))]
+        if batch.others and not unmeasured:
+            learned = Opened.at(store)  # with the new task
+            for part in batch.others:
+                text = accuracy_text(part, learned, backbone, replace(how, quiet=True))
+                if not quiet:
+                    note(text)
     drawn = curves.drawn(reports)
     if not quiet:
         for report, curve in drawn if verbose else ():

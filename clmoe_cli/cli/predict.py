@@ -54,7 +54,7 @@ def predict(
     early.check_source(batch)
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict as call
-    from clmoe_cli.cli.reading import BackboneSession, How, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
     from clmoe_cli.runtime.devices import resolved
 
     if output is not None:
@@ -62,11 +62,14 @@ def predict(
     quiet |= not leading()
     where = resolved(device)
     with together(where), progress(quiet) as shown:
-        seeing = BackboneSession(features, features_weights, device=where)
-        how = How(image_size, skip_broken, label_column)
-        images, warning = judged(store, read(batch, "optional", store, how, quiet, task, seeing, shown.step))
+        opened = Opened.existing(store)
+        expected = opened.expected_by(task)
+        backbone = BackboneSession(features, features_weights, device=where)
+        how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
+        pictures = read(batch, "optional", expected, how)
+        images, warning = judged(expected, backbone.features(pictures, shown.step))
         report = call(
-            store,
+            opened,
             images,
             route=route,
             batch_size=batch_size,

@@ -27,15 +27,13 @@ def tasks(
     verbose: flags.VerboseOption = False,
 ) -> None:
     """Cut tasks from a data set into npz files."""
-    from clmoe_cli.api.tasks import make_tasks, parse_classes
+    from clmoe_cli.api.tasks import TasksOptions, make_tasks, parse_classes
     from clmoe_cli.report import render
 
     groups = [parse_classes(text) for text in classes]
-    folder = None if root is None else str(root)
+    options = TasksOptions(groups, None if root is None else str(root), seed)
     with progress(quiet) as shown:
-        report = make_tasks(
-            source, str(out_dir), classes=groups, root=folder, seed=seed, dry_run=dry_run, on_step=shown.step
-        )
+        report = make_tasks(source, str(out_dir), options, dry_run=dry_run, on_step=shown.step)
     if verbose and not (quiet or dry_run):
         note(f"{len(report.files)} files in {out_dir}")
     render.show(report, json_)

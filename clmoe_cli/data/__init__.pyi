@@ -1,2 +1,2 @@
-from .arrays import read_batch as read_batch
-from .batch import Batch as Batch, Choice as Choice, LabelUse as LabelUse, Raw as Raw
+from .arrays import look as look, read_batch as read_batch
+from .batch import Batch as Batch, LabelUse as LabelUse, Raw as Raw, Unread as Unread

@@ -7,7 +7,10 @@ or transformed. Images that are larger than memory are read in parts and lie on 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw, Unread
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
@@ -48,7 +51,7 @@ def read_batch(
     source: str | PathLike[str],
     *,
     labels: LabelUse,
-    input: Choice = None,
+    input: InputRecord | None = None,
     skip_broken: bool = False,
     label_column: str | None = None,
     on_step: OnStep = silent,
@@ -56,32 +59,68 @@ def read_batch(
     """Read an npz, an npy, a table, ``-`` (one of these on stdin) or a folder of pictures.
 
     A 4-D array is channels-first if its second axis is 1, 3 or 4, else channels-last. "ignored" labels are
-    not even looked at. ``input``: what the images are to go through, or a function that says so of their
-    :class:`Raw` shape; the batch's own says it with channels. ``skip_broken``: leave out pictures of a folder that
-    cannot be read, and name them in the batch. ``label_column``: of a table, the name or the position of the column
-    with the labels. ``on_step``: is told how much is read.
+    not even looked at. ``input``: what the images are to go through; the batch's own says it with channels.
+    ``skip_broken``: leave out pictures of a folder that cannot be read, and name them in the batch. ``label_column``:
+    of a table, the name or the position of the column with the labels. ``on_step``: is told how much is read.
 
     With ``labels`` "required" a column that float32 flattens is refused; else it is :attr:`Batch.flaw`.
     Raises BadInput for anything wrong with the data, UsageProblem for an empty source or a column of labels where
     there are no columns, DiskProblem for a failing disk, or one that has no room for images that memory has none for;
     each is one line.
     """
-    source = str(source)
+    with look(
+        str(source), labels=labels, skip_broken=skip_broken, label_column=label_column, on_step=on_step
+    ) as unread:
+        return unread.read(input)
+
+
+@contextlib.contextmanager
+def look(
+    source: str,
+    *,
+    labels: LabelUse,
+    skip_broken: bool = False,
+    label_column: str | None = None,
+    on_step: OnStep = silent,
+) -> Iterator[Unread]:
+    """A source of :func:`read_batch` that is open, and of which it is known what its images are.
+
+    So it can be decided what they go through before any is read. Raises what reading raises.
+    """
     one_of("value of labels", labels, get_args(LabelUse))
     check_source(source)
     if source != "-" and Path(source).is_dir():
-        from clmoe_cli.data.pictures import read_folder
+        from clmoe_cli.data.pictures import Folder
 
         _refuse_column(label_column, source)
-        return read_folder(source, labels, input, skip_broken, on_step)
+        yield Folder.of(source, labels, skip_broken, on_step)
+        return
     with open_source(source, on_step) as (file, where):
         kind = kind_of(file, source, label_column is not None)
         if kind == "table":
-            from clmoe_cli.data.columns import read_table
+            from clmoe_cli.data.columns import Table
 
-            return read_table(file, where, source, labels, label_column, input, on_step)
+            yield Table.of(file, where, source, labels, label_column, on_step)
+            return
         _refuse_column(label_column, source)
-        reader = NpyReader(file, where) if kind == "npy" else NpzReader(file, where)
+        yield _Arrays.of(NpyReader(file, where) if kind == "npy" else NpzReader(file, where), source, labels, on_step)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """An npz or npy whose images are the array ``key``, of which one has the ``shape``."""
+
+    reader: NpzReader
+    source: str
+    labels: LabelUse
+    on_step: OnStep
+    key: str
+    header: Header
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(reader: NpzReader, source: str, labels: LabelUse, on_step: OnStep) -> _Arrays:
+        """Finds the images. BadInput where there are none."""
         key = next((key for key in IMAGE_KEYS if key in reader.names), None)
         if key is None:
             wanted = "one of " + ", ".join(IMAGE_KEYS)
@@ -89,15 +128,25 @@ def read_batch(
             found = name_list(reader.names)
             raise BadInput("no images in the file", where=reader.where, found=found, expected=wanted, hint=hint)
         header = reader.header(key)
-        shape = _image_shape(header, reader.where, key)
-        record = input(Raw(False, shape)) if callable(input) else input
-        if record is not None and len(shape) == 3:
-            record = resolved(record, shape[0])
-        found_labels = None if labels == "ignored" else read_labels(reader, header.shape[0], labels)
-        images, flaw = _pixels(reader, key, header, shape, record, on_step)
-        if flaw is not None and labels == "required":
+        return _Arrays(reader, source, labels, on_step, key, header, _image_shape(header, reader.where, key))
+
+    @property
+    def raw(self) -> Raw:
+        """One of its images, as it is stored."""
+        return Raw(False, self.shape)
+
+    def read(self, input: InputRecord | None) -> Batch:
+        """Images and labels."""
+        record = input
+        if record is not None and len(self.shape) == 3:
+            record = resolved(record, self.shape[0])
+        n = self.header.shape[0]
+        labels = None if self.labels == "ignored" else read_labels(self.reader, n, self.labels)
+        images, flaw = _pixels(self.reader, self.key, self.header, self.shape, record, self.on_step)
+        if flaw is not None and self.labels == "required":
             raise flaw
-        return Batch(images, found_labels, source, record, notes=_either_way(header, where), flaw=flaw)
+        notes = _either_way(self.header, self.reader.where)
+        return Batch(images, labels, self.source, record, notes=notes, flaw=flaw)
 
 
 def _either_way(header: Header, where: str) -> tuple[str, ...]:

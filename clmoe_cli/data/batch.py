@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -32,8 +31,15 @@ class Raw:
     shape: tuple[int, ...] | None
 
 
-Choice: TypeAlias = InputRecord | Callable[[Raw], InputRecord | None] | None
-"""What images are to go through, or what says so once it is known what they are."""
+class Unread(Protocol):
+    """A source that was looked at: what its images are is known, and none of them is read."""
+
+    @property
+    def raw(self) -> Raw:
+        """One of its images, as it is stored."""
+
+    def read(self, input: InputRecord | None) -> Batch:
+        """All of it, once, after what the images go through. Raises what :func:`clmoe_cli.data.read_batch` does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +52,9 @@ class Batch:
     ``[N, D]`` (:mod:`clmoe_cli.backbone.session`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
-    ``others``: folders with the parts of a split that this batch is the part to learn of. ``flaw``: why it can be
-    asked about, but not learned.
+    ``others``: folders with the parts of a split that this batch is the part to learn of. ``shares``: uint8 images as
+    :meth:`scaled` makes them, where that was done once for all that follows. ``flaw``: why it can be asked about, but
+    not learned.
 
     Raises BadInput for arrays of another type or shape. Values that are no numbers are found by who reads them.
     """
@@ -61,6 +68,7 @@ class Batch:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    shares: Array | None = None
     flaw: BadInput | None = None
 
     def __post_init__(self) -> None:
@@ -89,15 +97,22 @@ class Batch:
 
     def scaled(self) -> Array:
         """Images as float32 ``[N, *input_shape]``: uint8 divided by 255; float ones themselves, no copy."""
+        if self.shares is not None:
+            return self.shares
         if self.images.dtype == np.uint8:
             return self.images.astype(np.float32) / np.float32(255)
         return self.images
+
+    def prepared(self) -> Batch:
+        """The same with its pixels scaled: whatever is taken of it later takes from these. All are in memory."""
+        return replace(self, shares=self.scaled()) if self.images.dtype == np.uint8 else self
 
     def taken(self, chosen: Array | slice) -> Batch:
         """The images (and labels) at these positions ``[n]``; ``files`` and ``skipped`` stay with the whole."""
         labels = None if self.labels is None else self.labels[chosen]
         images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
-        return Batch(images, labels, self.source, self.input, flaw=self.flaw)
+        shares = None if self.shares is None else self.shares[chosen]
+        return Batch(images, labels, self.source, self.input, shares=shares, flaw=self.flaw)
 
 
 def check_batch(given: object) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.rows import HINT, Row, Rows
@@ -29,6 +29,7 @@ from clmoe_cli.data.transforms import shape_after
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from store_schema.errors import BadInput
+from store_schema.records import InputRecord
 
 LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
 """Names of a column that is taken for the labels when nobody says which one is."""
@@ -38,57 +39,81 @@ _INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,17})")
 _COLUMN_HINT = "--label-column NAME, or its position: 0 is the first column, -1 the last"
 
 
-def read_table(
-    file: IO[bytes],
-    where: str,
-    source: str,
-    use: LabelUse,
-    label_column: str | None,
-    choice: Choice,
-    on_step: OnStep = silent,
-) -> Batch:
-    """The rows of a table as float32 ``[N, D]``, their labels as int64 or text ``[N]``.
+@dataclass(frozen=True)
+class Table:
+    """A table whose header is read: what its columns are is known.
 
-    ``file``: seekable, at its start; ``where`` names it in errors. ``label_column``: name or position of the column
-    with the labels; without it one that is called as in ``LABEL_NAMES``, if there is one. Labels that all are
-    integers come out as such. Raises BadInput for anything wrong with the table, DiskProblem.
+    ``file``: the bytes that ``rows`` come from, ``size`` of them; ``most``: how many rows they can be; ``source``: as
+    given by the user; ``use``: what is done with its labels.
     """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    rows = Rows(file, where)
-    layout = _Layout.of(rows, label_column, use)
-    width = layout.width
-    if width == 0:
-        rows.fail("no columns of numbers", found=name_list(list(layout.names or [])) or "one column", hint=HINT)
-    # A cell has a character at least, and one behind it.
-    most = max(1, (size + 1) // (2 * (width + (layout.label is not None))))
-    if most * width * 4 > MAX_BYTES:
-        rows.fail("the table is too big", found=f"{size} bytes", expected=f"at most {MAX_BYTES // 2}")
-    record = choice(Raw(False, (width,))) if callable(choice) else choice
-    try:
-        shape_after((width,), record)
-    except ValueError as error:
-        rows.fail(str(error), found=f"{width} columns of numbers", hint="leave --image-size out")
-    labels, to = _Labels(), begun(on_step, "reading", size >> 20, "MiB")
-    rounding = RoundingCheck(width)
-    with Spool((most, width), np.dtype(np.float32), where) as spool:
-        for block in rows.blocks(max(1, _CELLS // layout.columns)):
-            if layout.label is not None and use != "ignored":
-                labels.append(block, layout.label, rows)
-            numbers = _numbers(block, layout, rows)
-            rounding.add(numbers)
-            spool.append(numbers.astype(np.float32))
-            del numbers  # before the next block is read
-            to(file.tell() >> 20)
-        if spool.rows == 0:
-            rows.fail("no rows in the table", found="a header alone" if layout.names else "nothing", hint=HINT)
-        flaw = _flaw(rounding, layout, where)
-        if flaw is not None and use == "required":
-            raise flaw
-        images = spool.finish()
-    found = labels.array(rows, layout) if layout.label is not None and use != "ignored" else None
-    notes = (f"{where}: {len(images)} rows, {layout.text()}",)
-    return Batch(images, found, source, record, notes=notes, flaw=flaw)
+
+    file: IO[bytes]
+    rows: Rows
+    layout: _Layout
+    source: str
+    use: LabelUse
+    size: int
+    most: int
+    on_step: OnStep = silent
+
+    @staticmethod
+    def of(
+        file: IO[bytes], where: str, source: str, use: LabelUse, label_column: str | None, on_step: OnStep = silent
+    ) -> Table:
+        """Looks at a table. ``file``: seekable, at its start; ``where`` names it in errors.
+
+        ``label_column``: name or position of the column with the labels; without it one that is called as in
+        ``LABEL_NAMES``, if there is one. Raises BadInput for what is no table, DiskProblem.
+        """
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        rows = Rows(file, where)
+        layout = _Layout.of(rows, label_column, use)
+        width = layout.width
+        if width == 0:
+            found = name_list(list(layout.names or [])) or "one column"
+            rows.fail("no columns of numbers", found=found, hint=HINT)
+        # A cell has a character at least, and one behind it.
+        most = max(1, (size + 1) // (2 * (width + (layout.label is not None))))
+        if most * width * 4 > MAX_BYTES:
+            rows.fail("the table is too big", found=f"{size} bytes", expected=f"at most {MAX_BYTES // 2}")
+        return Table(file, rows, layout, source, use, size, most, on_step)
+
+    @property
+    def raw(self) -> Raw:
+        """A row of features."""
+        return Raw(False, (self.layout.width,))
+
+    def read(self, input: InputRecord | None) -> Batch:
+        """The rows as float32 ``[N, D]``, their labels as int64 or text ``[N]``.
+
+        Labels that all are integers come out as such. Raises BadInput for anything wrong with the table, DiskProblem.
+        """
+        rows, layout, use, width = self.rows, self.layout, self.use, self.layout.width
+        try:
+            shape_after((width,), input)
+        except ValueError as error:
+            rows.fail(str(error), found=f"{width} columns of numbers", hint="leave --image-size out")
+        rounding = RoundingCheck(width)
+        labels, to = _Labels(), begun(self.on_step, "reading", self.size >> 20, "MiB")
+        with Spool((self.most, width), np.dtype(np.float32), rows.where) as spool:
+            for block in rows.blocks(max(1, _CELLS // layout.columns)):
+                if layout.label is not None and use != "ignored":
+                    labels.append(block, layout.label, rows)
+                numbers = _numbers(block, layout, rows)
+                rounding.add(numbers)
+                spool.append(numbers.astype(np.float32))
+                del numbers  # before the next block is read
+                to(self.file.tell() >> 20)
+            if spool.rows == 0:
+                rows.fail("no rows in the table", found="a header alone" if layout.names else "nothing", hint=HINT)
+            flaw = _flaw(rounding, layout, rows.where)
+            if flaw is not None and use == "required":
+                raise flaw
+            images = spool.finish()
+        found = labels.array(rows, layout) if layout.label is not None and use != "ignored" else None
+        notes = (f"{rows.where}: {len(images)} rows, {layout.text()}",)
+        return Batch(images, found, self.source, input, notes=notes, flaw=flaw)
 
 
 @dataclass(frozen=True)

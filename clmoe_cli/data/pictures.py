@@ -9,12 +9,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
-from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, Choice, LabelUse, Raw
+from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
 from clmoe_cli.data.listing import Listing, list_pictures
 from clmoe_cli.data.npz import name_list, one_line
@@ -69,27 +70,50 @@ class _Broken:
         raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
 
 
-def read_folder(folder: str, use: LabelUse, choice: Choice, skip_broken: bool, on_step: OnStep = silent) -> Batch:
-    """Pictures of an ImageFolder tree, or of a flat folder without labels, as :func:`clmoe_cli.data.read_batch` does.
+@dataclass(frozen=True)
+class Folder:
+    """Pictures of an ImageFolder tree, or of a flat folder without labels, that are listed: what they are is known.
 
     Without ``image_size`` they have one size. Without ``channels`` they are grey if all are, else RGB.
     """
-    with whole(on_step, "listing the pictures"):
-        listed = list_pictures(folder, use)
-    paths, names = listed.paths, listed.names
-    with warnings.catch_warnings():  # decoders warn of what is of no matter here
+
+    source: str
+    listed: Listing
+    use: LabelUse
+    skip_broken: bool
+    on_step: OnStep = silent
+
+    @staticmethod
+    def of(folder: str, use: LabelUse, skip_broken: bool, on_step: OnStep = silent) -> Folder:
+        """Lists a folder."""
+        with whole(on_step, "listing the pictures"):
+            return Folder(folder, list_pictures(folder, use), use, skip_broken, on_step)
+
+    @property
+    def raw(self) -> Raw:
+        """Its first readable picture."""
+        with _unwarned():
+            return Raw(True, _first_shape([path for path in self.listed.paths if path not in self.listed.unread]))
+
+    def read(self, input: InputRecord | None) -> Batch:
+        """The pictures after their transform, as :func:`clmoe_cli.data.read_batch` reads them."""
+        listed, folder = self.listed, self.source
+        paths, names = listed.paths, listed.names
+        with _unwarned():
+            images, record, broken = _read(listed, input, folder, self.skip_broken, self.on_step)
+        kept = [i for i, path in enumerate(paths) if path not in broken]
+        labels = None if names is None or self.use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
+        files = tuple(_relative(paths[i], folder) for i in kept)
+        skipped = tuple(_relative(path, folder) for path in broken)
+        return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Decoders warn of what is of no matter here."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        record = (
-            choice(Raw(True, _first_shape([path for path in paths if path not in listed.unread])))
-            if callable(choice)
-            else choice
-        )
-        images, record, broken = _read(listed, record, folder, skip_broken, on_step)
-    kept = [i for i, path in enumerate(paths) if path not in broken]
-    labels = None if names is None or use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
-    files = tuple(_relative(paths[i], folder) for i in kept)
-    skipped = tuple(_relative(path, folder) for path in broken)
-    return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
+        yield
 
 
 def _read(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from clmoe_cli.api.reports import LearnReport
+    from clmoe_cli.api.session import Callbacks
     from clmoe_cli.method.subnetwork.training import Epoch
-    from clmoe_cli.report.progress import Callbacks
 
     OnSegment = Callable[[int, int, int, int], None]
 
@@ -79,18 +79,18 @@ class Curves:
     def __init__(self) -> None:
         self.parts: list[Curve] = []
 
-    def hears(self, told: Callbacks) -> Callbacks:
+    def hears(self, callbacks: Callbacks) -> Callbacks:
         """The callbacks of ``learn``, of which this hears as well."""
 
         def epoch(epoch: Epoch) -> None:
             self._last().epochs.append(epoch)
-            told["on_epoch"](epoch)
+            callbacks["on_epoch"](epoch)
 
         def resume(reached: str) -> None:
             self._last().after = reached
-            told["on_resume"](reached)
+            callbacks["on_resume"](reached)
 
-        return {**told, "on_epoch": epoch, "on_resume": resume}
+        return {**callbacks, "on_epoch": epoch, "on_resume": resume}
 
     def hears_segments(self, on_segment: OnSegment) -> OnSegment:
         """The callback of ``learn_stream`` for its segments, of which this hears as well."""

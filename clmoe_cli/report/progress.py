@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +21,7 @@ from clmoe_cli.runtime.distributed.processes import leading
 
 if TYPE_CHECKING:
     from clmoe_cli.api.reports import Caution
+    from clmoe_cli.api.session import Callbacks
     from clmoe_cli.method.subnetwork.training import Epoch
     from clmoe_cli.runtime.events import Step
 
@@ -76,16 +77,6 @@ class _Item:
         seconds = (self.total - self.done) * (self.at - self.began) / (self.done - self.first) - (now - self.at)
         how = "at most" if self.phase and self.name in EARLY else "about"
         return f"{how} {duration(seconds)}" if seconds >= SOON else ""
-
-
-class Callbacks(TypedDict):
-    """What ``learn`` calls."""
-
-    on_epoch: Callable[[Epoch], None]
-    on_wait: Callable[[str], None]
-    on_resume: Callable[[str], None]
-    on_step: Callable[[Step], None]
-    on_warning: Callable[[Caution], None]
 
 
 class Progress:

@@ -14,6 +14,12 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def check_rate(name: str, value: float) -> None:
+    """UsageProblem for a value that is no share."""
+    if not 0.0 <= value <= 1.0:
+        raise UsageProblem(f"{name} is a rate", found=str(value), expected="a number from 0 to 1")
+
+
 def one_of(kind: str, value: str, choices: Sequence[str]) -> str:
     """The choice that ``value`` is, however its letters are composed; a UsageProblem with a suggestion otherwise."""
     if value in choices:
