@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scalar = str | bool | int | float | None
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
 Sketch = Annotated[tuple[float, ...], Field(max_length=1024)]
+Channels = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=3, max_length=3)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 _LATER = frozenset(
@@ -38,6 +39,8 @@ _LATER = frozenset(
         "input_range",
         "input_lowest",
         "measured",
+        "mean",
+        "std",
     }
 )
 """Fields that format 1 does not have: they count in a content hash only where they are set."""
@@ -76,10 +79,16 @@ class LayerRecord(Record):
 
 
 class FeaturesRecord(Record):
-    """A frozen network in front of experts and gate: its architecture and the sha256 of its weights."""
+    """A frozen network in front of experts and gate: its architecture and the sha256 of its weights.
+
+    ``mean``, ``std``: of a file that holds a whole network, what the three channels of pictures from 0 to 1 are
+    normalised by; None where the architecture says so.
+    """
 
     arch: Name
     sha256: Sha256
+    mean: Channels | None = None
+    std: Channels | None = None
 
 
 class InputRecord(Record):

@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,13 @@ def test_every_folder_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpickles(path: Path) -> None:
     text = path.read_text()
-    for word in ("torch" + ".load(", "import " + "pickle", "allow_pickle" + "=True", "ev" + "al("):
+    calls = re.findall(r"torch\.load\(.*", text)
+    if path.name == "lite0.py":
+        # The checkpoint of a package, whose sha256 is known.
+        assert calls == ['torch.load(path, map_location="cpu", weights_only=True)']
+    else:
+        assert not calls
+    for word in ("import " + "pickle", "allow_pickle" + "=True", "ev" + "al("):
         assert word not in text
 
 

@@ -6,18 +6,19 @@ torch is imported when the first picture needs it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clmoe_cli.data.batch import Batch
 from clmoe_cli.data.spool import Spool, blocks, rows_of
-from clmoe_cli.runtime.events import OnStep, after, begun, silent, whole
+from clmoe_cli.runtime.events import OnDone, OnStep, after, begun, silent, whole
 from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
 from store_schema.records import FeaturesRecord, InputRecord, Manifest
 
 if TYPE_CHECKING:
-    from clmoe_cli.backbone.torchvision_models import Backbone
+    from clmoe_cli.backbone.frozen import Backbone
 
 NONE = "none"
 """The ``arch`` that says: no backbone, whatever the store has."""
@@ -26,9 +27,10 @@ NONE = "none"
 class BackboneSession:
     """What the options say of a backbone, and the backbone, once it is needed.
 
-    ``arch``: the architecture, ``none`` for no backbone, None for the store's. ``weights``: a safetensors file, None
-    for the published ones. ``experts``: of ``learn``, the architecture of its experts; None where nothing is learned.
-    ``device``: where to compute.
+    ``arch``: the architecture or an ONNX file, ``none`` for no backbone, None for the store's. ``weights``: a
+    safetensors file, None for the published ones. ``experts``: of ``learn``, the architecture of its experts; None
+    where nothing is learned. ``device``: where to compute. ``keep``: whether features are kept for the next command
+    (:mod:`clmoe_cli.backbone.cache`). ``computed``: pictures that passed the backbone so far; others had been kept.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class BackboneSession:
         weights: str | None = None,
         experts: str | None = None,
         device: str = "cpu",
+        keep: bool = True,
     ) -> None:
-        self.arch, self.weights, self.experts, self.device = arch, weights, experts, device
+        self.arch, self.weights, self.experts, self.device, self.keep = arch, weights, experts, device, keep
+        self.computed = 0
         self._loaded: Backbone | None = None
 
     def record(self, known: FeaturesRecord | None, size: int | None, on_step: OnStep = silent) -> InputRecord:
@@ -55,14 +59,24 @@ class BackboneSession:
             )  # fmt: skip
         arch = self.arch or (known.arch if known else None)
         assert arch is not None
-        if known is not None and known.arch != arch:
-            raise _other(arch, known, f"--features {known.arch}, or another --store")
-        from clmoe_cli.backbone.torchvision_models import load
+        from clmoe_cli.backbone.loading import is_file, load
 
+        if known is not None and known.arch != arch and not (is_file(known.arch) and is_file(arch)):
+            shown = "FILE.onnx" if is_file(known.arch) else known.arch
+            raise _other(arch, known, f"--features {shown}, or another --store")
+        if self.arch is None and is_file(arch):
+            raise UsageProblem(
+                "the store's backbone is an ONNX file", found=f"{arch}, sha256 {known.sha256[:16] if known else ''}",
+                hint="say where it is: --features FILE.onnx, or in clmoe.toml",
+            )  # fmt: skip
         if self._loaded is None:
             with whole(on_step, f"loading {arch}"):
                 self._loaded = load(arch, self.weights, None if size is None else (size, size))
-        found = FeaturesRecord(arch=arch, sha256=self._loaded.sha256)
+        found = self._loaded.record
+        if known is not None and is_file(known.arch) and (known.sha256, known.mean, known.std) == (
+            found.sha256, found.mean, found.std
+        ):  # fmt: skip
+            found = known  # the same file by another name
         if known is not None or self.experts is None:
             check_same(known, found)
         # Grey pictures are repeated to three channels in any case: one kind of input, whatever their colour.
@@ -76,8 +90,6 @@ class BackboneSession:
         """
         if batch.input is None or batch.input.features is None or len(batch.input_shape) != 3:
             return batch
-        import torch
-
         backbone = self._loaded
         assert backbone is not None
         rows, n = rows_of(batch.input_shape, batch.images.itemsize), len(batch.images)
@@ -85,11 +97,34 @@ class BackboneSession:
         with Spool((n, backbone.width), np.dtype(np.float32), batch.source) as spool:
             for first, block in blocks(batch.images, rows):
                 try:
-                    spool.append(backbone.features(torch.from_numpy(block), self.device, after(to, first)).numpy())
+                    spool.append(self._vectors(backbone, block, after(to, first)))
                 except ClmoeError as error:
                     error.where = error.where or batch.source
                     raise
             return replace(batch, images=spool.finish())
+
+    def _vectors(self, backbone: Backbone, pictures: NDArray[Any], on_done: OnDone) -> NDArray[np.float32]:
+        """Features [n, width] of pictures [n, C, H, W]: those that were kept, and the others' computed and kept."""
+        import torch
+
+        from clmoe_cli.backbone.cache import FeatureCache, key_of
+
+        if not self.keep:
+            self.computed += len(pictures)
+            return backbone.features(torch.from_numpy(pictures), self.device, on_done).numpy()
+        cache = FeatureCache(backbone.width)
+        keys = [key_of(backbone.record, picture) for picture in pictures]
+        found = cache.get(keys)
+        places = list({key: place for place, key in enumerate(keys) if key not in found}.values())
+        if places:
+            done = after(on_done, len(pictures) - len(places))
+            computed = backbone.features(torch.from_numpy(pictures[places]), self.device, done).numpy()
+            fresh = {keys[place]: vector for place, vector in zip(places, computed, strict=True)}
+            cache.put(fresh)
+            found |= fresh
+            self.computed += len(places)
+        on_done(len(pictures))
+        return np.stack([found[key] for key in keys])
 
 
 def backbone_of(manifest: Manifest) -> FeaturesRecord | None:

@@ -1,14 +1,11 @@
-"""Frozen networks of torchvision in front of experts and gate: pictures [N, C, H, W] → features [N, width].
-
-The features are what the last linear layer would read. A backbone is known by its architecture and the fingerprint
-of the weights that it uses; the picture size is the caller's, and recorded by it.
-"""
+"""Frozen networks of torchvision as backbones: the features are what their last linear layer would read."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,91 +13,48 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clmoe_cli.backbone.frozen import Backbone
 from clmoe_cli.backbone.weights_files import InMemory, Source, Weights, WeightsFile, fit
 from clmoe_cli.data.npz import one_line
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.base import BLOCK
-from clmoe_cli.method.reproducible import in_blocks
 from clmoe_cli.runtime import limits
-from clmoe_cli.runtime.events import OnDone
 from store_schema.errors import BadInput, UsageProblem
+from store_schema.records import FeaturesRecord
 
 _PIXELS = limits.BACKBONE_PIXELS
 # On a processor four photographs: a single one passes as one of so many, and must not take longer than need be.
 _SLOWLY = 4 * 224 * 224
-# What resizing floats may add to their range.
-_ROUNDING = 1e-5
 # Their published weights expect other means and deviations, to which the networks themselves convert.
 _TRANSFORMED = ("googlenet", "inception_v3")
 
 
-@dataclass(frozen=True, eq=False)
-class Backbone:
-    """A frozen network: made by :func:`load`.
-
-    ``width``: length of a feature vector. ``image_size``: sides of the pictures that it was trained on.
-    """
+@dataclass(frozen=True)
+class TorchRunner:
+    """Passes of a skeleton with these tensors; ``image_size`` and ``arch`` are for errors."""
 
     arch: str
-    sha256: str
-    width: int
     image_size: int
-    _net: nn.Module = field(repr=False)
-    _tensors: dict[str, Tensor] = field(repr=False)
-    _mean: Tensor = field(repr=False)
-    _std: Tensor = field(repr=False)
-    _sizes: set[tuple[int, int]] = field(default_factory=set, repr=False)
+    net: nn.Module
+    tensors: Mapping[str, Tensor]
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises UsageProblem when the network cannot read pictures of that size; nothing is computed for it."""
-        if (height, width) not in self._sizes:
-            _check_size(self._net, self.arch, (height, width), self.image_size)
-            self._sizes.add((height, width))
+        """Raises UsageProblem where one pass on the meta device fails."""
+        _check_size(self.net, self.arch, (height, width), self.image_size)
 
-    def features(self, images: Tensor, device: str = "cpu", on_done: OnDone = lambda done: None) -> Tensor:
-        """Features [N, width] float32 of pictures [N, C, H, W], uint8 or floating in [0, 1]; C is 1 (grey) or 3.
+    def block(self, height: int, width: int, device: str) -> int:
+        """Few photographs on a processor: a single one passes as one of so many."""
+        return max(1, min(BLOCK, (_SLOWLY if device == "cpu" else _PIXELS) // (height * width)))
 
-        ``device``: where to compute; pictures and features are on the CPU.
+    def workers(self, device: str) -> int:
+        """One: torch has threads of its own."""
+        return 1
 
-        Pictures pass in blocks of the same number, each on its own: batch norms use their frozen statistics, and no
-        last bit hangs on the other pictures (:mod:`clmoe_cli.method.reproducible`). Raises UsageProblem for sizes and
-        channels that the network cannot read, BadInput for values outside [0, 1] or features that are not finite.
-        """
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise UsageProblem(
-                f"{self.arch} reads pictures",
-                found=str(list(images.shape)),
-                expected="[N, C, H, W] with 1 or 3 channels",
-            )
-        count, _, height, width = images.shape
-        self.check_size(height, width)
-        inside = images.dtype == torch.uint8 or bool(((images >= -_ROUNDING) & (images <= 1 + _ROUNDING)).all())
-        if not inside:
-            raise BadInput(
-                f"pixels that {self.arch} cannot read",
-                expected="uint8, or floats from 0 to 1",
-                hint="divide them by 255",
-            )
-        out = torch.empty(count, self.width)
-        tensors = {name: value.to(device) for name, value in self._tensors.items()}
-        with torch.inference_mode():
-            step = max(1, min(BLOCK, (_SLOWLY if device == "cpu" else _PIXELS) // (height * width)))
-
-            def seen(part: Tensor) -> tuple[Tensor]:
-                return (functional_call(self._net, tensors, (self._normalised(part).to(device),)).cpu(),)
-
-            for start in range(0, count, step):
-                (out[start : start + step],) = in_blocks(images[start : start + step], step, seen)
-                on_done(min(start + step, count))
-        if not bool(torch.isfinite(out).all()):
-            raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")
-        return out
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
-        return (scaled.expand(-1, 3, -1, -1) - self._mean) / self._std
+    def run(self, pictures: Tensor, device: str) -> Tensor:
+        """Features [n, width] of normalised pictures [n, 3, H, W]."""
+        tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        found: Tensor = functional_call(self.net, tensors, (pictures.to(device),)).cpu()
+        return found
 
 
 def load(arch: str, weights: str | Path | None = None, size: tuple[int, int] | None = None) -> Backbone:
@@ -135,8 +89,9 @@ def load(arch: str, weights: str | Path | None = None, size: tuple[int, int] | N
         source = _source(arch, published, weights)
     tensors, sha256 = fit(source, net, head, arch)
     net.set_submodule(head, nn.Identity())
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
-    return Backbone(arch, sha256, width, image_size, net, tensors, mean, std)
+    record = FeaturesRecord(arch=arch, sha256=sha256)
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    return Backbone(record, width, image_size, mean, std, TorchRunner(arch, image_size, net, tensors))
 
 
 def pretrained(arch: str, skeleton: nn.Module, weights: str | Path) -> Weights:

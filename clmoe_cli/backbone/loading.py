@@ -1,0 +1,38 @@
+"""A backbone by its name: ``lite0``, a file that ends in ``.onnx``, or one of torchvision's networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clmoe_cli.backbone.frozen import Backbone
+from store_schema.errors import UsageProblem
+
+LITE0 = "lite0"
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of an ONNX file."""
+    return name.lower().endswith(".onnx")
+
+
+def load(name: str, weights: str | Path | None = None, size: tuple[int, int] | None = None) -> Backbone:
+    """The backbone of that name.
+
+    ``weights``: a safetensors file in place of the published ones. ``size``: height and width of the pictures, so that
+    what the network cannot read is refused before weights are read. Raises UsageProblem for an unknown name, a size
+    that it cannot read, or weights for a file that has its own; BadInput for weights that do not fit or cannot be had.
+    """
+    if is_file(name):
+        if weights is not None:
+            hint = "leave it out"
+            raise UsageProblem("an ONNX file has its weights inside", key="--features-weights", hint=hint)
+        from clmoe_cli.backbone import onnx_files
+
+        return onnx_files.load(name, size)
+    if name == LITE0:
+        from clmoe_cli.backbone import lite0
+
+        return lite0.load(weights, size)
+    from clmoe_cli.backbone import torchvision_models
+
+    return torchvision_models.load(name, weights, size)
