@@ -23,6 +23,7 @@ def detect(
     label_column: flags.LabelColumnOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
+    feature_cache: flags.FeatureCacheOption = True,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let the file's labels decide as well.")] = False,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms.")] = 0.01,
     evidence: flags.EvidenceOption = "gate",
@@ -42,16 +43,16 @@ def detect(
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
     early.check_source(data)
     from clmoe_cli.api.detect import detect as call
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, featured, read
     from clmoe_cli.runtime.devices import resolved
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
     where = resolved(device)
-    backbone = BackboneSession(features, features_weights, device=where)
+    backbone = BackboneSession(features, features_weights, device=where, keep=feature_cache)
     opened = Opened.existing(store)
     with progress(quiet) as shown:
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = backbone.features(read(data, labels, opened.expected, how), shown.step)
+        batch = featured(read(data, labels, opened.expected, how), how)
         report = call(
             opened, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )

@@ -89,10 +89,17 @@ RouteSizeOption = Annotated[
 FeaturesOption = Annotated[
     str | None,
     typer.Option(
-        metavar="ARCH",
+        metavar="NAME",
         autocompletion=among(choices.BACKBONES),
-        help="Frozen network of torchvision in front of experts and gate, as resnet50; none: without "
-        "[default: the store's].",
+        help="Frozen network in front of experts and gate: lite0, which comes with clmoe[photos], FILE.onnx, one of "
+        "torchvision, as resnet50; none: without [default: the store's].",
+    ),
+]
+FeatureCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--feature-cache/--no-feature-cache",
+        help="Keep the features of pictures for the next command, in the user's cache.",
     ),
 ]
 FeaturesWeightsOption = Annotated[

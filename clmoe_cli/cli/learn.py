@@ -34,6 +34,7 @@ def learn(
     weights: flags.WeightsOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
+    feature_cache: flags.FeatureCacheOption = True,
     epochs: flags.EpochsOption = 40,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: flags.ScoreOption = "gradient-weight",
@@ -76,7 +77,7 @@ def learn(
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_text, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_text, featured, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
@@ -98,13 +99,13 @@ def learn(
     )
     unmeasured = quiet or dry_run
     quiet |= not leading()
-    backbone, curves = BackboneSession(features, features_weights, arch, method.device), Curves()
+    backbone = BackboneSession(features, features_weights, arch, method.device, keep=feature_cache)
+    curves = Curves()
     with together(method.device), progress(quiet) as shown:
         opened = Opened.at(store)
         check_names(opened, options)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        pictures = read(data, "required", opened.expected, how)
-        batch = backbone.features(pictures, shown.step)
+        batch = featured(read(data, "required", opened.expected, how), how)
         if segment:
             stream = learn_stream(
                 opened,
@@ -123,7 +124,7 @@ def learn(
         if batch.others and not unmeasured:
             learned = Opened.at(store)  # with the new task
             for part in batch.others:
-                text = accuracy_text(part, learned, backbone, replace(how, quiet=True))
+                text = accuracy_text(part, learned, method.device, replace(how, quiet=True))
                 if not quiet:
                     note(text)
     drawn = curves.drawn(reports)

@@ -23,6 +23,7 @@ def predict(
     label_column: flags.LabelColumnOption = None,
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
+    feature_cache: flags.FeatureCacheOption = True,
     output: Annotated[
         Path | None,
         typer.Option(help="Write .npz, .csv, .json or .ndjson; - is ndjson on stdout, as images are decided."),
@@ -54,7 +55,7 @@ def predict(
     early.check_source(batch)
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict as call
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, featured, read
     from clmoe_cli.runtime.devices import resolved
 
     if output is not None:
@@ -64,10 +65,9 @@ def predict(
     with together(where), progress(quiet) as shown:
         opened = Opened.existing(store)
         expected = opened.expected_by(task)
-        backbone = BackboneSession(features, features_weights, device=where)
+        backbone = BackboneSession(features, features_weights, device=where, keep=feature_cache)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        pictures = read(batch, "optional", expected, how)
-        images, warning = judged(expected, backbone.features(pictures, shown.step))
+        images, warning = judged(expected, featured(read(batch, "optional", expected, how), how))
         report = call(
             opened,
             images,

@@ -15,7 +15,7 @@ from clmoe_cli.runtime.distributed.processes import launched, leading
 from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError, UsageProblem
 
-__all__ = ["How", "BackboneSession", "Opened", "accuracy_text", "read"]
+__all__ = ["How", "BackboneSession", "Opened", "accuracy_text", "featured", "read"]
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,34 @@ def read(source: str, labels: LabelUse, expected: Expected, how: How) -> Batch:
         for text in batch.notes:
             note(text)
         render.skip_note(batch.skipped)
-        if batch.input is not None and batch.input.features is not None:
-            note(f"features of {batch.input.features.arch}: {len(batch.images)} pictures")
     return batch
 
 
-def accuracy_text(folder: str, opened: Opened, backbone: BackboneSession, how: How) -> str:
+def featured(batch: Batch, how: How) -> Batch:
+    """The batch with features in place of pictures that go through a backbone, and a note on how many were computed.
+
+    Raises what :meth:`~clmoe_cli.backbone.session.BackboneSession.features` raises.
+    """
+    if how.backbone is None or batch.input is None or batch.input.features is None:
+        return batch
+    before = how.backbone.computed
+    found = how.backbone.features(batch, how.on_step)
+    if not how.quiet:
+        kept = len(found.images) - (how.backbone.computed - before)
+        more = f", {kept} of them kept from before" if kept else ""
+        note(f"features of {batch.input.features.arch}: {len(found.images)} pictures{more}")
+    return found
+
+
+def accuracy_text(folder: str, opened: Opened, device: str, how: How) -> str:
     """A line on how many images of a folder are answered right, as ``predict`` answers; or why that is not known."""
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict
 
     try:
-        batch = backbone.features(read(folder, "optional", opened.expected, how), how.on_step)
+        batch = featured(read(folder, "optional", opened.expected, how), how)
         images, _ = judged(opened.expected, batch)
-        report = predict(opened, images, device=backbone.device, on_step=how.on_step)
+        report = predict(opened, images, device=device, on_step=how.on_step)
     except ClmoeError as error:
         return f"not measured: {error}"
     if report.accuracy is None:

@@ -13,4 +13,13 @@ FORMATS = ("csv", "md")
 
 # Suggestions: more are possible.
 ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet18", "resnet34", "resnet50", "mobilenet_v2")
-BACKBONES = ("none", "resnet18", "resnet50", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_small", "vit_b_16")
+BACKBONES = (
+    "none",
+    "lite0",
+    "resnet18",
+    "resnet50",
+    "convnext_tiny",
+    "efficientnet_b0",
+   
+    "vit_b_16",
+)
