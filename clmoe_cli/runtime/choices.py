@@ -20,6 +20,6 @@ BACKBONES = (
     "resnet50",
     "convnext_tiny",
     "efficientnet_b0",
-   
+
     "vit_b_16",
 )
