@@ -20,6 +20,5 @@ BACKBONES = (
     "resnet50",
     "convnext_tiny",
     "efficientnet_b0",
-
     "vit_b_16",
 )

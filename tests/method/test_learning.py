@@ -7,7 +7,18 @@ import pytest
 import torch
 from conftest import random_params
 
-from clmoe_cli.method.learn_task import FEW, Identity, Options, Setting, Shared, learn_task, refine_task, split
+from clmoe_cli.method.learn_task import (
+    FEW,
+    Identity,
+    Options,
+    Setting,
+    Shared,
+    Trained,
+    finish,
+    learn_task,
+    refine_task,
+    split,
+)  # fmt: skip
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.networks.mlp import MLP
@@ -350,6 +361,23 @@ def test_hidden_units_that_never_fire_leave_deviations_finite(rng: torch.Generat
         values = blocks(NET, asked, data)
         found = whitening.deviation(values["inputs"], values["hidden"])
         assert bool(found.float().isfinite().all())
+
+
+def test_a_network_that_is_sure_of_every_image_is_learned(rng: torch.Generator) -> None:
+    # Its gradients on training images vanish, and its scores with them; others' are infinitely many times as large.
+    data = blobs([5, 25], 300, 3)
+    task = learned_alone(data, 2, QUICK).subnetwork
+    sure = {name: 1e5 * value if name.startswith("output") else value for name, value in task.params.items()}
+    parts = split(data, torch.Generator().manual_seed(0))
+    found = finish(A, NET, Trained(sure, task.mask), parts).subnetwork
+    assert not any(bool(value.any()) for value in found.scores.values())
+    # Between the classes it is not sure.
+    share = torch.linspace(0, 1, 200)[:, None]
+    between = share * data.x[0] + (1 - share) * data.x[1]
+    asked = deviations(found, between, ("gradient", "fisher", "loss"))
+    for values in (*asked.values(), *(calibration.values for calibration in found.calibration.values())):
+        assert bool(values.isfinite().all())
+    assert float(asked["gradient"].max()) > 1e30
 
 
 def test_strange_inputs_deviate_even_where_no_hidden_unit_looks(rng: torch.Generator) -> None:

@@ -97,7 +97,9 @@ def deviations(task: Subnetwork, x: Rows, kinds: Sequence[str]) -> dict[str, Ten
         if "gradient" in parts:
             (own,) = gradient(part) if net.block is None else reproducible.in_blocks(part, net.block, gradient)
             parts["gradient"].append(own)
-    return {kind: reproducible.settled(torch.cat(found)) for kind, found in parts.items()}
+    # Where a network is sure of every training image its scores vanish, and others deviate beyond any number.
+    largest = torch.finfo(torch.float32).max
+    return {kind: reproducible.settled(torch.cat(found).clamp(max=largest)) for kind, found in parts.items()}
 
 
 def by_loss(tasks: Sequence[Subnetwork], inputs: Sequence[Rows], batch: bool) -> Tensor:
