@@ -159,8 +159,8 @@ def _commit(
     def commit() -> Manifest:
         kind, on_step = session.kind(origin.number), session.on_step
         features = gating.features_of_data(session.batch, kind, origin.classes, on_step)
-        found = gating.measure(session.loader, features, learned, on_step)
-        confused.extend(found.confused)
-        return commit_learned(session, locked, learned, origin, kind, found)
+        measures = gating.measure(session.loader, features, learned, on_step)
+        confused.extend(measures.confused)
+        return commit_learned(session, locked, learned, origin, kind, measures)
 
     return stores.committed(locked, commit), tuple(confused)

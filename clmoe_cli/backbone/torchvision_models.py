@@ -26,8 +26,7 @@ from clmoe_cli.runtime.events import OnDone
 from store_schema.errors import BadInput, UsageProblem
 
 _PIXELS = limits.BACKBONE_PIXELS
-# On a processor four photographs: a single one passes as one of so many, and must not take longer than need be.
-_SLOWLY = 4 * 224 * 224
+_SLOWLY = limits.BACKBONE_PIXELS_CPU
 # What resizing floats may add to their range.
 _ROUNDING = 1e-5
 # Their published weights expect other means and deviations, to which the networks themselves convert.
