@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +30,8 @@ from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch, Raw
 from clmoe_cli.method.subnetwork.compact import Compact
+from clmoe_cli.report.progress import note
+from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.events import Step
 from store_schema import Manifest, Store, UsageProblem, store
 
@@ -345,3 +348,37 @@ def test_functions_refuse_unknown_names_before_they_look_at_the_store(monkeypatc
         predict("store", batch, router="best")
     with pytest.raises(UsageProblem, match="unknown evidence"):
         detect("store", batch, evidence="best")
+
+
+APART = ("torch.distributed", "WORLD_SIZE", "LOCAL_RANK", "collectives.rank", "launched(", "dist.")
+
+
+def test_what_several_processes_cost_is_in_one_place() -> None:
+    """Elsewhere nothing asks which of how many processes it is; how many there are is part of a run's fingerprint."""
+    root = Path(common.__file__).parents[1]
+    asks = {
+        f"{path.relative_to(root)}: {word}"
+        for path in root.rglob("*.py")
+        if path.parent != root / "runtime" / "distributed"
+        for word in (*APART, "collectives.world")
+        if re.search(rf"(?<!\w){re.escape(word)}", path.read_text())
+    }
+    assert asks == {"api/resuming.py: collectives.world"}
+
+
+def test_a_team_shares_images_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "world", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
+        starts, length = collectives.Team.of(alone=False).starts(70, 10)
+        assert (list(starts), length) == (list(range(10 * rank, 70, 30)), 10)
+        assert collectives.Team.of(alone=False).starts(6, 10) == (range(2 * rank, 6, 6), 2)
+        assert collectives.Team.of(alone=True).starts(25, 10) == (range(0, 25, 10), 10)
+
+
+def test_other_processes_say_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", "one\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        note("one")
+        assert capsys.readouterr().err == said

@@ -12,12 +12,11 @@ from launching import together
 from small_store import OPTIONS, batch, build, state
 from torch import Tensor
 
-from clmoe_cli.api import processes, resuming
+from clmoe_cli.api import resuming
 from clmoe_cli.api.learn import learn
-from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predict import predict
 from clmoe_cli.method.subnetwork.training import Epoch
-from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.distributed import collectives, stores
 from clmoe_cli.runtime.distributed.processes import PeerLost
 from store_schema import BadInput, Interrupted, Store, verify
 from store_schema.errors import ObjectVanished
@@ -32,7 +31,7 @@ def test_what_is_committed_stays_whoever_ends_then(tmp_path: Path) -> None:
             return {}
         locked: Any = SimpleNamespace(root=tmp_path)
         manifest: Any = SimpleNamespace(name="committed")
-        assert processes.committed(locked, lambda: done.append("") or manifest) is manifest
+        assert stores.committed(locked, lambda: done.append("") or manifest) is manifest
         assert done == [""]
         return {}
 
@@ -44,7 +43,7 @@ def test_nothing_is_committed_once_one_has_ended(tmp_path: Path) -> None:
         if rank == 0:
             locked: Any = SimpleNamespace(root=tmp_path)
             with pytest.raises(collectives.Lost):
-                processes.committed(locked, lambda: pytest.fail("committed"))
+                stores.committed(locked, lambda: pytest.fail("committed"))
         return {}
 
     together(2, act, tmp_path / "found")
@@ -57,7 +56,7 @@ def test_who_follows_cannot_tell_of_a_commit_that_was_cut_off(tmp_path: Path) ->
             return {}
         locked: Any = SimpleNamespace(root=tmp_path)
         with pytest.raises(PeerLost, match="clmoe inspect tells"):
-            processes.committed(locked, lambda: pytest.fail("committed"))
+            stores.committed(locked, lambda: pytest.fail("committed"))
         return {}
 
     together(2, act, tmp_path / "found")
@@ -68,17 +67,17 @@ def test_all_read_the_same_generation(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def act(rank: int) -> dict[str, Tensor]:
         heads = iter([[b"1", b"2", b"3", b"3"], [b"2", b"2", b"3", b"3"]][rank])
-        monkeypatch.setattr(processes.Store, "open", lambda path: SimpleNamespace(head=next(heads)))
+        monkeypatch.setattr(stores.Store, "open", lambda path: SimpleNamespace(head=next(heads)))
 
         def use(store: Any) -> bytes:
             if store.head != b"3":
                 raise ObjectVanished("swept")
             return bytes(store.head)
 
-        assert processes.read_together(Opened("store", None), use) == b"3"
-        monkeypatch.setattr(processes.Store, "open", lambda path: SimpleNamespace(head=b"1"))
+        assert stores.read_together("store", None, use) == b"3"
+        monkeypatch.setattr(stores.Store, "open", lambda path: SimpleNamespace(head=b"1"))
         with pytest.raises(ObjectVanished):
-            processes.read_together(Opened("store", None), use)
+            stores.read_together("store", None, use)
         return {}
 
     together(2, act, tmp_path / "found")

@@ -59,7 +59,7 @@ class Origin:
 
 
 def commit_learned(
-    session: Session, locked: Writer, learned: Learned, origin: Origin, kind: Kind, found: Measured
+    session: Session, locked: Writer, learned: Learned, origin: Origin, kind: Kind, measures: Measured
 ) -> Manifest:
     """Commits a task to its expert, with what was measured of it. Returns what was committed."""
     task, manifest, record, others = learned.subnetwork, locked.manifest, origin.record, origin.others
@@ -73,8 +73,8 @@ def commit_learned(
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.intersection(task.mask, masks.union(task.mask, earlier))
-    body = to_record(learned, found.statistics)
-    stored_task = _Stored(locked.put(encode_subnetwork(body), "h5"), weights, body, reused, found)
+    body = to_record(learned, measures.statistics)
+    stored_task = _Stored(locked.put(encode_subnetwork(body), "h5"), weights, body, reused, measures)
     entry = _task_record(session, learned, origin, stored_task)
     tasks = sorted((*(t for t in manifest.tasks if t.name != task.name), entry), key=lambda t: t.number)
     experts = sorted((*(e for e in manifest.experts if e.id != record.id), record), key=lambda e: int(e.id[1:]))
@@ -90,7 +90,7 @@ def commit_learned(
     update = {
         "tasks": tuple(tasks),
         "experts": tuple(experts),
-        "gates": gating.updated(locked, loader, batch, kind, origin.number, found.statistics),
+        "gates": gating.updated(locked, loader, batch, kind, origin.number, measures.statistics),
         "next_task": max(manifest.next_task, origin.number + 1),
         "next_expert": max(manifest.next_expert, int(record.id[1:]) + 1),
         "environment": environment(),
@@ -108,7 +108,7 @@ class _Stored:
     weights: ExpertWeights
     body: SubnetworkRecord
     reused: masks.Masks
-    found: Measured
+    measures: Measured
 
 
 def _task_record(session: Session, learned: Learned, origin: Origin, stored: _Stored) -> TaskRecord:
@@ -135,8 +135,8 @@ def _task_record(session: Session, learned: Learned, origin: Origin, stored: _St
             for name, mask in task.mask.items()
         ),
         owned_parameters=sum(v.numel() for n, v in task.params.items() if n not in task.mask),
-        opinion=stored.found.opinion,
-        accuracy=_accuracy(learned, stored.found),
+        opinion=stored.measures.opinion,
+        accuracy=_accuracy(learned, stored.measures),
         measured=origin.measured,
         images=origin.images,
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
@@ -147,16 +147,16 @@ def _task_record(session: Session, learned: Learned, origin: Origin, stored: _St
     )  # fmt: skip
 
 
-def _accuracy(learned: Learned, found: Measured) -> Accuracy:
+def _accuracy(learned: Learned, measures: Measured) -> Accuracy:
     """What held-out images tell of a task. Without any, the gate's own are those that its fits left out."""
-    each = found.per_class
+    each = measures.per_class
     return Accuracy(
         dense=learned.dense.accuracy if learned.dense else None,
         subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
-        held_out=learned.held_out or found.held_out,
-        answer=found.answer,
-        within=found.within,
-        guessing=found.guessing,
+        held_out=learned.held_out or measures.held_out,
+        answer=measures.answer,
+        within=measures.within,
+        guessing=measures.guessing,
         per_class=None if each is None else tuple(ClassAccuracy(images=n, accuracy=share) for n, share in each),
     )
 

@@ -135,10 +135,10 @@ def sample(n: int, limit: int, generator: torch.Generator) -> Tensor:
 def inputs_of(loader: Loader, experts: Sequence[str], batch: Batch) -> list[Rows]:
     """A batch as each of these experts reads it; held in memory once for those that read it alike."""
     batch, scalings = prepared(batch), {expert: loader.scaling(expert) for expert in experts}
-    own: dict[str, Rows] = {e: unread(batch, s) for e, s in scalings.items() if s.standardised}
-    shared = {s.factor: s for s in scalings.values() if not s.standardised}
-    alike = {factor: rows(batch, s) for factor, s in shared.items()}
-    return [own[e] if e in own else alike[scalings[e].factor] for e in experts]
+    standardised: dict[str, Rows] = {e: unread(batch, s) for e, s in scalings.items() if s.standardised}
+    plain = {s.factor: s for s in scalings.values() if not s.standardised}
+    by_factor = {factor: rows(batch, s) for factor, s in plain.items()}
+    return [standardised[e] if e in standardised else by_factor[scalings[e].factor] for e in experts]
 
 
 def digest(outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:

@@ -110,18 +110,18 @@ def measure(loader: Loader, data: DataFeatures, learned: Learned, on_step: OnSte
 
 
 def updated(
-    locked: Writer, loader: Loader, batch: Batch, kind: Kind, number: int, found: Subspaces
+    locked: Writer, loader: Loader, batch: Batch, kind: Kind, number: int, statistics: Subspaces
 ) -> tuple[GateRecord, ...]:
     """The manifest's gates with the classes of task ``number`` put in (or in place of those that it had)."""
     manifest, shape, through = locked.manifest, batch.input_shape, batch.input
     name = kind.features
-    if isinstance(found, Gaussians):
+    if isinstance(statistics, Gaussians):
         tasks = [t for t in manifest.tasks_of_shape(shape, through) if t.number != number]
         every = {t.number: t.name for t in tasks}
-        parts = [found if n == number else loader.gaussians(every[n]) for n in sorted({*every, number})]
+        parts = [statistics if n == number else loader.gaussians(every[n]) for n in sorted({*every, number})]
         data = encode_gaussians(solved_arrays(solve(parts)), name)
     else:
-        data = encode_gate(_with_subspaces(locked, batch, number, found), name)
+        data = encode_gate(_with_subspaces(locked, batch, number, statistics), name)
     old = manifest.gate(shape, through)
     record = GateRecord(
         input_shape=shape,
@@ -129,25 +129,25 @@ def updated(
         features=name,
         solved=locked.put(data, "safetensors"),
         input=through,
-        rule="gaussians" if isinstance(found, Gaussians) else None,
+        rule="gaussians" if isinstance(statistics, Gaussians) else None,
     )
     record = record.model_copy(update=ranges.widened(old, batch))
     return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
 
 
-def _with_subspaces(locked: Writer, batch: Batch, number: int, found: Subspaces) -> SolvedGate:
+def _with_subspaces(locked: Writer, batch: Batch, number: int, statistics: Subspaces) -> SolvedGate:
     """The solved gate of subspaces with those of task ``number`` in their place."""
     manifest, shape, through = locked.manifest, batch.input_shape, batch.input
-    arrays = gate_arrays(found)
-    own = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
+    arrays = gate_arrays(statistics)
+    solved = coarse_form(arrays["means"], arrays["directions"], arrays["quantiles"], COARSE)
     old = locked.store.read_gate(shape, through) if manifest.generation else None
     if isinstance(old, SolvedGate):
         tasks = manifest.tasks_of_shape(shape, through)
         counts = [len(t.classes) for t in tasks]
         before = old.taken(rows_of(counts, [t.number < number for t in tasks]))
         after = old.taken(rows_of(counts, [t.number > number for t in tasks]))
-        own = before.joined(own).joined(after)
-    return own
+        solved = before.joined(solved).joined(after)
+    return solved
 
 
 def without(locked: Writer, record: GateRecord, names: Collection[str]) -> GateRecord | None:
@@ -231,10 +231,10 @@ def decide(
     for together in everything.split(route.batches):
         some = together[torch.linspace(0, len(together) - 1, min(len(together), size)).round().long()]
         values = seen(some)
-        found = task_of_batch(sources, values)
+        task = task_of_batch(sources, values)
         for rows in together.split(size):
-            own = values if len(some) == len(together) else seen(rows)
-            yield decide_within(sources, found, own, rows)
+            here = values if len(some) == len(together) else seen(rows)
+            yield decide_within(sources, task, here, rows)
             to(int(rows[-1]) + 1)
 
 

@@ -8,7 +8,7 @@ from typing import Unpack
 
 import torch
 
-from clmoe_cli.api import cautions, common, gating, processes, ranges
+from clmoe_cli.api import cautions, common, gating, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import Origin, commit_learned, learn_report, measured
 from clmoe_cli.api.measuring import Confusion
@@ -24,6 +24,7 @@ from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.placement import Placement
+from clmoe_cli.runtime.distributed import stores
 from clmoe_cli.runtime.events import whole
 from clmoe_cli.store_tensors import derived_seed, generator, network
 from store_schema import Manifest, Writer
@@ -53,7 +54,7 @@ def learn(
     with whole(listeners.on_step, "loading weights"):
         start = Start.of(options, batch)
     with (
-        processes.writing(opened, seed=seed, timeout=options.lock_timeout, on_wait=listeners.on_wait) as locked,
+        opened.writing(seed=seed, timeout=options.lock_timeout, on_wait=listeners.on_wait) as locked,
         Resuming(
             locked, batch, replace(options, weights=start.sha256), listeners.on_resume, listeners.on_step
         ) as resuming,
@@ -158,8 +159,8 @@ def _commit(
     def commit() -> Manifest:
         kind, on_step = session.kind(origin.number), session.on_step
         features = gating.features_of_data(session.batch, kind, origin.classes, on_step)
-        found = gating.measure(session.loader, features, learned, on_step)
-        confused.extend(found.confused)
-        return commit_learned(session, locked, learned, origin, kind, found)
+        measures = gating.measure(session.loader, features, learned, on_step)
+        confused.extend(measures.confused)
+        return commit_learned(session, locked, learned, origin, kind, measures)
 
-    return processes.committed(locked, commit), tuple(confused)
+    return stores.committed(locked, commit), tuple(confused)

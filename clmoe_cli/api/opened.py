@@ -1,14 +1,16 @@
-"""A store as a command opens it: once, before any data are read. Imports no torch."""
+"""A store as a command opens it: once, before any data are read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 from clmoe_cli.api.inputs import Expected
-from store_schema import Store, StoreMissing, read_consistently
+from clmoe_cli.runtime.distributed import stores
+from store_schema import Store, StoreMissing, Writer
 
 T = TypeVar("T")
 
@@ -57,5 +59,14 @@ class Opened:
         return self.expected.by(self.snapshot.manifest, task)
 
     def read(self, use: Callable[[Store], T]) -> T:
-        """What ``use`` makes of the snapshot, or of a newer one where a file of it has gone."""
-        return read_consistently(self.path, use, self.snapshot)
+        """What ``use`` makes of the snapshot, or of a newer one where a file of it has gone.
+
+        Of several processes all use the same one (:func:`clmoe_cli.runtime.distributed.stores.read_together`).
+        """
+        return stores.read_together(self.path, self.snapshot, use)
+
+    def writing(
+        self, *, seed: int, timeout: float | None, on_wait: Callable[[str], None]
+    ) -> AbstractContextManager[Writer]:
+        """The store, locked; read again if it has changed (:func:`clmoe_cli.runtime.distributed.stores.writing`)."""
+        return stores.writing(self.path, self.snapshot, seed=seed, timeout=timeout, on_wait=on_wait)

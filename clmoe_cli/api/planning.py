@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clmoe_cli.api import common, processes, ranges
+from clmoe_cli.api import common, ranges
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import skipped
@@ -56,10 +56,7 @@ def plan(
         report = _report(session, next_step(session))
         return replace(report, warnings=tuple(session.warnings))
 
-    if opened.snapshot is None:
-        report = use(unwritten(opened.path, seed=options.seed or 0))
-    else:
-        report = processes.read_together(opened, use)
+    report = opened.read(use) if opened.snapshot else use(unwritten(opened.path, seed=options.seed or 0))
     seconds = round(time.monotonic() - started, 3)
     return replace(report, dry_run=True, seconds=seconds, skipped=len(batch.skipped))
 

@@ -15,7 +15,6 @@ from clmoe_cli.api.checks import check_values
 from clmoe_cli.api.inputs import Expected, kind_text
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
-from clmoe_cli.api.processes import decided_together, read_together
 from clmoe_cli.api.reasons import Case
 from clmoe_cli.api.reports import Caution, Json, Report
 from clmoe_cli.api.scoring import Scores, score
@@ -29,7 +28,7 @@ from clmoe_cli.method.routing import paper
 from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.method.routing.paper import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.runtime.choices import ROUTES
-from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.distributed.stores import in_shares
 from clmoe_cli.runtime.events import OnStep, begun, counted, silent
 from clmoe_cli.runtime.words import check_rate, one_of
 from clmoe_cli.store_tensors import Loader
@@ -171,7 +170,7 @@ def predict(
         )
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     asked = _Asked(router, together, task, reject, explain, on_part, on_step)
-    return read_together(Opened.existing(store), lambda snapshot: _predict(Loader(snapshot, device), batch, asked))
+    return Opened.existing(store).read(lambda snapshot: _predict(Loader(snapshot, device), batch, asked))
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,15 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
     homes = [loader.manifest.task(name).expert for name in names]
     check_values([loader.manifest.expert(home) for home in set(homes)], batch, asked.on_step)
 
-    def decide(share: Batch) -> Iterator[Decision]:
+    def decide(rows: slice) -> Iterator[Decision]:
+        share = batch.taken(rows)
         if gated:
+            # Read before the first row is out: a commit that sweeps one of these files later must not start it all
+            # again.
+            for name in names if asked.on_part is not None else ():
+                loader.answering(name)
+                if asked.explain:
+                    loader.task(name)
             why = explaining.of_gate(loader, share, names) if asked.explain else None
             route = gating.Route(only=True) if asked.only else gating.Route(asked.together)
             return gating.decide(loader, share, names, book, asked.router, route, asked.on_step, why)
@@ -235,14 +241,8 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
             explained=explaining.explained(found, case, names, homes, book),
         )
 
-    if asked.on_part is not None and gated and collectives.world() == 1:
-        # Read before the first row is out: a commit that sweeps one of these files later must not start it all again.
-        for name in names:
-            loader.answering(name)
-            if asked.explain:
-                loader.task(name)
     parts, done = [], 0
-    for part in decided_together(batch, asked.together or 1, decide):
+    for part in in_shares(len(batch.images), asked.together or 1, decide, Decision.joined):
         if asked.on_part is not None:
             asked.on_part(report_of(part, done))
         parts.append(part)

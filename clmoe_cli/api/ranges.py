@@ -40,11 +40,11 @@ def widened(old: GateRecord | None, batch: Batch) -> dict[str, tuple[float, floa
     if old is not None and old.input_range is None:
         return {"input_range": None, "input_lowest": None}
     largest, lowest = _of_images(batch)
-    found = {"input_range": _ends(largest[largest > 0]), "input_lowest": _ends(lowest)}
-    for name in found if old is not None else ():
-        before, own = getattr(old, name), found[name]
-        found[name] = (min(before[0], own[0]), max(before[1], own[1]))
-    return dict(found)
+    fields = {"input_range": _ends(largest[largest > 0]), "input_lowest": _ends(lowest)}
+    for name, (low, high) in fields.items() if old is not None else ():
+        before = getattr(old, name)
+        fields[name] = (min(before[0], low), max(before[1], high))
+    return dict(fields)
 
 
 def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import numpy as np
 
 from clmoe_cli import __version__
-from clmoe_cli.api import processes
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.spool import blocks, rows_of
@@ -62,7 +61,7 @@ class Resuming:
             self.number, self.reached = found.number, found.reached
             self.on_resume(found.reached)
         # What each of several processes goes through has to be the same, and where it begins.
-        if not processes.alike(f"{self.key} {task} {self.number} {self.reached}".encode()):
+        if not collectives.alike(f"{self.key} {task} {self.number} {self.reached}".encode()):
             raise BadInput(
                 "the processes of this run do not read the same",
                 where=self.batch.source,
@@ -72,7 +71,7 @@ class Resuming:
 
     def _save(self, state: State, reached: str) -> None:
         started = time.monotonic()
-        if started < self.next or collectives.rank() > 0:
+        if started < self.next or not collectives.leads():
             return
         arrays = {name: value.cpu().numpy() for name, value in state.items()}
         checkpoints.save(self.root, self.key, Checkpoint(self.number + 1, self.parent, self.task, reached, arrays))
@@ -84,7 +83,7 @@ class Resuming:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None and self.key and collectives.rank() == 0:
+        if kind is None and self.key and collectives.leads():
             checkpoints.discard(self.root, self.key)
         if isinstance(error, KeyboardInterrupt) and self.locked.store.head != self.head:
             raise Interrupted("interrupted after the commit: the task is in the store") from error

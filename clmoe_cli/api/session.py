@@ -110,8 +110,8 @@ class Session:
     @cached_property
     def names(self) -> list[str]:
         """The tasks of these experts."""
-        own = {e.id for e in self.experts}
-        return [t.name for t in self.manifest.tasks if t.expert in own]
+        experts = {e.id for e in self.experts}
+        return [t.name for t in self.manifest.tasks if t.expert in experts]
 
     @cached_property
     def input_scale(self) -> float:
@@ -124,9 +124,9 @@ class Session:
         scale = self.input_scale if record is None else record.input_scale
         return gating.kind_of(self.manifest, self.batch, number, scale)
 
-    def warn(self, *found: Caution) -> None:
+    def warn(self, *cautions: Caution) -> None:
         """Tells whoever listens at once, and keeps it for the report."""
-        for caution in found:
+        for caution in cautions:
             self.warnings.append(caution)
             self.listeners.on_warning(caution)
 

@@ -23,8 +23,7 @@ from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import FeaturesRecord
 
 _PIXELS = limits.BACKBONE_PIXELS
-# On a processor four photographs: a single one passes as one of so many, and must not take longer than need be.
-_SLOWLY = 4 * 224 * 224
+_SLOWLY = limits.BACKBONE_PIXELS_CPU
 # Their published weights expect other means and deviations, to which the networks themselves convert.
 _TRANSFORMED = ("googlenet", "inception_v3")
 

@@ -98,7 +98,6 @@ def learn(
         evidence=evidence,
     )
     unmeasured = quiet or dry_run
-    quiet |= not leading()
     backbone = BackboneSession(features, features_weights, arch, method.device, keep=feature_cache)
     curves = Curves()
     with together(method.device), progress(quiet) as shown:
@@ -132,9 +131,10 @@ def learn(
         for report, curve in drawn if verbose else ():
             note(f"{report.task}: {curve.summary()}")
         render.learn_notes(reports, verbose)
-    if leading():
-        render.show(stream if segment else reports[0], json_)
-        if plot is not None and drawn:
-            plot_curves(drawn, plot)
+    if not leading():
+        return  # process 0 has the output
+    render.show(stream if segment else reports[0], json_)
+    if plot is not None and drawn:
+        plot_curves(drawn, plot)
     if plot is not None and not quiet:
         note(f"wrote {plot}" if drawn else f"no curve, {plot} was not written: nothing was trained")

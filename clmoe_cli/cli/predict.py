@@ -60,7 +60,6 @@ def predict(
 
     if output is not None:
         render.check_output(output, json_)
-    quiet |= not leading()
     where = resolved(device)
     with together(where), progress(quiet) as shown:
         opened = Opened.existing(store)
@@ -81,12 +80,12 @@ def predict(
             on_step=shown.step,
             explain=explain,
         )
-    if leading():
-        render.warnings(report.warnings)
-    if warning and leading():
+    render.warnings(report.warnings)
+    if warning:
         note(f"warning: {warning}")
     if verbose and not quiet:
         note(f"{len(images.images)} images, router {report.router or 'none'}")
-    if leading():
-        with progress(quiet) as shown:
-            render.show_predictions(report, output, json_, quiet, shown.step)
+    if not leading():
+        return  # process 0 has the output
+    with progress(quiet) as shown:
+        render.show_predictions(report, output, json_, quiet, shown.step)

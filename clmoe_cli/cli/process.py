@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from clmoe_cli.cli.settings import DEBUG, from_file
-from clmoe_cli.report.progress import note
+from clmoe_cli.report.progress import write_line
 from clmoe_cli.runtime.distributed.processes import speaks
 from store_schema.errors import ClmoeError, DiskProblem
 
@@ -91,9 +91,9 @@ def _fail(what: str, code: int, as_json: bool, error: ClmoeError | None = None) 
         from clmoe_cli.api.reports import ErrorReport, Failure, failure_of
 
         failure = Failure(what=what, exit_code=code) if error is None else failure_of(error)
-        note(json.dumps(ErrorReport(failure).to_json()))
+        write_line(json.dumps(ErrorReport(failure).to_json()))
     else:
-        note(f"clmoe: {what}")
+        write_line(f"clmoe: {what}")
     return code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.opened import Opened
@@ -11,9 +10,9 @@ from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, look
 from clmoe_cli.report import render
 from clmoe_cli.report.progress import note
-from clmoe_cli.runtime.distributed.processes import launched, leading
+from clmoe_cli.runtime.distributed.processes import refuse_pipe
 from clmoe_cli.runtime.events import OnStep, silent
-from store_schema.errors import ClmoeError, UsageProblem
+from store_schema.errors import ClmoeError
 
 __all__ = ["How", "BackboneSession", "Opened", "accuracy_text", "featured", "read"]
 
@@ -42,19 +41,13 @@ def read(source: str, labels: LabelUse, expected: Expected, how: How) -> Batch:
     taken as it might be meant is said on stderr, also where it is ``quiet``. Raises UsageProblem for a pipe where
     several processes would read it, besides what reading raises.
     """
-    if launched() and (source == "-" or Path(source).is_fifo()):
-        raise UsageProblem(
-            "only one process can read a pipe",
-            where="stdin" if source == "-" else source,
-            hint="name a file or a folder",
-        )
+    refuse_pipe(source)
     with look(
         source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
     ) as unread:
         batch = unread.read(expected.transform(unread.raw, how.image_size, how.backbone, how.on_step))
-    if leading():
-        for text in batch.warnings:
-            note(f"warning: {text}")
+    for text in batch.warnings:
+        note(f"warning: {text}")
     if not how.quiet:
         for text in batch.notes:
             note(text)

@@ -18,7 +18,6 @@ from typer.core import TyperCommand
 
 from clmoe_cli.backbone.places import FOLDER
 from clmoe_cli.report.progress import note
-from clmoe_cli.runtime.distributed.processes import leading
 from store_schema.errors import UsageProblem
 
 CONFIG = "clmoe.toml"
@@ -77,7 +76,7 @@ def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
 
     The callback of ``--quiet``, which every command has: by then it is known whatever said it.
     """
-    if not (quiet or context.resilient_parsing) and leading():
+    if not (quiet or context.resilient_parsing):
         known = _variables(context.find_root().command)
         for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
             hint = _closest(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], PREFIX)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clmoe_cli.data.npz import one_line, read_problem
+from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput, ClmoeError
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -25,7 +26,7 @@ _LYING = (5, 6, 7, 8)
 _DEEP = re.compile(r";(12|16|24|32)[A-Z]")
 """In the names that PIL has for how pixels are stored: so many bits a channel, which it cuts to 8 in silence."""
 _CONFIGURATION = b"av1C"
-_LOOKED_AT = 1 << 16
+_LOOKED_AT = limits.PICTURE_HEAD_BYTES
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _read(
         return next(transformed(pixels[None], record))
 
     with Spool(shape, np.dtype(np.uint8), where) as spool:
-        at_once = max(THREADS, min(16 * THREADS, _AT_ONCE // image))
+        at_once = max(THREADS, min(limits.PICTURES_DECODED * THREADS, _AT_ONCE // image))
         for _, pixels in broken.each(paths, read, at_once, on_step, "reading"):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
@@ -166,7 +166,7 @@ def _survey(paths: list[str], broken: _Broken, resizing: bool, on_step: OnStep) 
     """Height and width of the first readable picture, and whether all are grey; all are of one size, unless resized."""
     first: tuple[str, Look] | None = None
     grey = True
-    for path, seen in broken.each(paths, look, 64 * THREADS, on_step, "looking through"):
+    for path, seen in broken.each(paths, look, limits.PICTURES_LOOKED_AT * THREADS, on_step, "looking through"):
         first = first or (path, seen)
         grey &= seen.grey
         size, wanted = (seen.height, seen.width), (first[1].height, first[1].width)

@@ -19,7 +19,7 @@ from store_schema.errors import BadInput, UsageProblem
 MAX_STREAM_BYTES = limits.STREAM_BYTES
 TABLES = (".csv", ".tsv", ".txt", ".data")
 _ZIP = b"PK"
-_LOOKED_AT = 4096
+_LOOKED_AT = limits.FILE_HEAD_BYTES
 
 
 def check_source(source: str) -> None:

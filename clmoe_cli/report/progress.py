@@ -35,7 +35,13 @@ EARLY = ("train",)
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr; work goes on where nobody reads it any more."""
+    """A line for people, on stderr; of several processes the first alone says it."""
+    if leading():
+        write_line(text)
+
+
+def write_line(text: str) -> None:
+    """The same from whatever process; work goes on where nobody reads it any more."""
     try:
         # At once: an interruption between the text and its end would glue the next line to it.
         sys.stderr.write(f"{text}\n")
@@ -228,10 +234,9 @@ class Progress:
         self._note(f"segment {number} of {count}: images {start} to {stop - 1}")
 
     def warning(self, caution: Caution) -> None:
-        """Says what looks wrong, however quiet the command is asked to be; one of several processes says it for all."""
-        if leading():
-            with self._lock:
-                note(f"warning: {caution.text}")
+        """Says what looks wrong, however quiet the command is asked to be."""
+        with self._lock:
+            note(f"warning: {caution.text}")
 
     def _note(self, text: str) -> None:
         if not self.quiet:
@@ -252,7 +257,7 @@ class Progress:
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """A :class:`Progress` that is shown while the block runs, and taken off the terminal however that ends."""
-    shown, ended = Progress(quiet, terminal=_has_bars()), threading.Event()
+    shown, ended = Progress(quiet or not leading(), terminal=_has_bars()), threading.Event()
 
     def watch() -> None:
         # A stream that fails is the command's to notice.

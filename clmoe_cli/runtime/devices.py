@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from clmoe_cli.runtime.choices import DEVICES
-from clmoe_cli.runtime.distributed.processes import launched
+from clmoe_cli.runtime.distributed.processes import on_this_machine
 from clmoe_cli.runtime.words import one_of
 from store_schema import UsageProblem
 
@@ -20,7 +18,8 @@ def resolved(device: str) -> str:
     device, one that is not there or that several processes cannot use, and where there are too few cards.
     """
     one_of("device", device, DEVICES)
-    several = launched()
+    local = on_this_machine()
+    several = local is not None
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
     if device == "auto":
         device = next(name for name, found in there.items() if found)
@@ -31,7 +30,7 @@ def resolved(device: str) -> str:
             expected=" or ".join(name for name, found in there.items() if found),
             hint="--device auto takes what there is",
         )
-    cards, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
+    cards, (place, wanted) = torch.cuda.device_count(), local or (0, 1)
     if device == "cuda" and several and wanted > cards:
         raise UsageProblem(
             "more processes than graphics cards on this machine",
@@ -43,4 +42,4 @@ def resolved(device: str) -> str:
         return device
     # The same bits each time, and no convolution in ten bits: what is predicted agrees with other devices.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0') if several else '0'}"
+    return f"cuda:{place}"

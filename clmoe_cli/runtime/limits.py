@@ -26,6 +26,14 @@ COMPARED_NUMBERS = 1 << 16
 """Numbers of these rows, at most: of wide tables fewer rows."""
 PICTURES_BYTES = 64 << 20
 """Bytes of decoded pictures that wait for their transform at a time."""
+PICTURES_DECODED = 16
+"""Pictures of each thread that are decoded ahead of their transform, at most."""
+PICTURES_LOOKED_AT = 64
+"""Pictures of each thread whose headers are read at a time."""
+PICTURE_HEAD_BYTES = 1 << 16
+"""Bytes at the start of a picture in which its configuration is looked for."""
+FILE_HEAD_BYTES = 4096
+"""Bytes at the start of a file by which npz, npy and tables are told apart."""
 RESIZED_VALUES = 1 << 26
 """Values of one channel that resizing may make of one image before the centre is cut out."""
 TRANSFORMED_VALUES = 1 << 21
@@ -65,8 +73,16 @@ ONNX_BYTES = (1 << 31) - 1
 """Bytes of an ONNX file: protobuf reads no more."""
 KEPT_FEATURES_BYTES = 2 << 30
 """Bytes of features that are kept between commands: 400,000 pictures of 1,280 numbers."""
+BACKBONE_PIXELS_CPU = 4 * 224 * 224
+"""The same on a processor: four photographs. A single one passes as one of so many, and must not take longer than need
+be."""
 GATHERED_ROWS = 256
 """Rows of a spooled array that are copied before their pages are given back."""
+FEATURE_IMAGES = 128
+"""Images whose features are computed at a time, a whole number of the blocks that decide; so few that these, and their
+maps, stay near the processor."""
+SUMMED_FEATURES = 2048
+"""Features up to which the folds' scatters are kept and summed; of more, they take memory and save no time."""
 PASS_IMAGES = 4096
 """Images of one pass without gradients, and of other sums over all images, whatever their size."""
 DEVIATING_IMAGES = 2048

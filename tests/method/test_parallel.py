@@ -14,8 +14,6 @@ from pictures import bars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clmoe_cli.api import processes
-from clmoe_cli.data.batch import Batch
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.networks.convnet import ConvNet
@@ -25,7 +23,7 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
 from clmoe_cli.method.subnetwork.pruning import Tolerance, select
 from clmoe_cli.method.subnetwork.training import Moving, Run, Schedule, dropout, quality, run_epoch, train
-from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.distributed import collectives, stores
 from store_schema.errors import ObjectVanished
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -77,8 +75,8 @@ def test_sums_and_rows_of_processes(tmp_path: Path) -> None:
         first, second = torch.full((2, 3), rank + 1.0).double(), torch.tensor([[rank]]).double()
         collectives.summed([first, None, second])
         own = torch.arange(3)[:, None].repeat(1, 2)[: [3, 0, 1][rank]] + 10 * rank
-        assert processes.alike(b"the same")
-        assert not processes.alike(b"the same" if rank else b"another")
+        assert collectives.alike(b"the same")
+        assert not collectives.alike(b"the same" if rank else b"another")
         return {
             "first": first,
             "second": second,
@@ -229,16 +227,15 @@ def test_predictions_are_gathered_in_order(tmp_path: Path) -> None:
     def act(rank: int) -> dict[str, Tensor]:
         found = {}
         for n, unit in ((7, 1), (7, 3), (2, 1), (7, 7)):
-            batch = Batch(np.arange(n, dtype=np.uint8)[:, None], None, "numbers")
             seen = []
 
-            def decide(own: Batch, seen: list[int] = seen) -> Iterator[Decision]:
-                every = torch.from_numpy(own.images[:, 0].astype(np.int64))
+            def decide(own: slice, seen: list[int] = seen, n: int = n) -> Iterator[Decision]:
+                every = torch.arange(n)[own]
                 seen.append(len(every))
                 for values in every.split(2):
                     yield Decision(values, values + 100, values.double(), values.double() / 2)
 
-            (decided,) = processes.decided_together(batch, unit, decide)
+            (decided,) = stores.in_shares(n, unit, decide, Decision.joined)
             found[f"{n} {unit}"] = decided.code
             found[f"p {n} {unit}"] = decided.p_value
             found[f"seen {n} {unit}"] = torch.tensor(seen)
@@ -253,16 +250,14 @@ def test_predictions_are_gathered_in_order(tmp_path: Path) -> None:
 
 
 def test_a_file_that_one_process_misses_is_missed_by_all(tmp_path: Path) -> None:
-    batch = Batch(np.zeros((4, 1), dtype=np.uint8), None, "nothing")
-
     def act(rank: int) -> dict[str, Tensor]:
-        def decide(own: Batch) -> Iterator[Decision]:
-            yield Decision(*(torch.zeros(len(own.images)) for _ in range(4)))
+        def decide(own: slice) -> Iterator[Decision]:
+            yield Decision(*(torch.zeros(4)[own] for _ in range(4)))
             if rank == 1:
                 raise ObjectVanished("gone")
 
         with pytest.raises(ObjectVanished):
-            list(processes.decided_together(batch, 1, decide))
+            list(stores.in_shares(4, 1, decide, Decision.joined))
         return {}
 
     together(2, act, tmp_path / "found")

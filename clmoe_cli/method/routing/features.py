@@ -23,6 +23,7 @@ from torch import Tensor
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.networks.base import BLOCK
 from clmoe_cli.method.reproducible import in_blocks
+from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnDone
 
 SIZES = (5, 9, 13)
@@ -47,8 +48,7 @@ COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
 """Names of features; the old ones are those of stores of formats 1 and 2."""
 MOST_COLUMNS = 2048
 """Columns of plain vectors that are taken as they are."""
-CHUNK = 4 * BLOCK
-"""Images read at a time; so few that those of a block, and its maps, stay near the processor."""
+CHUNK = limits.FEATURE_IMAGES
 FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 

@@ -26,6 +26,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.reproducible import at_least, settled
 from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.method.routing.mahalanobis import leading, of_scatter
+from clmoe_cli.runtime import limits
 
 RANK = 128
 """Directions of a class, if there are four times as many images and twice as many features."""
@@ -45,8 +46,7 @@ FOLDS = 5
 EXACT = 600
 """Up to so many features the scatter is decomposed exactly; beyond, by chance in ``PASSES``."""
 PASSES = 2
-WIDEST = 2048
-"""Features up to which the folds' scatters are kept and summed; of more, they take memory and save no time."""
+WIDEST = limits.SUMMED_FEATURES
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,10 @@ def gradient_scores(
     processes (:mod:`clmoe_cli.runtime.distributed.collectives`) must have the same images, and share them, unless
     each is ``alone``.
     """
-    world, rank = (1, 0) if alone else (collectives.world(), collectives.rank())
+    team = collectives.Team.of(alone)
     sums: Params = {}
-    size = min(CHUNK, net.chunk, -(-len(x) // world))
-    for start in range(0, len(x), size)[rank::world]:
+    starts, size = team.starts(len(x), min(CHUNK, net.chunk))
+    for start in starts:
         on_done(start)
         here = slice(start, start + size)
         found = factors(net, params, x[here], targets[here])
@@ -80,8 +80,7 @@ def gradient_scores(
         if name not in sums and not name.endswith(STATISTICS):
             sums[name] = torch.zeros_like(value)  # of several processes, this one has no image
     sums = {name: sums[name] for name in params if name in sums}
-    if not alone:
-        collectives.summed(sums.values())
+    team.summed(sums.values())
     on_done(len(x))
     return {name: total.div_(len(x)) for name, total in sums.items()}
 

@@ -78,10 +78,10 @@ def image_scores(
     (:mod:`clmoe_cli.runtime.distributed.collectives`) must have the same images, and share them, unless
     each is ``alone``.
     """
-    world, rank = (1, 0) if alone else (collectives.world(), collectives.rank())
+    team = collectives.Team.of(alone)
     sums = {name: torch.zeros_like(params[name]) for name in net.shared_shapes()}
-    size = min(CHUNK, net.chunk, -(-len(x) // world))
-    for start in range(0, len(x), size)[rank::world]:
+    starts, size = team.starts(len(x), min(CHUNK, net.chunk))
+    for start in starts:
         on_done(start)
         here = slice(start, start + size)
         found = directions(net, params, x[here], None if targets is None else targets[here])
@@ -92,8 +92,7 @@ def image_scores(
                 continue
             for _, gradients in image_gradients(net, params, layer, found.delta[layer], found.inputs[layer]):
                 total += _unit(gradients[name].flatten(1)).sum(dim=0).reshape(total.shape)
-    if not alone:
-        collectives.summed(sums.values())
+    team.summed(sums.values())
     on_done(len(x))
     return {name: total.div_(len(x)) for name, total in sums.items()}
 

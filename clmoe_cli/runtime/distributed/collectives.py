@@ -8,6 +8,7 @@ passes through unchanged, to the bit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,35 @@ def world() -> int:
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if world() > 1 else 0
+
+
+def leads() -> bool:
+    """Whether this is the process that writes: the only one, or process 0."""
+    return rank() == 0
+
+
+@dataclass(frozen=True)
+class Team:
+    """``size`` processes that go through the same images and add up what they find; this one is at ``place``."""
+
+    size: int
+    place: int
+
+    @staticmethod
+    def of(alone: bool) -> Team:
+        """All of a run, or this process by itself (``alone``)."""
+        return Team(1, 0) if alone else Team(world(), rank())
+
+    def starts(self, images: int, most: int) -> tuple[range, int]:
+        """Where this one's parts of so many images start, and the length of a part: at most ``most``, and so that each
+        process has one."""
+        length = min(most, -(-images // self.size))
+        return range(0, images, length)[self.place :: self.size], length
+
+    def summed(self, tensors: Iterable[Tensor]) -> None:
+        """Adds each tensor up over the team, in place."""
+        if self.size > 1:
+            summed(tensors)
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,12 @@ def agreed(tensor: Tensor) -> Tensor:
         with _reaching():
             dist.broadcast(tensor, 0)
     return tensor
+
+
+def alike(text: bytes) -> bool:
+    """Whether all processes say the same; the answer is the same in all of them."""
+    mine = torch.tensor([list(hashlib.sha256(text).digest())])
+    return bool((gathered(mine, [1] * world()) == mine).all())
 
 
 def gathered(tensor: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from store_schema.errors import ClmoeError, UsageProblem
@@ -56,6 +57,21 @@ def launched() -> bool:
     """Whether this process is one of several. Variables that say nonsense do not make it one."""
     rank, world = _number("RANK"), _number("WORLD_SIZE")
     return rank is not None and world is not None and 0 <= rank < world > 1
+
+
+def on_this_machine() -> tuple[int, int] | None:
+    """Which of how many processes on this machine this one is; None for a process that is alone."""
+    return (_number("LOCAL_RANK") or 0, _number("LOCAL_WORLD_SIZE") or 1) if launched() else None
+
+
+def refuse_pipe(source: str) -> None:
+    """UsageProblem for a pipe that several processes would read."""
+    if launched() and (source == "-" or Path(source).is_fifo()):
+        raise UsageProblem(
+            "only one process can read a pipe",
+            where="stdin" if source == "-" else source,
+            hint="name a file or a folder",
+        )
 
 
 def leading() -> bool:

@@ -1,51 +1,59 @@
-"""Several processes and one store: process 0 writes, the others follow what it holds ."""
+"""Several processes and one store: process 0 writes, the others follow what it holds; all read the same generation.
+
+A process that is alone does what it would do without any of this.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 
-from clmoe_cli.api.opened import Opened
-from clmoe_cli.data.batch import Batch
-from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.distributed.processes import PeerLost
-from store_schema import Follower, Manifest, Store, StoreDamaged, Writer, writer
+from store_schema import Follower, Manifest, Store, StoreDamaged, Writer, read_consistently, writer
 from store_schema.errors import ObjectVanished
 from store_schema.store import RETRIES, newest
 
 T = TypeVar("T")
 
 
-def alike(text: bytes) -> bool:
-    """Whether all processes say the same; the answer is the same in all of them."""
-    mine = torch.tensor([list(hashlib.sha256(text).digest())])
-    return bool((collectives.gathered(mine, [1] * collectives.world()) == mine).all())
+class Rows(Protocol):
+    """What is found of some rows, in tensors [n, …]."""
+
+    def each(self, use: Callable[..., Tensor]) -> Self:
+        """The same of which each tensor is what ``use`` makes of it."""
+
+
+R = TypeVar("R", bound=Rows)
 
 
 @contextmanager
 def writing(
-    opened: Opened, *, seed: int, timeout: float | None, on_wait: Callable[[str], None] = lambda holder: None
+    path: str,
+    known: Store | None,
+    *,
+    seed: int,
+    timeout: float | None,
+    on_wait: Callable[[str], None] = lambda holder: None,
 ) -> Iterator[Writer]:
     """The store, locked by process 0 (:func:`store_schema.writer`); for the others the snapshot that it builds on.
 
-    What was read of it before it was locked is read again only if it has changed since.
+    ``known``: what was read of it before it was locked; it is read again only if it has changed since.
     """
-    store, known = opened.path, opened.snapshot
-    if collectives.rank() > 0:
+    if not collectives.leads():
         collectives.meet()
-        found = newest(Path(store), known)
+        found = newest(Path(path), known)
         if found.manifest.generation == 0:
             found = Store(found.root, found.manifest.model_copy(update={"seed": seed}), found.head)
         yield Follower(found)
         return
-    with writer(store, seed=seed, timeout=timeout, create=True, on_wait=on_wait, known=known) as locked:
+    with writer(path, seed=seed, timeout=timeout, create=True, on_wait=on_wait, known=known) as locked:
         collectives.meet()
         yield locked
 
@@ -56,7 +64,7 @@ def committed(locked: Writer, commit: Callable[[], Manifest]) -> Manifest:
     Raises Lost for a process that has ended before the commit; what is in the store stays so whoever ends later.
     """
     collectives.meet()
-    if collectives.rank() == 0:
+    if collectives.leads():
         manifest = commit()
         with suppress(collectives.Lost):
             collectives.meet()
@@ -71,19 +79,19 @@ def committed(locked: Writer, commit: Callable[[], Manifest]) -> Manifest:
     return manifest
 
 
-def read_together(opened: Opened, use: Callable[[Store], T]) -> T:
-    """Reads a store; several processes the same generation of it (:meth:`clmoe_cli.api.opened.Opened.read`).
+def read_together(path: str, known: Store | None, use: Callable[[Store], T]) -> T:
+    """Reads a store; several processes the same generation of it (:func:`store_schema.read_consistently`).
 
-    ``use`` must raise ObjectVanished in all of them or in none, as :func:`decided_together` does.
+    ``known``: a snapshot of it, with which to begin. ``use`` must raise ObjectVanished in all of them or in none, as
+    :func:`in_shares` does.
     """
     if collectives.world() == 1:
-        return opened.read(use)
+        return read_consistently(path, use, known)
     tried: bytes | None = None
     problem: ObjectVanished | None = None
-    found = opened.snapshot
     for _ in range(RETRIES):
-        store, found = found or Store.open(opened.path), None
-        if not alike(store.head):
+        store, known = known or Store.open(path), None
+        if not collectives.alike(store.head):
             continue  # a commit came between
         if problem is not None and store.head == tried:
             raise problem
@@ -92,19 +100,20 @@ def read_together(opened: Opened, use: Callable[[Store], T]) -> T:
         except ObjectVanished as error:
             tried, problem = store.head, error
     raise problem or StoreDamaged(
-        "the store changes whenever it is opened, or the processes see different ones", where=opened.path
+        "the store changes whenever it is opened, or the processes see different ones", where=path
     )
 
 
-def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Iterator[Decision]]) -> Iterator[Decision]:
-    """Decides for a batch, each process for its share of it, ``unit`` consecutive images at a time; order is kept.
+def in_shares(n: int, unit: int, decide: Callable[[slice], Iterator[R]], joined: Callable[[list[R]], R]) -> Iterator[R]:
+    """Decides for n rows, each process for its share of them, ``unit`` consecutive ones at a time; order is kept.
 
-    A process that is alone hands on what ``decide`` has decided as it comes, several all of it at the end. Fewer units
-    than processes are decided by each process. Raises ObjectVanished where any process has met it.
+    ``decide``: what is found of some rows, part by part; ``joined``: the parts as one. A process that is alone hands on
+    what is decided as it comes, several all of it at the end. Fewer units than processes are decided by each process.
+    Raises ObjectVanished where any process has met it.
     """
-    n, world = len(batch.images), collectives.world()
+    world = collectives.world()
     if world == 1:
-        yield from decide(batch)
+        yield from decide(slice(0, n))
         return
     units = -(-n // unit)
     shared = units >= world
@@ -113,7 +122,7 @@ def decided_together(batch: Batch, unit: int, decide: Callable[[Batch], Iterator
     share = slice(edges[collectives.rank()], edges[collectives.rank() + 1]) if shared else slice(0, n)
     own, problem = None, None
     try:
-        own = Decision.joined(list(decide(batch.taken(share))))
+        own = joined(list(decide(share)))
     except ObjectVanished as error:
         problem = error
     missed = torch.tensor([float(own is None)])
