@@ -367,7 +367,7 @@ def test_a_network_that_is_sure_of_every_image_is_learned(rng: torch.Generator) 
     # Its gradients on training images vanish, and its scores with them; others' are infinitely many times as large.
     data = blobs([5, 25], 300, 3)
     task = learned_alone(data, 2, QUICK).subnetwork
-    sure = {name: 1e5 * value if name.startswith("output") else value for name, value in task.params.items()}
+    sure = {name: 300 * value if name.startswith("output") else value for name, value in task.params.items()}
     parts = split(data, torch.Generator().manual_seed(0))
     found = finish(A, NET, Trained(sure, task.mask), parts).subnetwork
     assert not any(bool(value.any()) for value in found.scores.values())
