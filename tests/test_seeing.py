@@ -87,7 +87,7 @@ def test_the_store_names_what_pictures_went_through(world: Path, capsys: pytest.
         assert (record.input.image_size, record.input.channels) == (SIDE, 3)
         assert record.input.features is not None
         assert record.input.features.arch == "resnet18"
-    assert [gate.features for gate in manifest.gates] == ["unit-1"]
+    assert [gate.features for gate in manifest.gates] == ["vector-root-1"]  # a ResNet ends in a ReLU: amounts
     assert verify(world / "store") == []
     code, out, _ = call(capsys, "inspect", "--store", world / "store", "--verify")
     assert code == 0

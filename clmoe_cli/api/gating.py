@@ -70,10 +70,9 @@ def features_of(manifest: Manifest | None, batch: Batch) -> str:
     record = None if manifest is None else manifest.gate(batch.input_shape, batch.input)
     if record is not None:
         return record.features
-    if batch.input is not None and batch.input.features is not None:
-        return kind(batch.input_shape, backbone=True)
+    backbone = batch.input is not None and batch.input.features is not None
     wide = not is_image(batch.input_shape) and math.prod(batch.input_shape) >= EMBEDDING
-    return kind(batch.input_shape, root=wide and _amounts(batch))
+    return kind(batch.input_shape, backbone, root=(backbone or wide) and _amounts(batch))
 
 
 def _amounts(batch: Batch) -> bool:

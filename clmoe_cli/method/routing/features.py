@@ -6,7 +6,7 @@ scaled to unit length, so that brightness, contrast and inversion change nothing
 brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
 as well: what differs by its colour alone has the same edges. Plain vectors: their columns, or the square roots of these
 where nothing is below zero and all have one unit, as embeddings that end in a ReLU. What a backbone has seen:
-its features, scaled to unit length. Stores of formats 1 and 2 have random ReLU features of vectors (Rahimi & Recht
+its features by the same rule, scaled to unit length where they are no amounts. Stores of formats 1 and 2 have random ReLU features of vectors (Rahimi & Recht
 2007; Cho & Saul 2009).
 """
 
@@ -67,7 +67,7 @@ def is_image(input_shape: Sequence[int]) -> bool:
 def kind(input_shape: Sequence[int], backbone: bool = False, root: bool = False) -> str:
     """Name of the features for inputs of this shape, as stores record it; ``backbone``: for features of one; ``root``:
     for vectors of amounts of one unit."""
-    if backbone:
+    if backbone and not root:
         return UNIT
     if not is_image(input_shape):
         return ROOT if root else VECTOR
