@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forking
 import numpy as np
 import pytest
 
@@ -98,10 +99,14 @@ def outside(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def spawn(*args: object, wrap: tuple[str, ...] = (), **options: Any) -> Done:
-    """``clmoe`` in a process of its own."""
-    command = [*wrap, sys.executable, "-m", "clmoe_cli", *map(str, args)]
+def spawn(*args: object, program: tuple[str | Path, ...] = (), **options: Any) -> Done:
+    """``clmoe`` in a process of its own: a fork, if no other ``program`` is given."""
+    command = [*(program or (forking.served() / "clmoe",)), *map(str, args)]
     return subprocess.run(command, capture_output=True, check=False, timeout=60, **options)
+
+
+ANEW = (sys.executable, "-m", "clmoe_cli")
+"""``clmoe`` from the start of the interpreter on."""
 
 
 Call = Callable[..., tuple[int, str, str]]
@@ -309,6 +314,19 @@ def test_another_format_is_refused_by_every_command(written: str, call: Call, ow
     assert contents(own) == before
 
 
+IN_TURN = """
+import contextlib, io, json, sys
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
+found = []
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = run(app, command)
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
 def test_no_permission_is_exit_6(own: Path, data: dict[str, Path], tmp_path: Path) -> None:
     # Root may write anywhere, unless it gives the capability away.
     wrap: tuple[str, ...] = ()
@@ -321,18 +339,22 @@ def test_no_permission_is_exit_6(own: Path, data: dict[str, Path], tmp_path: Pat
     try:
         for folder in folders:
             folder.chmod(0o555)
-        for args in (
+        commands = [
             ["learn", "--data", data["other"], "--store", own, *QUICK, "-q"],
             ["prune", "--task", "pets", "--yes", "--store", own, "-q"],
             ["learn", "--data", data["other"], "--store", closed / "new", "-q"],
             ["predict", "--batch", data["pets.test"], "--output", closed / "out.npz"],
             ["inspect", "--report", closed / "out.html", "--store", "nowhere"],
             ["inspect", "--plot", closed / "out.svg", "--store", "nowhere"],
-        ):
-            done = spawn(*args, wrap=wrap)
-            assert (done.returncode, done.stdout) == (6, b""), done.stderr
-            assert "ermission" in one_line(done.stderr.decode())
-        assert spawn("inspect", "--json", "--store", own, wrap=wrap).returncode == 0
+            ["inspect", "--json", "--store", own],
+        ]
+        done = spawn(json.dumps(commands, default=str), program=(*wrap, sys.executable, "-c", IN_TURN))
+        *refused, (code, out, err) = json.loads(done.stdout)
+        assert len(refused) == 6
+        for found in refused:
+            assert found[:2] == [6, ""], found
+            assert "ermission" in one_line(found[2])
+        assert (code, json.loads(out)["schema"], err) == (0, "clmoe.inspect/1", "")
     finally:
         for folder in (*folders, closed):
             folder.chmod(0o755)
@@ -543,7 +565,8 @@ def test_content_hash_depends_on_data_and_seed_alone(call: Call, data: dict[str,
 
     names = ("corners.train", "pets.train")
     for name in names:
-        assert spawn("learn", "--data", data[name], "--store", tmp_path / "apart", *QUICK, "-q").returncode == 0
+        args = ("learn", "--data", data[name], "--store", tmp_path / "apart", *QUICK, "-q")
+        assert spawn(*args, program=ANEW).returncode == 0
         assert call("learn", "--data", data[name], "--store", tmp_path / "here", *QUICK, "-q")[0] == 0
         options = LearnOptions(arch=ARCH, method=Options(Schedule(epochs=EPOCHS)))
         learn(str(tmp_path / "api"), read_batch(str(data[name]), labels="required"), options)
@@ -665,7 +688,7 @@ for args in (["--help"], ["--version"], ["inspect"], ["inspect", "--json"], ["le
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
-    done = spawn("--version")
+    done = spawn("--version", program=ANEW)
     assert (done.returncode, done.stdout.startswith(b"clmoe "), done.stderr) == (0, True, b"")
 
 
@@ -707,7 +730,8 @@ def test_interruption_exits_130(extra: tuple[str, ...], own: Path, data: dict[st
     before = contents(own)
     args = ["learn", "--data", data["other"], "--store", own, "--arch", "mlp:900,900", "--epochs", 1000, *extra]
     child = subprocess.Popen(
-        [sys.executable, "-m", "clmoe_cli", *map(str, args)],
+        # Once from the start of the interpreter on.
+        [*((forking.served() / "clmoe",) if extra else ANEW), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # A job in the background ignores SIGINT, and so would its children.
