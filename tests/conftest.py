@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before anything loads the library for threads: one thread, and one that waits for others takes no processor.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 import pytest
 import torch

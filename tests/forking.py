@@ -206,6 +206,7 @@ def main(address: str, *preloaded: str) -> None:
         import clmoe_cli
 
         names += [found.name for found in pkgutil.walk_packages(clmoe_cli.__path__, "clmoe_cli.")]
+        names.append("torch.distributed.run")
     starter = os.pidfd_open(os.getppid())
     for module in names:
         if not module.endswith("__main__"):
