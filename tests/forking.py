@@ -169,7 +169,10 @@ def perform(name: str, args: list[str], folder: str, environment: dict[str, str]
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:
-        traceback.print_exc()
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+            trace = trace.tb_next
+        traceback.print_exception(error.with_traceback(trace))
         code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     finally:
         for stream in (sys.stdout, sys.stderr):
