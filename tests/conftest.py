@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before anything loads the library for threads: one thread, and one that waits for others takes no processor.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 import pytest
 import torch
@@ -16,12 +20,24 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_s
 torch.set_num_threads(1)
 # A shell starts what runs in the background deaf to SIGINT, and so would be every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("clmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-settings.load_profile("clmoe")
+for profile, examples in (("sample", 50), ("whole", 500)):
+    settings.register_profile(
+        profile,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize=True,
+        max_examples=examples,
+    )
+settings.load_profile("sample")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run the campaigns in full, not a sample")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--whole"):
+        settings.load_profile("whole")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,6 +62,14 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own."""
     monkeypatch.setenv(places.FOLDER, str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_end() -> Iterator[None]:
+    yield
+    # Once a test has started one, its module is there.
+    if forking := sys.modules.get("forking"):
+        forking.stop()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A small store and its data as files, and ``clmoe`` in processes of its own and in shells."""
+"""A small store and its data as files, and ``clmoe`` in processes of its own and in shells.
+
+Most processes are forks (:mod:`forking`); :func:`anew` starts the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import numpy as np
 import small_store as small
 
@@ -44,20 +48,27 @@ def clean() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def spawn(*args: object, cwd: Path, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """``clmoe`` in a process."""
-    command = [sys.executable, "-m", "clmoe_cli", *map(str, args)]
+def spawn(
+    *args: object, cwd: Path, stdin: bytes = b"", light: bool = False, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """``clmoe`` in a process; ``light``: for a command that imports little."""
+    return _done([forking.served(light) / "clmoe", *map(str, args)], cwd, stdin, variables)
+
+
+def anew(*args: object, cwd: Path, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """``clmoe`` in a process that begins with the start of the interpreter."""
+    return _done([sys.executable, "-m", "clmoe_cli", *map(str, args)], cwd, stdin, variables)
+
+
+def bash(script: str, cwd: Path, *, light: bool = False, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """A script in which ``clmoe`` is a command on the path."""
+    path = {"PATH": f"{forking.served(light)}:{os.environ['PATH']}"}
+    return _done(["bash", "--norc", "-c", script], cwd, b"", path | variables)
+
+
+def _done(
+    command: list[str | Path], cwd: Path, stdin: bytes, variables: dict[str, str]
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command, cwd=cwd, env=clean() | variables, input=stdin, capture_output=True, check=False, timeout=60
     )
-
-
-def bash(script: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """A script in which ``clmoe`` is a command on the path."""
-    place = cwd / "bin"
-    place.mkdir(exist_ok=True)
-    (place / "clmoe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m clmoe_cli "$@"\n')
-    (place / "clmoe").chmod(0o755)
-    environment = clean() | {"PATH": f"{place}:{os.environ['PATH']}"} | variables
-    command = ["bash", "--norc", "-c", script]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, check=False, timeout=60)

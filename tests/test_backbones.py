@@ -4,10 +4,10 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import forking
 import numpy as np
 import pytest
 import torch
@@ -344,7 +344,10 @@ def test_the_lines_of_the_docs_write_such_files(resnet: nn.Module, resnet_file: 
         torch.save(resnet.state_dict(), path)
     for line in lines:
         subprocess.run(
-            [sys.executable, "-c", line], cwd=tmp_path, env=os.environ | {"TORCH_HOME": str(tmp_path)}, check=True
+            [forking.served() / "python", "-c", line],
+            cwd=tmp_path,
+            env=os.environ | {"TORCH_HOME": str(tmp_path)},
+            check=True,
         )
         made = tmp_path / "resnet18.safetensors"
         assert load("resnet18", made).sha256 == load("resnet18", resnet_file).sha256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forking
 import numpy as np
 import pytest
 
@@ -98,10 +100,14 @@ def outside(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def spawn(*args: object, wrap: tuple[str, ...] = (), **options: Any) -> Done:
-    """``clmoe`` in a process of its own."""
-    command = [*wrap, sys.executable, "-m", "clmoe_cli", *map(str, args)]
+def spawn(*args: object, program: tuple[str | Path, ...] = (), **options: Any) -> Done:
+    """``clmoe`` in a process of its own: a fork, if no other ``program`` is given."""
+    command = [*(program or (forking.served() / "clmoe",)), *map(str, args)]
     return subprocess.run(command, capture_output=True, check=False, timeout=60, **options)
+
+
+ANEW = (sys.executable, "-m", "clmoe_cli")
+"""``clmoe`` from the start of the interpreter on."""
 
 
 Call = Callable[..., tuple[int, str, str]]
@@ -247,6 +253,20 @@ def test_bad_data_exit_3_with_one_line_and_change_nothing(kind: str, call: Call,
         ("prune --to-frozen -1 --yes", 2, "0 to 100"),
         ("prune --to-frozen nan --yes", 2, "0 to 100"),
         ("prune --task pets --to-frozen 3 --yes", 2, "one thing"),
+        ("prune --task pets --expert e1", 2, "one of --task"),
+        ("prune --yes", 2, "one of --task"),
+        ("prune --expert e9 --yes", 2, "unknown expert"),
+        ("prune --to-frozen 101", 2, "percentage"),
+        ("predict --batch {test} --task A", 2, "unknown task"),
+        ("learn --data {test} --name pets --if-known new", 2, "exists"),
+        ("learn --data {test} --arch mlp:x", 2, "mlp:500,500"),
+        ("learn --data {test} --score gradients", 2, "did you mean 'gradient"),
+        ("learn --data {test} --if-known maybe", 2, "skip"),
+        ("learn --data {test} --expert e9", 2, "unknown expert"),
+        ("learn --data {test} --seed 77", 2, "another seed"),
+        ("learn --data {test} --device abacus", 2, "device"),
+        ("learn", 2, "--data"),
+        ("learn --dta x", 2, "--d"),
         ("inspect --format xml", 2, "csv or md"),
         ("inspect --plot frozen.gif", 2, ".png, .svg, .pdf, .html"),
         ("inspect --report report.htm", 2, "expected .html"),
@@ -264,6 +284,7 @@ def test_bad_data_exit_3_with_one_line_and_change_nothing(kind: str, call: Call,
         ("predict --batch {test} --store nowhere", 4, "no store"),
         ("detect --data {test} --store nowhere", 4, "no store"),
         ("prune --gc --yes --store nowhere", 4, "no store"),
+        ("prune --task pets --store nowhere", 4, "no store"),
         ("inspect --store folder.csv", 4, "holds no store"),
         ("learn --data {test} --store {test}", 6, "not a folder"),
         ("learn --data {test} --store {test}/store", 6, "store"),
@@ -309,6 +330,19 @@ def test_another_format_is_refused_by_every_command(written: str, call: Call, ow
     assert contents(own) == before
 
 
+IN_TURN = """
+import contextlib, io, json, sys
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
+found = []
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = run(app, command)
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
 def test_no_permission_is_exit_6(own: Path, data: dict[str, Path], tmp_path: Path) -> None:
     # Root may write anywhere, unless it gives the capability away.
     wrap: tuple[str, ...] = ()
@@ -321,18 +355,22 @@ def test_no_permission_is_exit_6(own: Path, data: dict[str, Path], tmp_path: Pat
     try:
         for folder in folders:
             folder.chmod(0o555)
-        for args in (
+        commands = [
             ["learn", "--data", data["other"], "--store", own, *QUICK, "-q"],
             ["prune", "--task", "pets", "--yes", "--store", own, "-q"],
             ["learn", "--data", data["other"], "--store", closed / "new", "-q"],
             ["predict", "--batch", data["pets.test"], "--output", closed / "out.npz"],
             ["inspect", "--report", closed / "out.html", "--store", "nowhere"],
             ["inspect", "--plot", closed / "out.svg", "--store", "nowhere"],
-        ):
-            done = spawn(*args, wrap=wrap)
-            assert (done.returncode, done.stdout) == (6, b""), done.stderr
-            assert "ermission" in one_line(done.stderr.decode())
-        assert spawn("inspect", "--json", "--store", own, wrap=wrap).returncode == 0
+            ["inspect", "--json", "--store", own],
+        ]
+        done = spawn(json.dumps(commands, default=str), program=(*wrap, sys.executable, "-c", IN_TURN))
+        *refused, (code, out, err) = json.loads(done.stdout)
+        assert len(refused) == 6
+        for found in refused:
+            assert found[:2] == [6, ""], found
+            assert "ermission" in one_line(found[2])
+        assert (code, json.loads(out)["schema"], err) == (0, "clmoe.inspect/1", "")
     finally:
         for folder in (*folders, closed):
             folder.chmod(0o755)
@@ -510,7 +548,59 @@ def test_detect_by_exit_code(call: Call, data: dict[str, Path], shared: Path) ->
     assert (code, err) == (10, "")
     assert (json.loads(out)["verdict"], json.loads(out)["task"]) == ("new", None)
     assert call("detect", "--data", data["other"])[0] == 0
+    for name, verdict in (("corners.test", "known"), ("other", "new")):
+        assert result(call, "detect", "--data", data[name], "--evidence", "gradient")["verdict"] == verdict
     assert contents(shared) == before
+
+
+def test_detect_by_labels(call: Call, data: dict[str, Path], tmp_path: Path) -> None:
+    with np.load(data["corners.test"]) as arrays:
+        swapped = save(tmp_path / "swapped.npz", x=arrays["x"], y=6 - arrays["y"])
+    found = result(call, "detect", "--data", swapped)
+    assert (found["verdict"], found["task"]) == ("known", "corners")
+    assert all(0 < row["hamming"] < 1 for row in found["tasks"])
+    conflict = result(call, "detect", "--data", swapped, "--use-labels")
+    assert (conflict["verdict"], "conflict" in conflict["reason"]) == ("new", True)
+
+
+def test_damage_is_named(call: Call, own: Path, data: dict[str, Path]) -> None:
+    manifest = Store.open(own).manifest
+    weights = manifest.expert(manifest.task("corners").expert).weights
+    assert weights is not None
+    path = layout.object_path(own, weights.sha256, weights.suffix)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    for args in (["predict", "--batch", data["corners.test"], "-q"], ["inspect", "--verify"]):
+        code, out, err = call(*args, "--store", own)
+        assert (code, out, path.name in err) == (4, "", True)
+
+
+def test_inspect_counts_what_the_masks_say(shared: Path, call: Call, tmp_path: Path) -> None:
+    found = result(call, "inspect")
+    opened = Store.open(shared)
+    for expert in found["experts"]:
+        for layer in expert["layers"]:
+            used = np.any([opened.read_subnetwork(t).masks[layer["name"]] for t in expert["tasks"]], axis=0)
+            assert (layer["frozen"], layer["parameters"]) == (int(used.sum()), used.size)
+            assert layer["frozen_percent"] == pytest.approx(100 * used.mean(), abs=1e-4)
+    assert [h["task"] for h in found["history"]] == list(TASKS)
+    assert all(found["overlap"][i][i] == 1.0 for i in range(len(TASKS)))
+    # What placement measured before a task was learned stands beside what its mask shares now.
+    measured = {t["name"]: {m["task"]: m["overlap"] for m in t["measured"]} for t in found["tasks"]}
+    homes = {t["name"]: t["expert"] for t in found["tasks"]}
+    assert measured["corners"] == {}
+    for name, others in measured.items():
+        mates = [t["name"] for t in found["tasks"] if homes[t["name"]] == homes[name]]
+        assert set(others) == set(mates[: mates.index(name)])
+    assert ("overlap by construction" in call("inspect")[1]) == any(measured.values())
+    assert {"experts", "tasks", "total"} <= set(found["bytes"])
+    assert result(call, "inspect", "--verify")["verified"] is True
+    rows = list(csv.DictReader(io.StringIO(call("inspect", "--format", "csv")[1])))
+    assert rows[-1]["task"] == "colour"
+    assert call("inspect", "--format", "md")[1].startswith("| generation |")
+    assert call("inspect", "--plot", tmp_path / "f.png", "-q")[0] == 0
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_known_data_by_if_known(call: Call, own: Path, data: dict[str, Path], tmp_path: Path) -> None:
@@ -519,6 +609,8 @@ def test_known_data_by_if_known(call: Call, own: Path, data: dict[str, Path], tm
     args = ["learn", "--data", data["corners.train"], "--store", own, *QUICK]
     assert (report := result(call, *args))["status"] == "known"
     assert (report["task"], report["new_expert"], contents(own) == before) == ("corners", False, True)
+    code, _, err = call(*args[:2], data["corners.test"], *args[3:], "--if-known", "refine", "-q")
+    assert (code, "too few" in err) == (3, True)
     report = result(call, *args, "--if-known", "refine")
     assert (report["status"], report["task"]) == ("refined", "corners")
     assert [t.name for t in Store.open(own).manifest.tasks] == list(TASKS)
@@ -543,7 +635,8 @@ def test_content_hash_depends_on_data_and_seed_alone(call: Call, data: dict[str,
 
     names = ("corners.train", "pets.train")
     for name in names:
-        assert spawn("learn", "--data", data[name], "--store", tmp_path / "apart", *QUICK, "-q").returncode == 0
+        args = ("learn", "--data", data[name], "--store", tmp_path / "apart", *QUICK, "-q")
+        assert spawn(*args, program=ANEW).returncode == 0
         assert call("learn", "--data", data[name], "--store", tmp_path / "here", *QUICK, "-q")[0] == 0
         options = LearnOptions(arch=ARCH, method=Options(Schedule(epochs=EPOCHS)))
         learn(str(tmp_path / "api"), read_batch(str(data[name]), labels="required"), options)
@@ -594,6 +687,21 @@ def test_pruning_frees_exactly_what_no_other_task_uses(
     assert len(list((own / "manifests").iterdir())) == 1
     assert {name: answers(call, own, name, data, tmp_path) for name in kept} == kept
     assert result(call, "inspect", "--verify", "--store", own)["verified"] is True
+    assert result(call, "learn", "--data", data["pets.train"], "--store", own, *QUICK)["status"] == "learned"
+
+
+def test_pruning_experts_and_down_to_a_percentage(call: Call, own: Path) -> None:
+    last = Store.open(own).manifest.experts[-1].id
+    done = result(call, "prune", "--expert", last, "--store", own, "--yes")
+    assert (done["removed"], done["removed_experts"]) == (["colour"], [last])
+    result(call, "prune", "--to-frozen", "5", "--store", own, "--yes")
+    found = result(call, "inspect", "--store", own)
+    assert all(e["frozen_percent"] <= 5 for e in found["experts"])
+    result(call, "prune", "--to-frozen", "0", "--store", own, "--yes")
+    empty = result(call, "inspect", "--store", own)
+    assert (empty["tasks"], empty["experts"], empty["frozen_percent"]) == ([], [], 0.0)
+    code, _, err = call("predict", "--batch", "x.npz", "--store", own)
+    assert code == 3, err
 
 
 def test_flag_before_environment_before_file_before_default(
@@ -652,6 +760,12 @@ def test_json_errors_however_json_was_asked_for(
     assert json.loads(one_line(err))["error"]["kind"] == "StoreMissing"
 
 
+def test_help_names_every_command(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(name in out for name in ("learn", "detect", "predict", "inspect", "prune", "tasks"))
+
+
 def test_light_commands_import_no_torch() -> None:
     code = """
 import contextlib, io, sys
@@ -665,7 +779,7 @@ for args in (["--help"], ["--version"], ["inspect"], ["inspect", "--json"], ["le
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
-    done = spawn("--version")
+    done = spawn("--version", program=ANEW)
     assert (done.returncode, done.stdout.startswith(b"clmoe "), done.stderr) == (0, True, b"")
 
 
@@ -707,7 +821,8 @@ def test_interruption_exits_130(extra: tuple[str, ...], own: Path, data: dict[st
     before = contents(own)
     args = ["learn", "--data", data["other"], "--store", own, "--arch", "mlp:900,900", "--epochs", 1000, *extra]
     child = subprocess.Popen(
-        [sys.executable, "-m", "clmoe_cli", *map(str, args)],
+        # Once from the start of the interpreter on.
+        [*((forking.served() / "clmoe",) if extra else ANEW), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # A job in the background ignores SIGINT, and so would its children.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forking
 import numpy as np
 import pytest
 import shells
@@ -44,8 +44,9 @@ def asked(line: str, cwd: Path, shell: str = "bash", **variables: str) -> subpro
     others = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     environment = shells.clean() | (bash if shell == "bash" else others) | {"_CLMOE_COMPLETE": f"complete_{shell}"}
     return subprocess.run(
-        [sys.executable, "-c", ASK], cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False
-    )
+        [forking.served(light=True) / "python", "-c", ASK],
+        cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def offered(line: str, cwd: Path, **variables: str) -> list[str]:
@@ -165,7 +166,7 @@ def test_a_shell_completes_with_the_script_that_it_is_given(root: Path) -> None:
     _clmoe_completion clmoe ta --task
     printf '%s\\n' "${COMPREPLY[@]}"
     """
-    done = shells.bash(script, root)
+    done = shells.bash(script, root, light=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.split() == [b"_clmoe_completion", b"task1", b"task2"]
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import forking
 import numpy as np
 import pytest
 import torch
@@ -71,8 +72,12 @@ with together("cpu"):
 """
 
 
-def torchrun(*args: object, module: Sequence[str] = ("-m", "clmoe_cli")) -> subprocess.CompletedProcess[str]:
-    command = [*TORCHRUN, *module, *map(str, args)]
+def torchrun(*args: object, script: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """``torchrun`` with two processes of ``clmoe``, or of a script; all of them are forks."""
+    served = forking.served()
+    program = [str(served / "python"), *script] if script else [str(served / "clmoe")]
+    launcher = [str(served / "python"), "-c", "from torch.distributed.run import main; main()"]
+    command = [*launcher, *TORCHRUN[3:], "--no-python", *program, *map(str, args)]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=LIMIT)
 
 
@@ -146,7 +151,7 @@ def test_two_processes_answer_what_one_does_in_order(data: Path, one: Path, tmp_
     script = tmp_path / "asking.py"
     script.write_text(ASKING)
     mixed = data / "mixed.npz"
-    done = torchrun(one, mixed, tmp_path, json.dumps(QUESTIONS), module=(str(script),))
+    done = torchrun(one, mixed, tmp_path, json.dumps(QUESTIONS), script=(str(script),))
     assert done.returncode == 0, done.stderr
     for name, options in QUESTIONS.items():
         for n in (1, 201):
@@ -353,7 +358,17 @@ def test_one_that_waits_for_others_says_so_and_ends_when_told(rank: str, how: in
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     more = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", WAITING, "predict", "--batch", str(data / "a.npz"), "--store", str(one), "-q"]
+    command = [
+        forking.served() / "python",
+        "-c",
+        WAITING,
+        "predict",
+        "--batch",
+        str(data / "a.npz"),
+        "--store",
+        str(one),
+        "-q",
+    ]
     with subprocess.Popen(command, env=ENVIRONMENT | more, stderr=subprocess.PIPE, text=True) as waiting:
         try:
             assert waiting.stderr is not None

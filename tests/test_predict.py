@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forking
 import numpy as np
 import pytest
 import torch
@@ -327,7 +327,7 @@ def test_the_command_line(store: str, mixed: Batch, tmp_path: Path) -> None:
     np.savez(tmp_path / "mixed.npz", x=mixed.images[:, 0], y=mixed.labels)
 
     def clmoe(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "clmoe_cli", "predict", "--batch", str(tmp_path / "mixed.npz"), *args]
+        command = [forking.served() / "clmoe", "predict", "--batch", str(tmp_path / "mixed.npz"), *args]
         return subprocess.run(
             command, check=False, capture_output=True, text=True, env={**os.environ, "CLMOE_STORE": store}
         )

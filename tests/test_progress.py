@@ -8,11 +8,11 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forking
 import numpy as np
 import pytest
 
@@ -243,7 +243,7 @@ def screen(said: str) -> list[str]:
 @pytest.mark.parametrize("how", ["ended", "error", "interrupted"])
 @pytest.mark.parametrize("colour", [{}, {"NO_COLOR": "1"}])
 def test_the_bar_leaves_a_terminal_as_it_was(how: str, colour: dict[str, str]) -> None:
-    code, out, said = on_terminal(sys.executable, "-c", SCRIPT, how, **colour)
+    code, out, said = on_terminal(str(forking.served() / "python"), "-c", SCRIPT, how, **colour)
     assert (code, out) == {"ended": (0, "the result\n"), "error": (1, ""), "interrupted": (-2, "")}[how]
     assert "features of efficientnet_v2_l" in said
     assert re.search(r"8000/20000 pictures +(about )?\d", said)
@@ -257,7 +257,7 @@ def test_the_bar_leaves_a_terminal_as_it_was(how: str, colour: dict[str, str]) -
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
-    code, out, said = on_terminal(sys.executable, "-c", SCRIPT, "ended", TERM="dumb")
+    code, out, said = on_terminal(str(forking.served() / "python"), "-c", SCRIPT, "ended", TERM="dumb")
     assert (code, out, "\x1b" in said) == (0, "the result\n", False)
     lines = [line.split(", about")[0] for line in said.splitlines() if line.startswith("consolidate ")]
     assert lines == [f"consolidate {n}/10  {STATE}" for n in (1, 2, 3)]
@@ -265,7 +265,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_quiet_leaves_a_terminal_alone(term: str) -> None:
-    assert on_terminal(sys.executable, "-c", SCRIPT, "quiet", TERM=term) == (0, "the result\n", "")
+    assert on_terminal(str(forking.served() / "python"), "-c", SCRIPT, "quiet", TERM=term) == (0, "the result\n", "")
 
 
 # --- The commands ---------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_tasks_tell_what_they_write(tmp_path: Path) -> None:
 
 
 def clmoe(*args: object) -> tuple[str, ...]:
-    return (sys.executable, "-m", "clmoe_cli", *map(str, args))
+    return (str(forking.served() / "clmoe"), *map(str, args))
 
 
 @pytest.fixture

@@ -109,8 +109,8 @@ def ways() -> dict[str, list[np.ndarray]]:
     return {
         "reversed": [every[::-1]],
         "mixed": [np.random.default_rng(3).permutation(IMAGES)],
-        "sevens": [every[i : i + 7] for i in range(0, 63, 7)] + [every[63:]],
-        "one by one": [every[i : i + 1] for i in range(12)] + [every[12:]],
+        "sevens": [every[i : i + 7] for i in range(0, 21, 7)] + [every[21:]],
+        "one by one": [every[i : i + 1] for i in range(5)] + [every[5:]],
         "two parts": [every[:151], every[151:]],
     }
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forking
 import numpy as np
 import pytest
 
@@ -57,7 +57,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_is_cut_learned_and_a_return_recognised(tmp_path: Path, boundaries: str) -> None:
     data = saved(tmp_path / "stream.npz", corners(500, 3), others(450, 1), corners(300, 2))
     args = ("learn", "--data", data, "--segment", "--boundaries", boundaries, "--name", "part", "--json", *QUICK)
-    command = [sys.executable, "-m", "clmoe_cli", *map(str, args), "--store", "store"]
+    command = [forking.served() / "clmoe", *map(str, args), "--store", "store"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)

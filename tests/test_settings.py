@@ -19,7 +19,7 @@ import shells
     ],
 )
 def test_commands_and_options_are_suggested(args: str, words: str, tmp_path: Path) -> None:
-    done = shells.spawn(*args.split(), cwd=tmp_path)
+    done = shells.spawn(*args.split(), cwd=tmp_path, light=True)
     assert (done.returncode, done.stdout) == (2, b"")
     assert words in done.stderr.decode()
 
@@ -39,14 +39,14 @@ def test_commands_and_options_are_suggested(args: str, words: str, tmp_path: Pat
 )
 def test_settings_are_suggested(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "clmoe.toml").write_text(text)
-    done = shells.spawn("inspect", cwd=tmp_path)
+    done = shells.spawn("inspect", cwd=tmp_path, light=True)
     assert (done.returncode, done.stdout) == (2, b"")
     assert words in done.stderr.decode()
 
 
 def warned(args: str, cwd: Path, **variables: str) -> list[str]:
     """The lines on stderr before the error that there is no store, or no data."""
-    done = shells.spawn(*args.split(), cwd=cwd, **variables)
+    done = shells.spawn(*args.split(), cwd=cwd, light=True, **variables)
     lines = done.stderr.decode().splitlines()
     assert (done.returncode, done.stdout) == (4 if args.startswith("inspect") else 2, b"")
     return lines[:-1]
@@ -92,19 +92,19 @@ def test_no_variable_asks_for_help_a_version_or_completion(tmp_path: Path) -> No
     names = ("VERSION", "HELP", "INSTALL_COMPLETION", "SHOW_COMPLETION", "INSPECT_HELP")
     variables = {f"CLMOE_{name}": "1" for name in names}
     assert [line.split()[5].rstrip(";") for line in warned("inspect", tmp_path, **variables)] == sorted(variables)
-    done = shells.spawn("--help", cwd=tmp_path)
+    done = shells.spawn("--help", cwd=tmp_path, light=True)
     assert b"env var" not in done.stdout
 
 
 def test_a_format_is_set_by_its_variable(tmp_path: Path) -> None:
     root = shells.folder(tmp_path)
-    done = shells.spawn("inspect", "--store", root / "store", cwd=tmp_path, CLMOE_INSPECT_FORMAT="md")
+    done = shells.spawn("inspect", "--store", root / "store", cwd=tmp_path, light=True, CLMOE_INSPECT_FORMAT="md")
     assert done.stdout.startswith(b"| generation |")
 
 
 @pytest.mark.parametrize("args", [(), ("--help",)])
 def test_help_fits_into_eighty_columns(args: tuple[str, ...], tmp_path: Path) -> None:
-    done = shells.spawn(*args, cwd=tmp_path, COLUMNS="80")
+    done = shells.spawn(*args, cwd=tmp_path, light=True, COLUMNS="80")
     lines = done.stdout.decode().splitlines()
     assert done.returncode == 0
     assert lines[0] == "Usage: clmoe [OPTIONS] COMMAND [ARGS]..."

@@ -77,15 +77,13 @@ def scores(tasks: list[Any], values: Any, choice: tuple[int, float, float]) -> A
     told = [t for t in tasks if float(t.apart[choice[0]]) > 0]
     here = sum(apart(double(t.means), b) for t in told)
     ratio = sum(float(t.apart[choice[0]]) for t in told) / here if here > 0 else 1.0
-    found = []
-    for x in double(values):
-        row = []
-        for task in tasks:
-            for c in range(len(task.means)):
-                covariance = (1 - choice[1]) * b + choice[1] * own(task, c)
-                row.append(choice[2] * ratio * log_density(x, double(task.means[c]), covariance))
-        found.append(row)
-    return np.array(found)
+    columns = []
+    for task in tasks:
+        for c in range(len(task.means)):
+            covariance = (1 - choice[1]) * b + choice[1] * own(task, c)
+            mean = double(task.means[c])
+            columns.append([choice[2] * ratio * log_density(x, mean, covariance) for x in double(values)])
+    return np.array(columns).T
 
 
 def tally(part: Any, units: Any, values: Any, labels: Any, known: list[int], choice: tuple[int, float, float]) -> float:

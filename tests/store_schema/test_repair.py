@@ -58,12 +58,11 @@ def test_a_changed_head_loses_nothing(make_store: Make) -> None:
         locked.commit(locked.manifest.model_copy(update={"repair_floor": 4}))
     good = (root / "HEAD").read_bytes()
     for place in range(len(good)):
-        for bit in (0, 3):
-            bad = bytearray(good)
-            bad[place] ^= 1 << bit
-            (root / "HEAD").write_bytes(bad)
-            assert repair(root).lost == ()
-            assert (root / "HEAD").read_bytes() == good
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        (root / "HEAD").write_bytes(bad)
+        assert repair(root).lost == ()
+        assert (root / "HEAD").read_bytes() == good
 
 
 def test_of_whole_generations_the_newest_stands(make_store: Make) -> None:
