@@ -83,7 +83,9 @@ def commands(*preloaded: str, everything: bool = False) -> Iterator[Path]:
             client.chmod(0o755)
         # Without this folder on the path, where tests of a package would hide it.
         command = [sys.executable, "-P", __file__, address, *preloaded, *(["everything"] if everything else [])]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("CLMOE_")}
+        environment = {
+            key: value for key, value in os.environ.items() if key == "CLMOE_CACHE" or not key.startswith("CLMOE_")
+        }
         server = subprocess.Popen(command, stdout=subprocess.PIPE, env={**environment, "OMP_NUM_THREADS": "1"})
         assert server.stdout
         try:

@@ -43,7 +43,9 @@ def contents(root: Path) -> dict[str, tuple[bytes | None, int]]:
 def clean() -> dict[str, str]:
     """This process's environment without what sets clmoe."""
     kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("CLMOE_", "_CLMOE_", "_TYPER", "PYTHONUNBUFFERED"))
+        k: v
+        for k, v in os.environ.items()
+        if k == "CLMOE_CACHE" or not k.startswith(("CLMOE_", "_CLMOE_", "_TYPER", "PYTHONUNBUFFERED"))
     }
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 

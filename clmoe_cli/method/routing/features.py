@@ -5,9 +5,9 @@ Images: two layers of moduli of Gabor filters, averaged over a few windows (a sc
 scaled to unit length, so that brightness, contrast and inversion change nothing. Of colour pictures the channels are
 brightness and two opponents (red against green, blue against yellow), and their means over the windows are features
 as well: what differs by its colour alone has the same edges. Plain vectors: their columns, or the square roots of these
-where nothing is below zero and all have one unit, as embeddings that end in a ReLU. What a backbone has seen:
-its features by the same rule, scaled to unit length where they are no amounts. Stores of formats 1 and 2 have random ReLU features of vectors (Rahimi & Recht
-2007; Cho & Saul 2009).
+where nothing is below zero and all have one unit, as embeddings that end in a ReLU. What a backbone has seen: its
+features by the same rule, scaled to unit length where they are no amounts. Stores of formats 1 and 2 have random ReLU
+features of vectors (Rahimi & Recht 2007; Cho & Saul 2009).
 """
 
 from __future__ import annotations
