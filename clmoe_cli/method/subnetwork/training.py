@@ -31,6 +31,11 @@ from clmoe_cli.runtime.events import OnStep, silent, within
 
 Optimizer = torch.optim.Optimizer
 BATCHES = 30
+"""Steps of an epoch, at least: so many mean the same to patience and learning rates at every size of the data."""
+PARTS = 8
+"""A batch is at most such a part of few images: thirty passes over all of them at each step teach no more."""
+SMALLEST = 16
+"""Images of a batch all the same, where there are as many and ``--batch-size`` allows."""
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 MakeDrop = Callable[[collectives.Share], Drop]
 
@@ -77,6 +82,10 @@ class Schedule:
     min_delta: float = 5e-4
     dropout: tuple[float, float] = (0.2, 0.3)
     annealing_dropout: tuple[float, float] = (0.05, 0.05)
+
+    def batch(self, images: int) -> int:
+        """Images of one step, of so many in all."""
+        return min(self.batch_size, images, max(SMALLEST, images // PARTS))
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def run_epoch(
     the same to patience, rounds and learning rates at every size of the data.
     """
     net, data, params = run.net, run.training, moving.params
-    batch_size = min(run.schedule.batch_size, len(data))
+    batch_size = run.schedule.batch(len(data))
     passes = _passes(len(data), batch_size)
     order = torch.cat([torch.randperm(len(data), generator=run.generator) for _ in range(passes)])
     device = device_of(params)
@@ -273,7 +282,7 @@ def anneal(
     state = noted.reached()
     begin = _like(params, below("working", state)) if state else dict(params)
     moving = Moving.of(begin, trainable, optimizer(how.lr))
-    step, size = moving.optimizer, min(run.schedule.batch_size, images)
+    step, size = moving.optimizer, run.schedule.batch(images)
     steps = how.epochs * math.ceil(_passes(images, size) * images / size)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     reached, before = quality(run.net, moving.params, run.tuning), 0
