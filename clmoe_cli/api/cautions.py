@@ -35,6 +35,9 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     labels, counts = np.unique(batch.labels, return_counts=True)
     by_count = dict(zip(labels.tolist(), counts.tolist(), strict=True))
     found = []
+    if len(by_count) == 1:
+        text = f"one class only, {labels[0].item()!r}: nothing to tell apart within the task, so it gets no subnetwork"
+        found.append(Caution("one-class", f"{text} and the gate alone knows it; were the labels meant to be one?"))
     least, most = min(by_count, key=lambda c: by_count[c]), max(by_count, key=lambda c: by_count[c])
     if by_count[most] >= IMBALANCE * by_count[least]:
         text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"

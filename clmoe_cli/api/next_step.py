@@ -133,6 +133,8 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
         reads = tuple(c.task for c in candidates if c.constructive)
         return Placement(fitting[0].id, reads, f"into expert {options.expert}, as asked"), candidates
     placement = place(candidates, room, options.thresholds)
+    if len(session.classes) == 1 and fitting:
+        placement = Placement(fitting[0].id, (), "into the first expert that reads them: one class takes no weights")
     if options.expert == "new":
         placement = Placement(None, (), "a new expert, as asked")
     elif not fitting:

@@ -65,14 +65,6 @@ def check(batch: Batch, options: LearnOptions) -> None:
         raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
     classes = batch.classes()
     check_names([label for label in classes if isinstance(label, str)], batch.source, "labels")
-    if len(classes) < 2:
-        raise BadInput(
-            "a task needs at least two classes",
-            where=batch.source,
-            found=f"only {classes[0]!r}",
-            expected="two or more",
-            hint="a subnetwork tells classes apart; with a single one there is nothing to learn: add another class",
-        )
     try:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:

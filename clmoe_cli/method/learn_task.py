@@ -162,13 +162,17 @@ def split(data: Labelled, generator: torch.Generator) -> Split:
 
 
 def learn_task(task: Identity, net: Network, shared: Shared, data: Labelled, setting: Setting) -> Learned:
-    """Learns one task.
+    """Learns one task. One of a single class has no subnetwork: the gate alone knows it.
 
     Free entries of the shared weights are drawn afresh, so nothing of what earlier tasks left there is used. Entries
     that are frozen and not readable count as zero for this task.
     """
     parts = split(data, setting.generator)
     start = _start(task, net, shared, setting)
+    if task.classes == 1:  # nothing to tell apart, so nothing is trained and no weight is taken
+        none = masks.zeros_like(shared.weights)
+        kept = {name: torch.zeros_like(value) if name in none else value for name, value in start.items()}
+        return finish(task, net, Trained(kept, none), parts, setting.on_step)
     trained = _search(start, masks.inverse(shared.frozen), shared.readable, setting.run(net, parts), setting, parts)
     return finish(task, net, trained, parts, setting.on_step)
 
