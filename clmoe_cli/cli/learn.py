@@ -77,7 +77,7 @@ def learn(
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_text, featured, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, featured, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
@@ -120,12 +120,9 @@ def learn(
             reports = [plan(opened, batch, options, on_warning=shown.warning)]
         else:
             reports = [learn_one(opened, batch, options, **curves.hears(shown.callbacks()))]
-        if batch.others and not unmeasured:
-            learned = Opened.at(store)  # with the new task
-            for part in batch.others:
-                text = accuracy_text(part, learned, method.device, replace(how, quiet=True))
-                if not quiet:
-                    note(text)
+        for text in () if unmeasured else accuracy_texts(batch.others, store, method.device, replace(how, quiet=True)):
+            if not quiet:
+                note(text)
     drawn = curves.drawn(reports)
     if not quiet:
         for report, curve in drawn if verbose else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clmoe_cli.api.inputs import Expected
@@ -14,7 +15,7 @@ from clmoe_cli.runtime.distributed.processes import refuse_pipe
 from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError
 
-__all__ = ["How", "BackboneSession", "Opened", "accuracy_text", "featured", "read"]
+__all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "featured", "read"]
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,28 @@ def featured(batch: Batch, how: How) -> Batch:
     return found
 
 
-def accuracy_text(folder: str, opened: Opened, device: str, how: How) -> str:
-    """A line on how many images of a folder are answered right, as ``predict`` answers; or why that is not known."""
+def accuracy_texts(folders: Sequence[str], store: str, device: str, how: How) -> Iterator[str]:
+    """A line for each folder on how many of its images are answered right, or why that is not known.
+
+    The store is opened for them once, as it is by now.
+    """
+    opened: Opened | None = None
+    for folder in folders:
+        try:
+            opened = opened or Opened.existing(store)
+            yield f"{folder}: {_accuracy(folder, opened, device, how)}"
+        except ClmoeError as error:
+            yield f"not measured: {error}"
+
+
+def _accuracy(folder: str, opened: Opened, device: str, how: How) -> str:
+    """How many images of a folder are answered right, as ``predict`` answers."""
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict
 
-    try:
-        batch = featured(read(folder, "optional", opened.expected, how), how)
-        images, _ = judged(opened.expected, batch)
-        report = predict(opened, images, device=device, on_step=how.on_step)
-    except ClmoeError as error:
-        return f"not measured: {error}"
+    batch = featured(read(folder, "optional", opened.expected, how), how)
+    images, _ = judged(opened.expected, batch)
+    report = predict(opened, images, device=device, on_step=how.on_step)
     if report.accuracy is None:
-        return f"{folder}: not measured, since it has no labels"
-    return f"{folder}: {100 * report.accuracy:.2f} % of {len(report.labels)} images are answered right"
+        return "not measured, since it has no labels"
+    return f"{100 * report.accuracy:.2f} % of {len(report.labels)} images are answered right"
