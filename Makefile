@@ -33,7 +33,7 @@ clean:  ## remove what the targets made
 check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
 
 test: $(STAMP)  ## run the tests, warnings as errors
-	$(BIN)/python -m pytest tests -n 2
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 lint: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ mutants: $(STAMP)  ## deliberate faults, one at a time: the tests must notice at
 
 test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile files, benchmarks in small (an hour)
 	$(BIN)/python -m pytest tests/faults --whole
-	$(BIN)/python -m pytest tests -m campaign --ignore tests/faults --whole
+	$(BIN)/python -m pytest tests -m "campaign or hypothesis" --ignore tests/faults --whole
 
 ##@ Measure
 

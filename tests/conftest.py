@@ -65,7 +65,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _servers_end() -> Iterator[None]:
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stores are learned once for all processes of a run, in the folder that those have in common."""
+    import trained
+
+    base = tmp_path_factory.getbasetemp()
+    trained.kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
     yield
     # Once a test has started one, its module is there.
     if forking := sys.modules.get("forking"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from pictures import bars
+from trained import once
 
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
@@ -41,9 +43,19 @@ def questions() -> Batch:
 
 
 def build(root: Path, tasks: int) -> Path:
-    for number in range(1, tasks + 1):
-        learn(str(root), batch(number), OPTIONS)
-    return root
+    """The store of the first ``tasks`` tasks: a copy of the one that all tests share."""
+    return Path(shutil.copytree(learned(tasks), root))
+
+
+def learned(tasks: int) -> Path:
+    """The store that is copied; nobody may change it."""
+
+    def make(root: Path) -> None:
+        if tasks > 1:
+            build(root, tasks - 1)
+        learn(str(root), batch(tasks), OPTIONS)
+
+    return once(f"small{tasks}", make)
 
 
 def learn_next(root: Path, number: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import forking
 import numpy as np
 import pytest
+from pictures import blobs
 
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
@@ -35,16 +36,6 @@ QUICK = ("--arch", ARCH, "--epochs", EPOCHS)
 FIELDS = {"label", "task", "expert", "confidence", "known", "p_value"}
 ROUTERS = ("fused", "gate", "fisher", "loss", "gradient", "paper")
 Done = subprocess.CompletedProcess[bytes]
-
-
-def blobs(places: list[tuple[int, int]], n: int, seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, size, size], dark but for a blob whose place is the class, and the classes' positions [n]."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % len(places)
-    rows, columns = np.mgrid[:size, :size]
-    bright = np.stack([np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 3.0) for r, c in places])
-    x = 200 * bright[y] + 45 * rng.random((n, size, size))
-    return x.clip(0, 255).astype(np.uint8), y
 
 
 def save(path: Path, **arrays: Any) -> Path:

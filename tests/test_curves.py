@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import bright_rows as bars
 from PIL import Image
 
 from clmoe_cli.api import resuming
@@ -26,15 +27,6 @@ from clmoe_cli.report.curves import Curve
 
 QUICK = ("--arch", "mlp:16,16", "--epochs", "3")
 Call = Callable[..., tuple[int, str, str]]
-
-
-def bars(classes: list[int], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, 1, 12, 12] with a bright row whose place is the class."""
-    rng = np.random.default_rng(seed)
-    y = np.array(classes)[np.arange(n) % len(classes)]
-    x = 60 * rng.random((n, 1, 12, 12))
-    x[np.arange(n), 0, y] += 180
-    return x.astype(np.uint8), y
 
 
 @pytest.fixture

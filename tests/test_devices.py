@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from card import Card
-from pictures import bars
+from pictures import batch as sized
 
 from clmoe_cli.api.certify import TOLERANCE, certify_outputs
 from clmoe_cli.api.detect import EVIDENCE, detect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import EVERY, predict
-from clmoe_cli.data import Batch
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.pruning import Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.store_tensors import Loader
 from store_schema import Store
 
-
-def batch(classes: list[int], n: int, seed: int) -> Batch:
-    x, y = bars(classes, n, seed, side=14)
-    return Batch(x[:, None], y, f"bars {classes}")
+batch = partial(sized, side=14)
 
 
 def test_a_card_refuses_what_real_ones_do() -> None:

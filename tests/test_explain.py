@@ -18,12 +18,12 @@ import torch
 from launching import together
 from oracle import explanations as oracle
 from oracle import gaussians as slow
-from pictures import bars
+from pictures import batch as batch_of
 from torch import Tensor
+from trained import OPTIONS, PAIRS, bars_store
 
 from clmoe_cli.api.explaining import Explanation
 from clmoe_cli.api.learn import learn
-from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import EVERY, PredictReport, predict
 from clmoe_cli.api.predictions import Considered
 from clmoe_cli.api.reasons import Case, sentence
@@ -31,15 +31,13 @@ from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
 from clmoe_cli.method.explain import FIGURES, KEPT
-from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.routing import gaussians
 from clmoe_cli.method.routing.decide import NEGLIGIBLE
 from clmoe_cli.method.routing.subspaces import BOUND
-from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.store_tensors import Loader
 from store_schema import Store, writer
 
-TASKS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 0)}
+TASKS = PAIRS | {"task4": (4, 0)}
 """Class 0 is of two tasks; ``task4`` has an expert of its own."""
 SHAPE = (1, 16, 16)
 WEIGHT = 0.25
@@ -48,18 +46,10 @@ ROUTES = [("image", None), ("batch", None), ("batch", 7)]
 ANSWERS = ("label", "task", "expert", "confidence", "known", "p_value")
 
 
-def batch_of(classes: tuple[int, ...], n: int, seed: int) -> Batch:
-    x, y = bars(list(classes), n, seed)
-    return Batch(x[:, None], y, "")
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = str(tmp_path_factory.mktemp("explain") / "store")
-    for name, classes in TASKS.items():
-        expert = "new" if name == "task4" else None
-        options = LearnOptions(name=name, arch="mlp:32,32", expert=expert, method=Options(Schedule(epochs=4)))
-        learn(root, batch_of(classes, 500, 1), options)
+    root = str(shutil.copytree(bars_store("task1", "task2", "task3"), tmp_path_factory.mktemp("explain") / "store"))
+    learn(root, batch_of(TASKS["task4"], 500, 1), replace(OPTIONS, name="task4", expert="new"))
     return root
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_store as small
 import torch
+from pictures import spots
 
 from clmoe_cli.api.inspect import inspect
 from clmoe_cli.api.learn import learn
@@ -22,15 +23,6 @@ from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Store
 
 ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)
-
-
-def spots(centres: list[int], first: int, n: int, seed: int) -> Batch:
-    """Noisy 8×8 images with one bright pixel, whose place is the class."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % len(centres)
-    x = rng.random((n, 64), dtype=np.float32) * 0.4
-    x[np.arange(n), np.array(centres)[labels]] += 0.7
-    return Batch(x, labels + first, f"spots {centres}")
 
 
 def test_a_full_expert_is_followed_by_another_that_learns_as_well(tmp_path: Path) -> None:

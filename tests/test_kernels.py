@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import bars
+from pictures import batch as sized
 
 from clmoe_cli.api import resuming
 from clmoe_cli.api.detect import detect
@@ -27,10 +28,7 @@ OPTIONS = LearnOptions(arch="cnn:4,8", method=Options(Schedule(epochs=3), Tolera
 # The last maps of such a network are single pixels: a batch of one image has no statistics.
 SINGLE = replace(OPTIONS, arch="shufflenet_v2_x0_5", method=Options(Schedule(epochs=1), Tolerance(floor=0.2)))
 
-
-def batch(classes: list[int], n: int = 300, seed: int = 0, side: int = 14) -> Batch:
-    x, y = bars(classes, n, seed, side)
-    return Batch(x[:, None], y, f"bars {classes}")
+batch = partial(sized, side=14)
 
 
 def told(root: Path, task: str) -> list[bytes]:
@@ -159,9 +157,9 @@ def test_what_is_known_and_what_is_not(two: Path) -> None:
 
 @pytest.mark.campaign
 def test_a_network_of_torchvision_and_images_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, first, second = tmp_path / "store", batch([0, 4], 80, 0, 32), batch([2, 7], 80, 1, 32)
+    root, first, second = tmp_path / "store", batch([0, 4], 80, 0, side=32), batch([2, 7], 80, 1, side=32)
     learn(str(root), first, SINGLE)
-    asked = batch([0, 4], 20, 5, 32)
+    asked = batch([0, 4], 20, 5, side=32)
     before = predict(str(root), asked, task="task1").confidence.tobytes()
     learn(str(root), second, replace(SINGLE, expert="e1"))
     assert predict(str(root), asked, task="task1").confidence.tobytes() == before

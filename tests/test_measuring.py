@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import bars
+from pictures import bars, noisy_bars
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -44,16 +44,9 @@ def digits(classes: tuple[int, ...], part: int) -> Batch:
     return Batch(x[rows].astype(np.float32), y[rows], "digits")
 
 
-def pictures(classes: tuple[int, ...], part: int) -> Batch:
-    """Bars, so noisy that some are mistaken."""
-    x, y = bars(list(classes), 300, part)
-    noise = np.random.default_rng(part).normal(0, 45, x.shape)
-    return Batch((x / 3 + 60 + noise).clip(0, 255).astype(np.uint8)[:, None], y, "bars")
-
-
 DATA: dict[str, tuple[Callable[[tuple[int, ...], int], Batch], tuple[tuple[int, ...], ...]]] = {
     "digits": (digits, ((1, 5, 7), (8, 3, 9), (2, 8))),
-    "bars": (pictures, ((0, 1), (2, 3))),
+    "bars": (noisy_bars, ((0, 1), (2, 3))),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import halves as batch
 
 from clmoe_cli.api import common, measuring
 from clmoe_cli.api.learn import learn
@@ -22,17 +23,6 @@ SHAPE = (1, 24, 24)
 QUICK = LearnOptions(arch="mlp:4", method=Options(Schedule(epochs=1), Tolerance(floor=0.5, epochs=1, final_epochs=1)))
 
 
-def batch(n: int, shape: tuple[int, ...] = SHAPE) -> Batch:
-    """uint8 images of two classes, bright in the upper or in the lower half."""
-    rng = np.random.default_rng(n)
-    y = np.arange(n) % 2
-    x = rng.integers(0, 100, (n, *shape), dtype=np.uint8)
-    half = shape[-2] // 2
-    x[y == 0, ..., :half, :] += 100
-    x[y == 1, ..., half:, :] += 100
-    return Batch(x, y, "here")
-
-
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were many images."""
@@ -45,7 +35,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peak_of_learning(store: Path, n: int) -> int:
     """The most bytes that arrays of numpy took; every image that becomes a float passes through one."""
-    data = batch(n)
+    data = batch(n, SHAPE)
     tracemalloc.start()
     try:
         learn(str(store), data, QUICK)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import two_clouds as blobs
 from PIL import Image
 
 from clmoe_cli.api.checks import judged
@@ -32,14 +33,6 @@ from store_schema import BadInput, Store, UsageProblem
 
 QUICK = LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=2)))
 CAFE, DECOMPOSED = "caf\u00e9", "cafe\u0301"
-
-
-def blobs(n: int, seed: int, labels: tuple[object, object], shift: float = 0.0, width: int = 6) -> Batch:
-    """Vectors [n, width] of two classes that are far apart."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % 2
-    x = rng.normal(size=(n, width)) * 0.2 + np.where(y, 1.0, -1.0)[:, None] + shift
-    return Batch(x.astype(np.float32), np.array(labels)[y], "blobs")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import bars
+from pictures import batch as batch_of
+from trained import PAIRS, bars_store
 
 from clmoe_cli.api.inspect import inspect
 from clmoe_cli.api.learn import learn
@@ -35,24 +37,16 @@ from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, Store, StoreIncompatible, UsageProblem, writer
 
-PAIRS = {"task1": (0, 3), "task2": (6, 9), "task3": (1, 8), "task4": (4, 11)}
 OPTIONS = {"arch": "mlp:32,32", "method": Options(Schedule(epochs=4))}
 
 
-def batch_of(classes: tuple[int, ...], n: int, seed: int) -> Batch:
-    x, y = bars(list(classes), n, seed)
-    return Batch(x[:, None], y, "")
-
-
 def learned(root: Path, *names: str) -> str:
-    for name in names:
-        learn(str(root), batch_of(PAIRS[name], 500, 1), LearnOptions(name=name, **OPTIONS))
-    return str(root)
+    return str(shutil.copytree(bars_store(*names), root))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return learned(tmp_path_factory.mktemp("predict") / "store", *PAIRS)
+    return str(bars_store(*PAIRS))
 
 
 @pytest.fixture
@@ -118,10 +112,10 @@ def test_subnetworks_are_asked_by_fused_alone(store: str, mixed: Batch, monkeypa
 
 
 def test_rejection_keeps_its_rate_whatever_was_learned_later(tmp_path: Path) -> None:
-    root, first = tmp_path / "store", batch_of(PAIRS["task1"], 1500, 7)
+    first = batch_of(PAIRS["task1"], 1500, 7)
     rates = []
-    for name in PAIRS:
-        learned(root, name)
+    for number in range(1, len(PAIRS) + 1):
+        root = bars_store(*list(PAIRS)[:number])
         found = predict(str(root), first, reject=0.1)
         rates.append(float((~found.known).mean()))
         assert np.array_equal(found.known, ~(found.p_value < 0.1))
@@ -218,13 +212,13 @@ def test_a_store_of_other_features_says_so(store: str, mixed: Batch, tmp_path: P
     with pytest.raises(StoreIncompatible, match="another --router"):
         predict(str(own), mixed)
     with pytest.raises(StoreIncompatible, match="another --store"):
-        learned(own, "task1")
+        learn(str(own), batch_of(PAIRS["task1"], 500, 1), LearnOptions(name="task1", **OPTIONS))
     with writer(str(own)) as locked:
         locked.commit(locked.manifest.model_copy(update={"gates": ()}))
     with pytest.raises(StoreIncompatible):
         predict(str(own), mixed)
     with pytest.raises(StoreIncompatible):
-        learned(own, "task1")
+        learn(str(own), batch_of(PAIRS["task1"], 500, 1), LearnOptions(name="task1", **OPTIONS))
     assert len(predict(str(own), mixed, router="fisher").label) == 800
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import forking
 import numpy as np
 import pytest
+from pictures import bright_rows as bars
 
 from clmoe_cli.api.detect import detect
 from clmoe_cli.api.inspect import inspect
@@ -269,15 +270,6 @@ def test_quiet_leaves_a_terminal_alone(term: str) -> None:
 
 
 # --- The commands ---------------------------------------------------------------------------------------------------
-
-
-def bars(classes: list[int], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, 1, 12, 12] with a bright row whose place is the class."""
-    rng = np.random.default_rng(seed)
-    y = np.array(classes)[np.arange(n) % len(classes)]
-    x = 60 * rng.random((n, 1, 12, 12))
-    x[np.arange(n), 0, y] += 180
-    return x.astype(np.uint8), y
 
 
 def batch(classes: list[int], n: int = 300, seed: int = 0) -> Batch:

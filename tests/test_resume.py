@@ -13,37 +13,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import bars
+from pictures import bars, batch
 
 from clmoe_cli.api import resuming
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
-from clmoe_cli.data import Batch
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.training import Epoch, Schedule
 from store_schema import Interrupted, Store, checkpoints, verify
 
-OPTIONS = LearnOptions(arch="mlp:24,24", method=Options(Schedule(epochs=4)))
-
-
-def batch(classes: list[int], seed: int, n: int = 300) -> Batch:
-    x, y = bars(classes, n, seed)
-    return Batch(x[:, None], y, f"bars {classes}")
+OPTIONS = LearnOptions(arch="mlp:12,12", method=Options(Schedule(epochs=4)))
 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("resume") / "store"
-    learn(str(root), batch([0, 4], 0), OPTIONS)
+    learn(str(root), batch([0, 4], 150, 0), OPTIONS)
     return root
 
 
 @pytest.fixture(scope="module")
 def after(before: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = shutil.copytree(before, tmp_path_factory.mktemp("resume") / "whole")
-    learn(str(root), batch([2, 7], 1), OPTIONS)
+    learn(str(root), batch([2, 7], 150, 1), OPTIONS)
     assert list((root / "checkpoints").iterdir()) == []
     return Store.open(root).manifest.content_hash()
 
@@ -65,7 +59,7 @@ def stopped(root: Path, after_epochs: int, options: LearnOptions = OPTIONS) -> I
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as caught:
-        learn(str(root), batch([2, 7], 1), options, on_epoch=count)
+        learn(str(root), batch([2, 7], 150, 1), options, on_epoch=count)
     return caught.value
 
 
@@ -79,7 +73,7 @@ def test_an_interrupted_learn_continues_to_the_same_store(own: Path, after: str,
     assert verify(own) == []
     seen: list[str] = []
     epochs_again: list[Epoch] = []
-    learn(str(own), batch([2, 7], 1), OPTIONS, on_resume=seen.append, on_epoch=epochs_again.append)
+    learn(str(own), batch([2, 7], 150, 1), OPTIONS, on_resume=seen.append, on_epoch=epochs_again.append)
     assert hint.endswith(seen[0])
     assert (epochs_again[0].phase == "train") == (epochs < 4)
     assert Store.open(own).manifest.content_hash() == after
@@ -90,14 +84,14 @@ def test_stopped_again_and_again(own: Path, after: str) -> None:
     for _ in range(4):
         stopped(own, 3)
     assert len(checkpoints.present(own)) == 1
-    learn(str(own), batch([2, 7], 1), OPTIONS)
+    learn(str(own), batch([2, 7], 150, 1), OPTIONS)
     assert Store.open(own).manifest.content_hash() == after
 
 
 @pytest.mark.parametrize("change", ["name", "score", "data", "labels", "parent", "threads"])
 def test_nothing_else_picks_it_up(own: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(own, 3)
-    data, options = batch([2, 7], 1), OPTIONS
+    data, options = batch([2, 7], 150, 1), OPTIONS
     if change == "name":
         options = replace(OPTIONS, name="other")
     if change == "score":
@@ -108,7 +102,7 @@ def test_nothing_else_picks_it_up(own: Path, change: str, monkeypatch: pytest.Mo
         assert data.labels is not None
         data.labels[:2] = data.labels[:2][::-1] if data.labels[0] != data.labels[1] else 9 - data.labels[:2]
     if change == "parent":
-        learn(str(own), batch([5, 9], 2), OPTIONS)
+        learn(str(own), batch([5, 9], 150, 2), OPTIONS)
     if change == "threads":
         monkeypatch.setattr(resuming, "environment", lambda: {"threads": "77"})
     seen: list[str] = []
@@ -123,7 +117,7 @@ def test_a_damaged_checkpoint_is_put_aside(own: Path, after: str) -> None:
     (path,) = (own / "checkpoints").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     seen: list[str] = []
-    learn(str(own), batch([2, 7], 1), OPTIONS, on_resume=seen.append)
+    learn(str(own), batch([2, 7], 150, 1), OPTIONS, on_resume=seen.append)
     assert seen == []
     assert Store.open(own).manifest.content_hash() == after
 
@@ -194,7 +188,7 @@ def test_killed_at_any_moment_and_started_again(before: Path, tmp_path: Path) ->
 
 def test_repair_on_the_command_line(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = shutil.copytree(before, tmp_path / "own")
-    learn(str(own), batch([2, 7], 1), OPTIONS)
+    learn(str(own), batch([2, 7], 150, 1), OPTIONS)
     ref = Store.open(own).manifest.tasks[1].subnetwork
     path = own / "objects" / ref.sha256[:2] / f"{ref.sha256}.h5"
     path.write_bytes(path.read_bytes()[:-1])
@@ -208,5 +202,5 @@ def test_repair_on_the_command_line(before: Path, tmp_path: Path, capsys: pytest
     assert streams.err.splitlines()[-1] == "back at generation 1; lost: task2"
     assert [t.name for t in Store.open(own).manifest.tasks] == ["task1"]
     # What was lost can be learned again.
-    learn(str(own), batch([2, 7], 1), OPTIONS)
+    learn(str(own), batch([2, 7], 150, 1), OPTIONS)
     assert verify(own) == []

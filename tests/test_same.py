@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from pictures import bars
+from pictures import sparse_vectors as vectors
+from pictures import tinted_bars as colour
 
 from clmoe_cli.api import common
 from clmoe_cli.api.learn import learn
@@ -35,20 +37,6 @@ REJECT = 0.2
 def pixels(classes: list[int], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = bars(classes, n, seed)
     return x[:, None], y
-
-
-def colour(classes: list[int], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    x, y = bars(classes, n, seed, side=13)
-    tint = np.random.default_rng(seed).uniform(0.3, 1.0, (n, 3, 1, 1))
-    return (tint * x[:, None]).astype(np.uint8), y
-
-
-def vectors(classes: list[int], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """37 numbers, of which few are other than zero: widths at which products hang on the place of a row."""
-    rng = np.random.default_rng(seed)
-    y = rng.permutation(np.arange(n) % len(classes))
-    centres = np.random.default_rng(0).normal(0, 1, (12, 37)) * (np.random.default_rng(1).random((12, 37)) < 0.3)
-    return (centres[np.array(classes)[y]] + 0.3 * rng.normal(0, 1, (n, 37))).astype(np.float32), np.array(classes)[y]
 
 
 @dataclass(frozen=True)

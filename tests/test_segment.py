@@ -10,6 +10,7 @@ from pathlib import Path
 import forking
 import numpy as np
 import pytest
+from pictures import mixed_blobs as blobs
 
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.segment import _Part, learn_stream
@@ -20,16 +21,6 @@ from store_schema import BadInput, Store
 
 QUICK = ("--arch", "mlp:32,32", "--epochs", "3", "-q", "--seed", "0")
 FIELDS = {"schema", "task", "expert", "status", "classes", "accuracy", "onset", "start", "stop"}
-
-
-def blobs(n: int, places: list[tuple[int, int]], labels: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, 8, 8] with a bright place for each label, in random order."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, len(labels), n)
-    rows, columns = np.mgrid[:8, :8]
-    bright = np.stack([np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 3.0) for r, c in places])
-    x = 200 * bright[y] + 45 * rng.random((n, 8, 8))
-    return x.clip(0, 255).astype(np.uint8), np.array(labels)[y]
 
 
 def corners(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import initial_parameters
-from pictures import bars
+from pictures import batch
 from safetensors.torch import save_file
 from torchvision import models
 
@@ -47,11 +47,6 @@ def weights(path: Path, seed: int) -> str:
     return str(path)
 
 
-def batch(classes: list[int], seed: int, n: int = 80) -> Batch:
-    x, y = bars(classes, n, seed)
-    return Batch(x[:, None], y, f"bars {classes}")
-
-
 def told(file: str | None, **more: object) -> LearnOptions:
     options = LearnOptions(arch=ARCH, weights=file, method=Options(Schedule(epochs=1)))
     return replace(options, **more)
@@ -64,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
-    given = batch([0, 4], 1)
+    given = batch([0, 4], 80, 1)
     start = Start.of(told(files[0]), given)
     net = parse_arch(ARCH, SHAPE)
     assert start.params is not None
@@ -90,7 +85,7 @@ def test_training_begins_where_the_file_is(files: tuple[str, str]) -> None:
 
 
 def test_weights_that_a_later_task_must_not_touch_stay(files: tuple[str, str]) -> None:
-    given = batch([0, 4], 1)
+    given = batch([0, 4], 80, 1)
     start = Start.of(told(files[0]), given)
     net = parse_arch(ARCH, SHAPE)
     base = {name: torch.full(shape, 0.5) for name, shape in net.shared_shapes().items()}
@@ -111,25 +106,25 @@ def test_weights_that_a_later_task_must_not_touch_stay(files: tuple[str, str]) -
 
 def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    first = learn(store, batch([0, 4], 1), told(files[0]))
-    known = Start.of(told(files[0]), batch([0, 4], 1))
+    first = learn(store, batch([0, 4], 80, 1), told(files[0]))
+    known = Start.of(told(files[0]), batch([0, 4], 80, 1))
     record = Opened.open(store).manifest.expert(first.expert)
     assert record.pretrained == known.sha256
     assert known.sha256 is not None
     # Neither without the file nor with another one is it looked at.
     for file in (None, files[1]):
-        more = learn(store, batch([2, 7], 2), told(file, if_known="new"))
+        more = learn(store, batch([2, 7], 80, 2), told(file, if_known="new"))
         assert more.new_expert
         assert more.candidates == ()
     pretrained = [e.pretrained for e in Opened.open(store).manifest.experts]
-    assert pretrained == [known.sha256, None, Start.of(told(files[1]), batch([2, 7], 2)).sha256]
+    assert pretrained == [known.sha256, None, Start.of(told(files[1]), batch([2, 7], 80, 2)).sha256]
     with pytest.raises(UsageProblem, match=f"e1.*no --weights.*{known.sha256[:16]}"):
-        learn(store, batch([5, 9], 3), told(None, expert="e1", if_known="new"))
+        learn(store, batch([5, 9], 80, 3), told(None, expert="e1", if_known="new"))
     with pytest.raises(StoreIncompatible, match=f"e1.*expected weights {known.sha256[:16]}"):
-        learn(store, batch([5, 9], 3), told(files[1], expert="e1", if_known="new"))
+        learn(store, batch([5, 9], 80, 3), told(files[1], expert="e1", if_known="new"))
     with pytest.raises(StoreIncompatible, match=r"e2.*drawn afresh"):
-        learn(store, batch([5, 9], 3), told(files[0], expert="e2", if_known="new"))
-    later = learn(store, batch([5, 9], 3), told(files[0], expert="e1", if_known="new"))
+        learn(store, batch([5, 9], 80, 3), told(files[0], expert="e2", if_known="new"))
+    later = learn(store, batch([5, 9], 80, 3), told(files[0], expert="e1", if_known="new"))
     assert (later.expert, later.new_expert) == ("e1", False)
     assert {c.task for c in later.candidates} == {first.task}
     assert verify(tmp_path / "store") == []
@@ -137,8 +132,8 @@ def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> Non
 
 def test_refining_needs_the_file(files: tuple[str, str], tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    learn(store, batch([0, 4], 1, 400), told(files[0]))
-    more = batch([0, 4], 2, 500)
+    learn(store, batch([0, 4], 400, 1), told(files[0]))
+    more = batch([0, 4], 500, 2)
     with pytest.raises(UsageProblem, match="--weights FILE"):
         learn(store, more, told(None, if_known="refine"))
     assert learn(store, more, told(files[0], if_known="refine")).status == "refined"
@@ -147,7 +142,7 @@ def test_refining_needs_the_file(files: tuple[str, str], tmp_path: Path) -> None
 
 def test_comparisons_begin_where_training_would(files: tuple[str, str], rng: torch.Generator) -> None:
     net = parse_arch(ARCH, SHAPE)
-    start = Start.of(told(files[0]), batch([0, 4], 1))
+    start = Start.of(told(files[0]), batch([0, 4], 80, 1))
     assert start.params is not None
     (draw,) = start.draws(net, rng)
     assert list(draw) == list(net.shared_shapes())
@@ -158,7 +153,7 @@ def test_comparisons_begin_where_training_would(files: tuple[str, str], rng: tor
 
 
 def test_progress_is_of_one_file(files: tuple[str, str]) -> None:
-    given = batch([0, 4], 1)
+    given = batch([0, 4], 80, 1)
     starts = [Start.of(told(file), given) for file in (*files, None)]
     keys = {resuming._key(given, told(start.sha256), "", 0, silent) for start in starts}
     assert len(keys) == 3
@@ -180,7 +175,7 @@ def test_all_but_the_output_of_torchvisions_networks(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = batch([0, 4], 1)
+    given = batch([0, 4], 80, 1)
     with pytest.raises(UsageProblem, match=r"--weights is for convolutional experts.*mlp:8"):
         learn(str(tmp_path / "store"), given, replace(told(files[0]), arch="mlp:8"))
     with pytest.raises(BadInput, match=r"not the weights of cnn:4.*own\.safetensors"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import bars
+from pictures import UNITS, bars, table
 
 from clmoe_cli.api.detect import detect
 from clmoe_cli.api.learn import learn
@@ -22,19 +22,8 @@ from clmoe_cli.method.subnetwork.pruning import Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from store_schema import Store, verify
 
-UNITS = np.float32([1e-3, 1, 30, 1e4, 1, 0.2, 1e-5, 7])
 METHOD = Options(Schedule(epochs=6), Tolerance(final_epochs=4))
 OPTIONS = LearnOptions(arch="mlp:24,16", method=METHOD)
-
-
-def table(classes: tuple[int, ...], n: int, seed: int, units: np.ndarray = UNITS) -> Batch:
-    """Rows of columns with these units. What tells the classes apart is in the columns of the smallest ones."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).choice([-3.0, 3.0], (8, len(units)))
-    centres[:, units > 20] = 0.0
-    y = rng.permutation(np.array(classes)[np.arange(n) % len(classes)])
-    x = (centres[y] + 5 + rng.normal(0, 1, (n, len(units)))) * units
-    return Batch(x.astype(np.float32), y, "table")
 
 
 @pytest.fixture(scope="module")

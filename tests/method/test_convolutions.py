@@ -10,6 +10,7 @@ from conftest import random_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import single_images
+from pictures import stripes
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -122,16 +123,6 @@ def test_frozen_kernels_keep_their_bits_and_statistics_move(act, kind: str, rng:
         assert torch.equal(params[name], before[name])
         if name not in trainable:
             assert not torch.equal(found[name], params[name]), name
-
-
-def stripes(n: int, seed: int, bright: int) -> Labelled:
-    """Images [n, 2·8·8] whose class is the direction of their stripes in one of the channels."""
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = 0.3 * torch.rand((n, 2, 8, 8), generator=rng)
-    wave = (torch.arange(8) % 4 < 2).float()
-    x[:, bright] += torch.where(y[:, None, None] == 0, wave[None, :, None], wave[None, None, :])
-    return Labelled(x.flatten(1), y)
 
 
 def test_a_second_task_in_the_same_expert_changes_no_output_of_the_first() -> None:

@@ -9,26 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import subspaces as slow
+from pictures import turned_clouds as clouds
 from torch import Tensor
 
 from clmoe_cli.method.routing import subspaces
 from clmoe_cli.method.routing.subspaces import COARSE, Gate, Subspaces, full_distances
 
 WIDTH = 100
-
-
-def clouds(classes: int, n: int, seed: int, width: int = WIDTH) -> tuple[Tensor, Tensor]:
-    """Features [n, width] and classes [n]; each class spreads in directions of its own, less and less in each."""
-    shape = torch.Generator().manual_seed(1)
-    centres = torch.randn((classes, width), generator=shape) / width**0.5
-    turned = torch.linalg.qr(torch.randn((classes, width, width), generator=shape)).Q
-    spread = 1 / torch.arange(1, width + 1)
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % classes
-    values = spread * torch.randn((n, width), generator=rng)
-    for c in range(classes):
-        values[y == c] = centres[c] + values[y == c] @ turned[c].T
-    return values, y
 
 
 def fit(values: Tensor, y: Tensor, classes: int, rank: int = subspaces.RANK) -> Subspaces:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import random_params
+from pictures import patches as blobs
 
 from clmoe_cli.method.learn_task import (
     FEW,
@@ -37,15 +38,6 @@ QUICK = Options(Schedule(epochs=6), Tolerance(starts=(0.4,), floor=0.1, final_ep
 
 
 A, B = Identity("a", "e1", 2), Identity("b", "e1", 2)
-
-
-def blobs(centres: list[int], n: int, seed: int) -> Labelled:
-    """Images of 36 pixels with a bright patch at a place that depends on the class."""
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % len(centres)
-    pixels = torch.arange(36)
-    bright = torch.stack([torch.exp(-((pixels - c) ** 2) / 8.0) for c in centres])
-    return Labelled((bright[y] + 0.15 * torch.rand((n, 36), generator=rng)).clamp(0, 1), y)
 
 
 def learn_pair(seed: int = 0):

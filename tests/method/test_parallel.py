@@ -10,11 +10,10 @@ import pytest
 import torch
 from conftest import random_params
 from launching import together
-from pictures import bars
+from pictures import labelled_bars as pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.networks.convnet import ConvNet
 from clmoe_cli.method.networks.mlp import MLP
@@ -31,11 +30,6 @@ NETS: dict[str, Callable[[], Network]] = {
     "mlp": lambda: MLP(256, (12, 10)),
     "cnn": lambda: ConvNet("cnn:4,6", (1, 16, 16)),
 }
-
-
-def pictures(n: int, dtype: torch.dtype, seed: int = 5) -> Labelled:
-    x, y = bars([0, 4, 8], n, seed)
-    return Labelled(torch.from_numpy(x.reshape(n, -1)).to(dtype) / 255, torch.from_numpy(y // 4))
 
 
 def start(net: Network, dtype: torch.dtype) -> Params:

@@ -2,15 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pictures import family
 
 from clmoe_cli.method import privacy
-from clmoe_cli.method.subnetwork.training import Labelled
 from clmoe_cli.method.tasks.shortlist import LIMIT, WIDTH, project, shortlist, sketch
-
-
-def family(centre: torch.Tensor, n: int, rng: torch.Generator) -> Labelled:
-    y = torch.arange(n) % 2
-    return Labelled(centre[y] + 0.3 * torch.randn((n, centre.shape[1]), generator=rng), y)
 
 
 def test_sketches_are_means_of_projected_images(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

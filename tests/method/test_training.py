@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import random_params
+from pictures import ramps as two_blobs
 from torch import Tensor
 
 from clmoe_cli.method.networks.mlp import MLP
@@ -12,7 +13,6 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.freezing import BITS, freeze_guard
 from clmoe_cli.method.subnetwork.training import (
     Annealing,
-    Labelled,
     Run,
     Schedule,
     anneal,
@@ -32,12 +32,6 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
     "rmsprop": lambda v: torch.optim.RMSprop(v, lr=0.01, momentum=0.9, weight_decay=0.1),
     "adagrad": lambda v: torch.optim.Adagrad(v, lr=0.1, weight_decay=0.1),
 }
-
-
-def two_blobs(n: int, rng: torch.Generator) -> Labelled:
-    y = torch.arange(n) % 2
-    x = torch.rand((n, 12), generator=rng) + y[:, None] * torch.linspace(0, 1, 12)
-    return Labelled(x, y)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
