@@ -40,9 +40,9 @@ def test_pictures_are_made_brighter_as_a_camera_would(monkeypatch: pytest.Monkey
     assert brightness.brighter(pixels, 1.0).tolist() == pixels.tolist()
     assert brightness.brighter(pixels, 1.5).tolist() == [0, 15, 152, 255, 255]
     assert brightness.brighter(pixels, 0.0).tolist() == [0] * 5
-    asked = brightness.of_digits(np.arange(6), np.array([1, 2, 1, 3, 2, 1]), (1, 3))
+    asked = brightness.of_digits(np.arange(6, dtype=np.uint8)[:, None], np.array([1, 2, 1, 3, 2, 1]), (1, 3))
     assert asked.labels.tolist() == [1, 1, 3, 1]
-    assert asked.images.tolist() == [0, 2, 3, 5]
+    assert asked.images[:, 0].tolist() == [0, 2, 3, 5]
 
 
 @pytest.mark.campaign

@@ -15,6 +15,8 @@ import small_store as small
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import EVERY
+from clmoe_cli.backbone.loading import LITE0
+from clmoe_cli.backbone.session import NONE
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork import pruning
@@ -176,4 +178,5 @@ def test_words_are_those_that_commands_take() -> None:
     assert choices.SCORES == pruning.SCORES
     for arch in choices.ARCHS:
         assert parse_arch(arch, (3, 64, 64)).shared_shapes()
-    assert set(choices.BACKBONES[1:]) <= set(modules.torchvision_names())
+    assert choices.BACKBONES[:2] == (NONE, LITE0)
+    assert set(choices.BACKBONES[2:]) <= set(modules.torchvision_names())

@@ -71,12 +71,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "BATCHES", 4)
+        patched.setattr(training, "SMALLEST", 24)
         for task, (arch, _) in TASKS.items():
             for part, n, seed in (("train", 72, 1), ("test", 30, 2)):
                 x, y = images(task, n, seed)
                 np.savez(root / f"{task}.{part}.npz", x=x, y=y)
             few = arch.startswith("shufflenet")
-            schedule = Schedule(epochs=1 if few else 4, batch_size=24)
+            schedule = Schedule(epochs=3 if few else 4, batch_size=24)
             # A large network is pruned in one round.
             rounds = {"starts": (0.2,), "failures": 1, "halvings": 0} if few else {"starts": (0.2, 0.6)}
             method = Options(schedule, Tolerance(epochs=1, final_epochs=2, **rounds))

@@ -142,7 +142,7 @@ def test_refining_gives_weights_up_that_nobody_else_uses(tmp_path: Path) -> None
     ("given", "complaint"),
     [
         (spots([5, 9], 0, 60, 2), "too few images"),
-        (Batch(spots([5, 9], 0, 600, 2).images[::2], np.zeros(300, dtype=np.int64), ""), "two classes"),
+        (Batch(spots([5, 9], 0, 600, 2).images[::2], np.zeros(300, dtype=np.int64), ""), "classes are missing"),
         (Batch(np.concatenate([spots([5, 9], 0, 600, 2).images[::2], spots([5, 9], 0, 20, 3).images]),
                np.concatenate([np.zeros(300, dtype=np.int64), spots([5, 9], 0, 20, 3).labels]), ""), "too rare"),
     ],

@@ -82,7 +82,7 @@ def test_nothing_has_a_name_on_disk(own_folder: Path) -> None:
 
 @pytest.mark.usefixtures("on_disk")
 def test_parts_of_a_batch_are_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = Batch(spooled(np.arange(12.0).reshape(4, 3)), np.array(["a", "b", "c", "d"]), "here")
+    batch = Batch(spooled(np.arange(12, dtype=np.float32).reshape(4, 3)), np.array(["a", "b", "c", "d"]), "here")
     part = batch.taken(np.array([3, 1]))
     assert spool._map_of(part.images) is None
     assert part.images.tolist() == [[9, 10, 11], [3, 4, 5]]

@@ -127,7 +127,7 @@ def test_masks_of_later_rounds_lie_within_those_of_earlier_ones(monkeypatch: pyt
 
     monkeypatch.setattr(pruning, "finetune", noted)
     tolerance = Tolerance(starts=(0.5,), step=0.5, floor=0.03, least=1, failures=9, halvings=0, final_epochs=1)
-    options = Options(Schedule(epochs=3), tolerance, score="gradient")
+    options = Options(Schedule(epochs=6), tolerance, score="gradient")
     learned = learned_alone(blobs([5, 15], 600, 1), 2, options)
     assert len(rounds) >= 4
     # A weight that was taken out is zero: its gradient tells nothing of what bringing it back would do.
