@@ -75,11 +75,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for part, n, seed in (("train", 72, 1), ("test", 30, 2)):
                 x, y = images(task, n, seed)
                 np.savez(root / f"{task}.{part}.npz", x=x, y=y)
-            few = arch.startswith("shufflenet")
-            schedule = Schedule(epochs=1 if few else 4, batch_size=24)
-            # A large network is pruned in one round.
-            rounds = {"starts": (0.2,), "failures": 1, "halvings": 0} if few else {"starts": (0.2, 0.6)}
-            method = Options(schedule, Tolerance(epochs=1, final_epochs=2, **rounds))
+            large = arch.startswith("shufflenet")  # and is pruned in one round
+            rounds = {"starts": (0.2,), "failures": 1, "halvings": 0} if large else {"starts": (0.2, 0.6)}
+            tolerance = Tolerance(epochs=1, final_epochs=12 if large else 2, **rounds)
+            method = Options(Schedule(epochs=20 if large else 4, batch_size=24), tolerance)
             patched.setattr(measuring, "opinion_weight", lambda *logs, weight=WEIGHTS[task]: weight)
             batch = read_batch(str(root / f"{task}.train.npz"), labels="required")
             learn(str(root / "store"), batch, LearnOptions(name=task, arch=arch, expert="new", method=method))
