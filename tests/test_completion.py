@@ -7,13 +7,10 @@ import subprocess
 from pathlib import Path
 
 import forking
-import numpy as np
 import pytest
 import shells
-import small_store as small
+from made_up import made_up
 
-from clmoe_cli.api.learn import learn
-from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import EVERY
 from clmoe_cli.backbone.loading import LITE0
 from clmoe_cli.backbone.session import NONE
@@ -140,11 +137,7 @@ def test_what_is_damaged_completes_to_nothing(damage: str, root: Path, tmp_path:
 
 def test_names_that_a_shell_would_act_on_are_not_offered(tmp_path: Path) -> None:
     names = ["$(touch pwned)", "`id`", "a b", "a;b", "--yes", "\\$(id)", "*", "'", "fine-1.2", "größe"]
-    for number, name in enumerate(names):
-        part = small.batch(1)
-        images = np.ascontiguousarray(part.images[:, :, :, ::-1] if number % 2 else part.images)
-        batch = type(part)(images, np.array(part.labels) + 100 * number, "renamed")
-        learn(str(tmp_path / "store"), batch, LearnOptions(name=name, arch="mlp:8,8", method=small.OPTIONS.method))
+    made_up(tmp_path / "store", [len(names)], names=dict(enumerate(names, 1)))
     assert [task.name for task in Store.open(tmp_path / "store").manifest.tasks] == names
     assert offered("clmoe predict --store store --task ", tmp_path) == ["fine-1.2", "größe"]
 

@@ -67,11 +67,11 @@ def test_killed_at_every_file_operation(
             except (AssertionError, ClmoeError) as error:
                 failures.append((n, torn, repr(error)))
             shutil.rmtree(root)
-        n += 1 if whole else 7
+        n += 1 if whole else 11
     record_property("cases", cases)
     record_property("failures", len(failures))
     assert failures == []
-    assert cases > (n if whole else 4)
+    assert cases > (n if whole else 3)
     if whole:
         assert seen == {old, new}
 
@@ -80,11 +80,10 @@ def clmoe(verb: list[str], root: Path) -> list[str]:
     return [sys.executable, "-m", "clmoe_cli", *verb, "--store", str(root)]
 
 
-@pytest.mark.parametrize(
-    "name", ["later learn", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("first learn", "prune"))]
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", small.COMMANDS)
 def test_killed_at_system_calls(
-    name: str, tmp_path: Path, whole: bool, record_property: pytest.RecordProperty, strace: Strace
+    name: str, tmp_path: Path, record_property: pytest.RecordProperty, strace: Strace
 ) -> None:
     """Real processes, at calls that touch the store."""
     tasks = small.COMMANDS[name][0]
@@ -106,11 +105,7 @@ def test_killed_at_system_calls(
     points = strace.points(command, root, CALLS)
     new = small.state(root)
     rng = np.random.default_rng(0)
-    if whole:
-        points = [points[i] for i in rng.permutation(len(points))[:40]]
-    else:  # of those calls that are made for the store alone, so that their number never differs
-        own = [point for point in points if point.call in ("fsync", "rename")]
-        points = [own[int(rng.integers(len(own)))]]
+    points = [points[i] for i in rng.permutation(len(points))[:40]]
     failures, hit = [], 0
     for point in points:
         fresh()
