@@ -93,7 +93,8 @@ def accuracies(text: str) -> list[float]:
 
 @pytest.mark.parametrize("page", ["README", "TUTORIAL"])
 def test_no_option_is_made_up(page: str) -> None:
-    known = {name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts}
+    options = [parameter for command in COMMANDS.values() for parameter in command.params]
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     known |= {"--help", "--version", "--install-completion", "--show-completion"}
     text = globals()[page]
     run = "\n".join(line for kind, line, _ in examples(text) if kind != "python" and "clmoe " in line)
