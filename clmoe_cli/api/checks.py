@@ -125,10 +125,10 @@ def check_labels(expected: Expected, batch: Batch) -> None:
     )
 
 
-def judged(expected: Expected, batch: Batch) -> tuple[Batch, str]:
+def judged(expected: Expected, batch: Batch, folders: bool = False) -> tuple[Batch, str]:
     """A batch whose labels are to judge answers, and a warning where the store does not know some of them, else "".
 
-    Folders of which no name is a class are no labels, and are left out.
+    Folders of which no name is a class are no labels, and are left out, unless it is said that ``folders`` are.
     """
     if batch.labels is None or not expected.classes:
         return batch, ""
@@ -136,7 +136,7 @@ def judged(expected: Expected, batch: Batch) -> tuple[Batch, str]:
     book, codes = known.reading(batch.labels)
     foreign = name_list([str(label) for label in book.labels[len(known.labels) :]])
     count = int((codes >= len(known.labels)).sum())
-    if count == len(codes) and batch.files is not None:
+    if count == len(codes) and batch.files is not None and not folders:
         text = f"no task has a class of the name of a folder ({foreign}): the folders are not taken for labels"
         return replace(batch, labels=None), text
     return batch, f"no task knows the labels {foreign}: {count} of {len(codes)} images count as wrong" if count else ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from clmoe_cli.data import sources
+from clmoe_cli.data import several, sources
 from clmoe_cli.runtime.choices import BOUNDARIES
 from clmoe_cli.runtime.distributed.processes import leading
 from clmoe_cli.runtime.words import one_of
@@ -17,7 +18,7 @@ _NETWORK = re.compile(
     r"^@register_model\((?:name=\"(?P<given>\w+)\")?.*\)\n(?:@.*\n)*def (?P<name>\w+)\(", re.MULTILINE
 )
 
-__all__ = ["check_arch", "check_boundaries", "check_source", "check_words"]
+__all__ = ["check_arch", "check_boundaries", "check_source", "check_sources", "check_words"]
 
 
 def check_source(source: str) -> None:
@@ -27,6 +28,13 @@ def check_source(source: str) -> None:
     """
     if leading():
         sources.check_source(source)
+
+
+def check_sources(given: Sequence[str]) -> None:
+    """The same of several, and what :func:`clmoe_cli.data.several.grouped` refuses."""
+    for group in several.grouped(given):
+        for source in group if isinstance(group, tuple) else (group,):
+            check_source(source)
 
 
 def check_arch(text: str) -> None:

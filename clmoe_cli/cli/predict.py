@@ -8,19 +8,32 @@ from typing import Annotated
 import typer
 
 from clmoe_cli.cli import flags
-from clmoe_cli.cli.completion import task_names
+from clmoe_cli.cli.completion import among, task_names
 from clmoe_cli.report.progress import note, progress
+from clmoe_cli.runtime import choices
 from clmoe_cli.runtime.distributed.processes import leading, together
 
 
 def predict(
-    batch: Annotated[
-        str, typer.Option("--batch", "--data", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
-    ],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PICTURE|FOLDER|FILE]...", help="Pictures, folders of them, .npz, .npy, .csv, or - for stdin."
+        ),
+    ] = None,
+    batch: Annotated[str | None, typer.Option("--batch", "--data", help="The same, as an option.")] = None,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
     label_column: flags.LabelColumnOption = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            autocompletion=among(choices.LABELS),
+            help="What answers are judged by: labels and class folders that the store knows (auto), all of them "
+            "(folder), nothing (ignore).",
+        ),
+    ] = "auto",
     features: flags.FeaturesOption = None,
     features_weights: flags.FeaturesWeightsOption = None,
     feature_cache: flags.FeatureCacheOption = True,
@@ -45,17 +58,18 @@ def predict(
     """Predict labels without a task id."""
     from clmoe_cli.cli import early
     from clmoe_cli.report import render
-    from clmoe_cli.runtime import choices
 
     early.check_words(
         ("device", device, choices.DEVICES),
         ("router", router, choices.ROUTERS),
         ("value of --route", route, choices.ROUTES),
+        ("value of --labels", labels, choices.LABELS),
     )
-    early.check_source(batch)
+    every = [*(sources or ()), *([] if batch is None else [batch])]
+    early.check_sources(every)
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict as call
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, featured, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read_all
     from clmoe_cli.runtime.devices import resolved
 
     if output is not None:
@@ -66,7 +80,8 @@ def predict(
         expected = opened.expected_by(task)
         backbone = BackboneSession(features, features_weights, device=where, keep=feature_cache)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        images, warning = judged(expected, featured(read(batch, "optional", expected, how), how))
+        images = read_all(every, "ignored" if labels == "ignore" else "optional", expected, how)
+        images, warning = judged(expected, images, folders=labels == "folder")
         report = call(
             opened,
             images,

@@ -9,13 +9,14 @@ from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, look
+from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.report import render
 from clmoe_cli.report.progress import note
 from clmoe_cli.runtime.distributed.processes import refuse_pipe
 from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError
 
-__all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "featured", "read"]
+__all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "featured", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,19 @@ class How:
     on_step: OnStep = silent
 
 
-def read(source: str, labels: LabelUse, expected: Expected, how: How) -> Batch:
+def read_all(sources: Sequence[str], labels: LabelUse, expected: Expected, how: How) -> Batch:
+    """All sources as one batch, with features in place of pictures that go through a backbone.
+
+    Raises what :func:`read`, :func:`featured` and :mod:`clmoe_cli.data.several` raise.
+    """
+    groups = grouped(sources)
+    found = joined([featured(read(group, labels, expected, how), how) for group in groups])
+    for text in found.warnings if len(groups) > 1 else ():
+        note(f"warning: {text}")
+    return found
+
+
+def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, how: How) -> Batch:
     """The images of a source as the store expects them (:meth:`clmoe_cli.api.inputs.Expected.transform`).
 
     What they go through is decided once it is known what they are, before any is read. Pictures that go through a
@@ -42,7 +55,8 @@ def read(source: str, labels: LabelUse, expected: Expected, how: How) -> Batch:
     taken as it might be meant is said on stderr, also where it is ``quiet``. Raises UsageProblem for a pipe where
     several processes would read it, besides what reading raises.
     """
-    refuse_pipe(source)
+    if isinstance(source, str):
+        refuse_pipe(source)
     with look(
         source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
     ) as unread:

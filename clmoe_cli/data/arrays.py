@@ -76,7 +76,7 @@ def read_batch(
 
 @contextlib.contextmanager
 def look(
-    source: str,
+    source: str | tuple[str, ...],
     *,
     labels: LabelUse,
     skip_broken: bool = False,
@@ -85,9 +85,15 @@ def look(
 ) -> Iterator[Unread]:
     """A source of :func:`read_batch` that is open, and of which it is known what its images are.
 
-    So it can be decided what they go through before any is read. Raises what reading raises.
+    So it can be decided what they go through before any is read. A tuple names pictures one by one. Raises what reading
+    raises.
     """
     one_of("value of labels", labels, get_args(LabelUse))
+    if isinstance(source, tuple):
+        from clmoe_cli.data.pictures import Folder
+
+        yield Folder.named(source, skip_broken, on_step)
+        return
     check_source(source)
     if source != "-" and Path(source).is_dir():
         from clmoe_cli.data.pictures import Folder

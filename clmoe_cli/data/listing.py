@@ -38,7 +38,7 @@ class Listing:
 
     ``paths`` [N]; ``names``: their classes in NFC [N], None without labels; ``unread``: those of ``paths`` in a format
     that is not read, and why. ``warnings`` and ``notes``: lines for people. ``others``: folders with class folders that
-    are the parts of a split which ``learn`` leaves for questions.
+    are the parts of a split which ``learn`` leaves for questions. ``named``: of no folder, but named one by one.
     """
 
     paths: list[str]
@@ -47,6 +47,7 @@ class Listing:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     others: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ def list_pictures(folder: str, use: LabelUse) -> Listing:
     BadInput for a folder without pictures, one that may not be read, and names that no class can have.
     """
     return _Sorting(folder, use).listing()
+
+
+def named_pictures(paths: Sequence[str]) -> Listing:
+    """Pictures that were named one by one, in that order, without classes."""
+    files = [_File(path, (), Path(path).name) for path in paths]
+    unread = {file.path: _of_no_use(file) for file in files if file.suffix in UNREAD}
+    return Listing(list(paths), None, unread, (), (), named=True)
 
 
 class _Sorting:

@@ -17,7 +17,7 @@ import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
-from clmoe_cli.data.listing import Listing, list_pictures
+from clmoe_cli.data.listing import Listing, list_pictures, named_pictures
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.transforms import shape_after, transformed
@@ -89,6 +89,12 @@ class Folder:
         with whole(on_step, "listing the pictures"):
             return Folder(folder, list_pictures(folder, use), use, skip_broken, on_step)
 
+    @staticmethod
+    def named(paths: Sequence[str], skip_broken: bool, on_step: OnStep = silent) -> Folder:
+        """Pictures that were named one by one, without labels; ``files`` of the batch are these names."""
+        source = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        return Folder(source, named_pictures(paths), "ignored", skip_broken, on_step)
+
     @property
     def raw(self) -> Raw:
         """Its first readable picture."""
@@ -103,8 +109,8 @@ class Folder:
             images, record, broken = _read(listed, input, folder, self.skip_broken, self.on_step)
         kept = [i for i, path in enumerate(paths) if path not in broken]
         labels = None if names is None or self.use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
-        files = tuple(_relative(paths[i], folder) for i in kept)
-        skipped = tuple(_relative(path, folder) for path in broken)
+        shown = {path: one_line(path) if listed.named else _relative(path, folder) for path in paths}
+        files, skipped = tuple(shown[paths[i]] for i in kept), tuple(shown[path] for path in broken)
         return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
 
 

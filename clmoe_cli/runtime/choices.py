@@ -10,6 +10,7 @@ IF_KNOWN = ("skip", "refine", "new")
 BOUNDARIES = ("labels", "images")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMATS = ("csv", "md")
+LABELS = ("auto", "folder", "ignore")
 
 # Suggestions: more are possible.
 ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet18", "resnet34", "resnet50", "mobilenet_v2")

@@ -1,0 +1,128 @@
+"""``predict`` takes pictures, folders, patterns and files together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import bars
+from PIL import Image
+from small_store import OPTIONS
+
+import clmoe
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
+from clmoe_cli.data.several import grouped
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of grey pictures, pictures in class folders, and an npz of more."""
+    root = tmp_path_factory.mktemp("several")
+    x, y = bars([0, 6], 120, 1, SIDE)
+    names = np.array(["left", "", "", "", "", "", "right"])[y]
+    clmoe.learn(str(root / "store"), clmoe.Batch(x[:, None], names, "bars"), OPTIONS)
+    x, y = bars([0, 6], 12, 2, SIDE)
+    for i, (pixels, kind) in enumerate(zip(x, y, strict=True)):
+        folder = root / "shots" / ("left" if kind == 0 else "right")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    np.savez(root / "more.npz", x=x[:4], y=np.where(y[:4] == 0, "left", "right"))
+    return root
+
+
+def predicted(
+    capsys: pytest.CaptureFixture[str], world: Path, monkeypatch: pytest.MonkeyPatch, *args: object, code: int = 0
+) -> tuple[dict, str]:
+    monkeypatch.chdir(world)
+    assert run(app, ["predict", *map(str, args), "--store", "store", "--json"]) == code
+    out, err = capsys.readouterr()
+    return (json.loads(out) if out else {}), err
+
+
+def test_pictures_folders_and_files_are_rows_of_one_answer(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sorted((world / "shots" / "left").glob("*.png"))[0].relative_to(world)
+    found, _ = predicted(capsys, world, monkeypatch, one, "shots/right", "more.npz", "--labels", "ignore")
+    rows = found["predictions"]
+    count = len(list((world / "shots" / "right").glob("*.png")))
+    assert rows[0]["file"] == str(one)
+    assert all(row["file"].startswith("shots/right/") for row in rows[1 : 1 + count])
+    assert [row["file"] for row in rows[1 + count :]] == [f"more.npz[{i}]" for i in range(4)]
+    assert [row["index"] for row in rows] == list(range(count + 5))
+    # Each is answered as it is by itself.
+    alone, _ = predicted(capsys, world, monkeypatch, "--batch", "shots/right")
+    assert [row["label"] for row in alone["predictions"]] == [row["label"] for row in rows[1 : 1 + count]]
+    assert [row["p_value"] for row in alone["predictions"]] == [row["p_value"] for row in rows[1 : 1 + count]]
+
+
+def test_a_pattern_is_written_out_and_one_picture_is_enough(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = predicted(capsys, world, monkeypatch, "shots/*/*.png")
+    assert [row["file"] for row in found["predictions"]] == sorted(
+        str(path.relative_to(world)) for path in (world / "shots").glob("*/*.png")
+    )
+    one, _ = predicted(capsys, world, monkeypatch, "--batch", found["predictions"][0]["file"])
+    assert len(one["predictions"]) == 1
+    assert one["accuracy"] is None
+
+
+def test_what_answers_are_judged_by(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found, _ = predicted(capsys, world, monkeypatch, "shots", "more.npz")
+    assert found["accuracy"] > 0.8
+    assert predicted(capsys, world, monkeypatch, "shots", "--labels", "ignore")[0]["accuracy"] is None
+    foreign = tmp_path / "holiday"
+    for name in ("monday", "tuesday"):
+        (foreign / name).mkdir(parents=True)
+        for path in list((world / "shots" / "left").glob("*.png"))[:2]:
+            (foreign / name / path.name).write_bytes(path.read_bytes())
+    auto, err = predicted(capsys, world, monkeypatch, foreign)
+    assert auto["accuracy"] is None
+    assert "not taken for labels" in err
+    assert predicted(capsys, world, monkeypatch, foreign, "--labels", "folder")[0]["accuracy"] == 0
+    mixed, err = predicted(capsys, world, monkeypatch, "more.npz", sorted((world / "shots").glob("*/*.png"))[0])
+    assert mixed["accuracy"] is None
+    assert "none are looked at" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ((), 2, "no data given"),
+        (("nothing*.png",), 3, "no file has such a name"),
+        (("shots", "gone.png"), 3, "gone.png"),
+        (("-", "shots"), 2, "stdin is read by itself"),
+        (("shots", "--labels", "perhaps"), 2, "auto, folder, ignore"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_a_line(
+    args: tuple[str, ...], code: int, words: str, world: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _, err = predicted(capsys, world, monkeypatch, *args, code=code)
+    assert words in err
+
+
+def test_inputs_of_different_kinds_are_refused(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.zeros((3, 9), np.float32))
+    _, err = predicted(capsys, world, monkeypatch, "shots", tmp_path / "rows.npz", code=3)
+    assert "inputs of different kinds" in err
+
+
+def test_pictures_that_follow_each_other_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.JPG", "[c].png"):
+        Path(name).touch()
+    Path("d").mkdir()
+    assert grouped(["a.png", "b.JPG", "d", "[c].png", "x.npz"]) == [("a.png", "b.JPG"), "d", ("[c].png",), "x.npz"]
+    assert grouped(["?.png"]) == [("a.png",)]
