@@ -7,7 +7,7 @@ PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
 .PHONY: docs help install demo test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
-	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers
+	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos
 
 ##@ Use
 
@@ -107,6 +107,11 @@ bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predic
 
 bench-processes: $(STAMP)  ## one task by one process, by one with two threads, and by two: seconds, masks, accuracy
 	$(BIN)/python benchmarks/processes.py --root $(MNIST) --out bench-out/processes
+
+bench-photos: $(STAMP)  ## photographs through lite0, all and few of a class, beside plainer tools on the same features (PHOTOS=folder)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --out bench-out/photos \
+		--only $$($(BIN)/python -c "import sys; sys.path.insert(0, 'benchmarks'); import datasets; print(*datasets.PHOTOGRAPHS)") \
+		--columns store discriminant ranpac linear mlp
 
 bench-answers: $(STAMP)  ## evidence beside plainer tools, and reports beside answers (PHOTOS=folder of the photographs)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --mnist $(MNIST) --out bench-out/answers --reuse

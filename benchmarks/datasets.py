@@ -20,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets import MNIST
 
 from clmoe_cli.api.tasks import TasksOptions, make_tasks
+from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, read_batch
 from store_schema import InputRecord
 
@@ -129,6 +130,34 @@ def vectors(name: str, tasks: int) -> Callable[[Places], Data]:
             with np.load(places.photo(f"{name}.{part}.npz")) as file:
                 parts.append((file["x"].astype(np.float32), file["y"]))
         return Data(parts[0], parts[1], groups(parts[0][1], tasks))
+
+    return load
+
+
+def photographs(name: str, tasks: int, each: int = 0) -> Callable[[Places], Data]:
+    """What the backbone ``lite0`` sees of photographs, from the pictures themselves; ``each``: so many of a class."""
+
+    def load(places: Places) -> Data:
+        backbone = BackboneSession("lite0", experts="mlp:500,500")
+        record = backbone.record(None, None)
+        parts = []
+        for part in ("train", "test"):
+            if name == "flowers":
+                batch = read_batch(places.photo(f"flowers/{part}"), labels="required", input=record)
+            else:
+                x, y = packed(places.photo(f"{name}.{part}.packed.npz"))
+                source = places.scratch / f"{part}.npz"
+                np.savez(source, x=x, y=y)
+                batch = read_batch(source, labels="required", input=record)
+            seen = backbone.features(batch)
+            assert seen.labels is not None
+            parts.append((np.array(seen.images), seen.labels))
+        train, test = parts
+        if each:
+            order = np.random.default_rng((places.seed, each)).permutation(len(train[1]))
+            own = np.concatenate([order[train[1][order] == c][:each] for c in np.unique(train[1])])
+            train = train[0][own], train[1][own]
+        return Data(train, test, groups(train[1], tasks), input=seen.input)
 
     return load
 
@@ -278,4 +307,16 @@ HONESTY: dict[str, Callable[[Places], Data]] = {
 }
 """Data sets that are there for honesty alone; small ones."""
 
-EVERY = {**EVIDENCE, **HONESTY}
+_PHOTOGRAPHS = {"cifar100": 10, "cifar10": 5, "gtsrb": 8, "flowers": 2}
+PHOTOGRAPHS: dict[str, Callable[[Places], Data]] = {
+    **{f"{name}-photos": photographs(name, tasks) for name, tasks in _PHOTOGRAPHS.items()},
+    "flowers-photos-single": photographs("flowers", 5),
+    **{
+        f"{name}-photos-{each}": photographs(name, tasks, each)
+        for each in (5, 10, 20)
+        for name, tasks in _PHOTOGRAPHS.items()
+    },
+}
+"""Photographs through a backbone, all of them and few of a class; the other tools see the same features."""
+
+EVERY = {**EVIDENCE, **HONESTY, **PHOTOGRAPHS}
