@@ -151,11 +151,11 @@ def discriminated(x: Tensor, y: Tensor, asked: Tensor, rho: float) -> Tensor:
     return asked @ weights - (means * weights.T).sum(dim=1) / 2 + counts.log()
 
 
-def ranpac(split: Split, data: Data, size: int = 5_000) -> Figures:
+def ranpac(split: Split, data: Data | None, size: int = 5_000) -> Figures:
     """Ridge regression on ``size`` random ReLU features, from their Gram matrix (McDonnell et al. 2023)."""
     rng = torch.Generator().manual_seed(split.seed)
     # With a backbone's features as many as its authors took.
-    size = 10_000 if data.input is not None and data.input.features is not None else size
+    size = size if data is None or data.input is None or data.input.features is None else 10_000
     projection = torch.randn((split.x.shape[1], size), generator=rng)
     if len(split.y) < size:
         return _few(split, projection)

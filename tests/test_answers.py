@@ -36,10 +36,11 @@ def places(datasets: ModuleType, scratch: Path) -> object:
     return datasets.Places(None, None, scratch)
 
 
+@pytest.mark.campaign
 def test_the_benchmark_runs_small_and_reuses(
     answers: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answers, "EVIDENCE", {"iris-shared": answers.EVERY["iris-shared"]})
+    monkeypatch.setattr(answers, "COMPARED", {"iris-shared": answers.EVERY["iris-shared"]})
     monkeypatch.setattr(sys, "argv", [
         "answers.py", "--only", "iris-shared", "cifar10", "--columns", "store", "before", "discriminant",
         "--epochs", "1", "--arch", "mlp:20", "--out", str(tmp_path), "--reuse",

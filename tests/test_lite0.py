@@ -77,12 +77,11 @@ def test_the_same_network_as_an_onnx_file_gives_the_same(cache: Path, tmp_path: 
     torch.testing.assert_close(found, load("lite0", size=(SIZE, SIZE)).features(pictures(3)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("damage", [b"torn", None])
-def test_what_was_kept_and_is_damaged_is_written_anew(damage: bytes | None, cache: Path) -> None:
+def test_what_was_kept_and_is_damaged_is_written_anew(cache: Path) -> None:
     files = sorted(cache.iterdir())
     whole = [path.read_bytes() for path in files]
     for path, data in zip(files, whole, strict=True):
-        path.write_bytes(data[: len(data) // 2] if damage is None else damage)
+        path.write_bytes(data[: len(data) // 2])
     torch.testing.assert_close(
         load("lite0", size=(SIZE, SIZE)).features(pictures(2)), original(pictures(2)), rtol=1e-4, atol=1e-4
     )
