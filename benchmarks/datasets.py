@@ -8,8 +8,10 @@ set calls its test files are asked and never learned from; what has none is spli
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,30 +136,35 @@ def vectors(name: str, tasks: int) -> Callable[[Places], Data]:
     return load
 
 
+@cache
+def seen_by_lite0(name: str, places: Places) -> tuple[Part, Part, InputRecord | None]:
+    """Features of training and test pictures, from the pictures themselves, and what they went through."""
+    backbone = BackboneSession("lite0", experts="mlp:500,500")
+    record = backbone.record(None, None)
+    parts: list[Part] = []
+    for part in ("train", "test"):
+        source: Path = places.photo("flowers") / part
+        if name != "flowers":
+            x, y = packed(places.photo(f"{name}.{part}.packed.npz"))
+            source = places.scratch / f"{part}.npz"
+            np.savez(source, x=x, y=y)
+        batch = backbone.features(read_batch(source, labels="required", input=record))
+        assert batch.labels is not None
+        parts.append((np.array(batch.images), batch.labels))
+    return parts[0], parts[1], record
+
+
 def photographs(name: str, tasks: int, each: int = 0) -> Callable[[Places], Data]:
-    """What the backbone ``lite0`` sees of photographs, from the pictures themselves; ``each``: so many of a class."""
+    """What the backbone ``lite0`` sees of photographs; ``each``: so many of a class."""
 
     def load(places: Places) -> Data:
-        backbone = BackboneSession("lite0", experts="mlp:500,500")
-        record = backbone.record(None, None)
-        parts = []
-        for part in ("train", "test"):
-            if name == "flowers":
-                batch = read_batch(places.photo(f"flowers/{part}"), labels="required", input=record)
-            else:
-                x, y = packed(places.photo(f"{name}.{part}.packed.npz"))
-                source = places.scratch / f"{part}.npz"
-                np.savez(source, x=x, y=y)
-                batch = read_batch(source, labels="required", input=record)
-            seen = backbone.features(batch)
-            assert seen.labels is not None
-            parts.append((np.array(seen.images), seen.labels))
-        train, test = parts
+        # Scratch folders differ from one data set to the next; the features do not.
+        train, test, record = seen_by_lite0(name, replace(places, scratch=Path(tempfile.gettempdir())))
         if each:
             order = np.random.default_rng((places.seed, each)).permutation(len(train[1]))
             own = np.concatenate([order[train[1][order] == c][:each] for c in np.unique(train[1])])
             train = train[0][own], train[1][own]
-        return Data(train, test, groups(train[1], tasks), input=seen.input)
+        return Data(train, test, groups(train[1], tasks), input=record)
 
     return load
 
