@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from clmoe_cli.api.tasks import TasksOptions, TasksReport, make_tasks, parse_classes
+from clmoe_cli.cli.app import app
+from clmoe_cli.cli.process import run
 from clmoe_cli.data import read_batch
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
@@ -239,3 +241,46 @@ def test_the_module_imports_no_torch() -> None:
 def test_the_report_is_frozen() -> None:
     with pytest.raises(AttributeError):
         TasksReport("mnist5k", ()).source = "other"  # type: ignore[misc]
+
+
+def test_all_classes_are_cut_into_equal_tasks_in_any_order(tmp_path: Path) -> None:
+    def classes(tasks: int, order: str) -> list[tuple[int | str, ...]]:
+        found = make_tasks("mnist5k", tmp_path, TasksOptions(tasks=tasks, order=order), dry_run=True)
+        return [file.classes for file in found.files if file.path.endswith(".npz") and ".test." not in file.path]
+
+    assert classes(5, "sorted") == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    assert [len(group) for group in classes(3, "sorted")] == [4, 3, 3]
+    one, same, other = classes(5, "random:1"), classes(5, "random:1"), classes(5, "random:2")
+    assert one == same != other
+    for groups in (one, other):
+        assert sorted(label for group in groups for label in group) == list(range(10))
+        assert {len(group) for group in groups} == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tasks": 11}, "more tasks than classes.*at most 10"),
+        ({"tasks": 0}, "too few tasks"),
+        ({"tasks": 2, "classes": [[1, 2]]}, "contradict"),
+        ({"tasks": 2, "order": "random"}, "sorted or random:SEED"),
+        ({"tasks": 2, "order": "random:-1"}, "sorted or random:SEED"),
+        ({"classes": [[1, 2]], "order": "random:1"}, "--order needs --tasks"),
+        ({}, "no classes given.*--tasks 5"),
+    ],
+)
+def test_tasks_that_cannot_be_cut(options: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match=words):
+        make_tasks("mnist5k", tmp_path / "out", TasksOptions(**options))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_cuts_all_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert run(app, ["tasks", "mnist5k", out, "--tasks", "5", "--order", "random:3", "--json", "-q"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert len(files) == 11
+    with np.load(files[0]["path"]) as written:
+        assert sorted(set(written["y"].tolist())) == sorted(files[0]["classes"])
+    assert run(app, ["tasks", "mnist5k", out, "-q"]) == 2
+    assert "no classes given" in capsys.readouterr().err

@@ -20,8 +20,15 @@ from clmoe_cli.data.npz import one_line, read_problem, write_npz
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
 from store_schema.errors import BadInput, DiskProblem, UsageProblem
 
-TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 SOURCES = ("mnist5k", *TORCHVISION)
+SORTED = "sorted"
 Array: TypeAlias = np.ndarray[Any, Any]
 Part: TypeAlias = tuple[Array, Array]
 """Images uint8 ``[N, H, W]`` or ``[N, H, W, 3]``, labels int64 ``[N]``."""
@@ -56,12 +63,14 @@ class TasksReport(Report):
 class TasksOptions:
     """How a data set is cut.
 
-    ``classes``: the labels of each task; ``root``: the folder with a torchvision data set; ``test_fraction``: the share
-    of each class that mnist5k keeps for testing (the others bring their own split); ``per_class``: the most training
-    images of a class.
+    ``classes``: the labels of each task; or ``tasks``: all classes in so many equal groups, in ``order`` "sorted" or
+    "random:SEED". ``root``: the folder with a torchvision data set; ``test_fraction``: the share of each class that
+    mnist5k keeps for testing (the others bring their own split); ``per_class``: the most training images of a class.
     """
 
-    classes: Sequence[Sequence[int | str]]
+    classes: Sequence[Sequence[int | str]] = ()
+    tasks: int | None = None
+    order: str = SORTED
     root: str | None = None
     seed: int = 0
     test_fraction: float = 0.2
@@ -100,7 +109,8 @@ def make_tasks(
     with whole(on_step, f"reading {source}"):
         train, test = _load(source, options)
     known = sorted(set(np.unique(train[1]).tolist()) & set(np.unique(test[1]).tolist()))
-    wanted = [_known_labels(task, known) for task in options.classes]
+    groups = options.classes if options.tasks is None else _groups(known, options.tasks, options.order)
+    wanted = [_known_labels(task, known) for task in groups]
 
     folder = Path(out_dir)
     try:
@@ -146,10 +156,38 @@ def _refuse_repeats(classes: Sequence[int | str]) -> None:
         raise UsageProblem("a class is given twice in one task", key="--classes", found=found, expected="each once")
 
 
+def _groups(known: Sequence[int], tasks: int, order: str) -> list[list[int]]:
+    """All classes in so many groups as equal as can be. Raises UsageProblem for more tasks than classes."""
+    if tasks > len(known):
+        expected = f"at most {len(known)}, the classes of the data set"
+        raise UsageProblem("more tasks than classes", key="--tasks", found=str(tasks), expected=expected)
+    labels = np.array(known)
+    if order != SORTED:
+        labels = np.random.default_rng(_order_seed(order)).permutation(labels)
+    return [group.tolist() for group in np.array_split(labels, tasks)]
+
+
+def _order_seed(order: str) -> int:
+    """The seed in ``random:SEED``; UsageProblem for another text."""
+    found = re.fullmatch(r"random:([0-9]{1,18})", order)
+    if found is None:
+        raise UsageProblem("unknown order", key="--order", found=one_line(order), expected=f"{SORTED} or random:SEED")
+    return int(found[1])
+
+
 def _check_options(options: TasksOptions) -> None:
     classes = options.classes
-    if not classes or not all(classes):
-        hint = "--classes 1,5 --classes 2,6"
+    if options.order != SORTED:
+        _order_seed(options.order)
+    if options.tasks is not None:
+        if classes:
+            raise UsageProblem("--classes and --tasks contradict each other", hint="leave one of them out")
+        if options.tasks < 1:
+            raise UsageProblem("too few tasks", key="--tasks", found=str(options.tasks), expected="1 or more")
+    elif options.order != SORTED:
+        raise UsageProblem("--order needs --tasks", hint="the order of --classes is that of the tasks")
+    elif not classes or not all(classes):
+        hint = "--classes 1,5 --classes 2,6, or --tasks 5 for all classes"
         raise UsageProblem("no classes given", key="--classes", expected="the classes of each task", hint=hint)
     for task in classes:
         _refuse_repeats(task)

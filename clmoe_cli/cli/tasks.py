@@ -15,10 +15,14 @@ from clmoe_cli.report.progress import note, progress
 def tasks(
     source: Annotated[
         str,
-        typer.Argument(autocompletion=sources, help="mnist5k (offline), mnist, fashion-mnist, kmnist or cifar10."),
+        typer.Argument(
+            autocompletion=sources, help="mnist5k (offline), mnist, fashion-mnist, kmnist, cifar10, cifar100."
+        ),
     ],
     out_dir: Annotated[Path, typer.Argument(help="Folder for task1.npz, task1.test.npz, …, mixed.test.npz.")],
-    classes: Annotated[list[str], typer.Option(help="Labels of one task, as 1,5; once for each task.")],
+    classes: Annotated[list[str] | None, typer.Option(help="Labels of one task, as 1,5; once for each task.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Cut all classes into so many equal tasks.")] = None,
+    order: Annotated[str, typer.Option(help="With --tasks: sorted, or random:SEED.")] = "sorted",
     root: Annotated[Path | None, typer.Option(help="torchvision's root folder of the data set.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order and, for mnist5k, of the test part.")] = 0,
     dry_run: flags.DryRunOption = False,
@@ -30,8 +34,8 @@ def tasks(
     from clmoe_cli.api.tasks import TasksOptions, make_tasks, parse_classes
     from clmoe_cli.report import render
 
-    groups = [parse_classes(text) for text in classes]
-    options = TasksOptions(groups, None if root is None else str(root), seed)
+    groups = [parse_classes(text) for text in classes or ()]
+    options = TasksOptions(groups, tasks, order, None if root is None else str(root), seed)
     with progress(quiet) as shown:
         report = make_tasks(source, str(out_dir), options, dry_run=dry_run, on_step=shown.step)
     if verbose and not (quiet or dry_run):
