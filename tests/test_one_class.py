@@ -72,3 +72,12 @@ def test_a_task_of_two_classes_takes_its_weights_beside_them(store: str, tmp_pat
     frozen = {expert.id: expert.frozen_percent for expert in clmoe.inspect(copy).experts}
     assert frozen[report.expert] > 0
     assert clmoe.predict(copy, batch(KINDS[0], 40, 51)).accuracy > 0.9
+
+
+def test_an_answer_without_any_other_is_explained(store: str, tmp_path: Path) -> None:
+    alone = str(tmp_path / "alone")
+    learn(alone, batch(KINDS[0], 120, 1), small.OPTIONS)
+    for root, options in ((alone, {}), (alone, {"router": "gate"}), (store, {"task": "task1"})):
+        report = clmoe.predict(root, batch(KINDS[0], 5, 2), explain=True, **options)
+        rows = report.to_json()["predictions"]
+        assert all(row["reason"].startswith("0 by task1 (e1)") for row in rows)

@@ -53,6 +53,7 @@ TIMES = 1.7e9 + 3.0 * np.arange(200)
         (np.where(np.arange(200) % 10 == 0, 1.0, 1e-60 * np.arange(200)), True),  # most are as good as 0
         (np.round(48.137 + 1e-7 * np.arange(200), 7), False),  # a position, in centimetres
         (1e9 + np.arange(200), False),
+        (1.7e9 + 1e-3 * (np.arange(200) % 3), False),  # float32 keeps nothing of it
     ],
 )
 def test_a_column_whose_differences_float32_loses_is_not_learned(
@@ -92,6 +93,14 @@ def test_what_rounding_takes_does_not_depend_on_where_blocks_end(
     else:
         with pytest.raises(BadInput, match=r"differ by about 2\.9e"):
             read(tmp_path, text, use="required")
+
+
+def test_a_column_of_float32s_smallest_numbers_is_not_learned(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "t.npz", x=np.stack([np.arange(50.0), 1e-40 * (1 + np.arange(50))], axis=1), y=np.arange(50) % 2
+    )
+    with pytest.raises(BadInput, match="column 1 loses.*in a smaller unit"):
+        read_batch(str(tmp_path / "t.npz"), labels="required")
 
 
 @pytest.mark.parametrize("flat", [False, True])

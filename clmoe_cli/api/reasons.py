@@ -65,7 +65,7 @@ def sentence(case: Case, found: Sequence[Considered]) -> str:
         why, beside = _routed(case, found, mate, other), _measured(answer, other)
     else:
         # A class of the same task is worth a word where it comes next.
-        mate = mate if case.batch or found[1] is mate else None
+        mate = mate if case.batch or (mate is not None and found[1] is mate) else None
         opinion = mate if case.router == "fused" and answer.opinion else None
         why, beside = _gated(case, answer, mate, other, opinion), _said(answer, other, opinion is not None)
         if case.densities:

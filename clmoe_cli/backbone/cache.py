@@ -85,6 +85,7 @@ class FeatureCache:
                 self._write(vectors)
 
     def _write(self, vectors: dict[bytes, NDArray[np.float32]]) -> None:
+        self._path.touch(mode=0o600)  # features tell what is in the pictures
         rows = [(key, self._today, self._bytes(key, vector)) for key, vector in vectors.items()]
         with closing(self._open()) as file, file:
             file.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, used INTEGER, value BLOB)")

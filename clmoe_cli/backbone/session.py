@@ -158,4 +158,7 @@ def _other(found: str, recorded: FeaturesRecord | None, hint: str) -> StoreIncom
 
 
 def _shown(named: FeaturesRecord | None) -> str:
-    return "no backbone" if named is None else f"{named.arch} with weights {named.sha256[:16]}"
+    if named is None:
+        return "no backbone"
+    normalised = "" if named.mean is None else f", mean {list(named.mean)}, deviation {list(named.std or ())}"
+    return f"{named.arch} with weights {named.sha256[:16]}{normalised}"

@@ -11,7 +11,7 @@ FEWEST = 8
 """Fewer rows tell nothing of a column."""
 LOST = 0.02
 """Rounding that is a larger part of the usual difference between two rows is a loss."""
-NOISE = 1e-12
+NOISE = 1e-13
 """Differences that are a smaller part of the numbers are float64's own rounding: such a column is constant."""
 DIGITS = 12
 """Numbers that somebody wrote down have fewer significant digits than this, results of a computation more."""
@@ -60,7 +60,7 @@ class RoundingCheck:
             (rounded,) = np.nonzero((apart > NOISE * size) & (rounding > LOST * apart))
         largest = np.abs(values).max(axis=0)
         small = (largest > 0) & (largest < np.finfo(np.float32).smallest_normal)
-        for one in rounded.tolist():
+        for one in sorted({*rounded.tolist(), *small.nonzero()[0].tolist()}):
             if small[one]:
                 found = f"numbers up to {largest[one]:.2g}"
                 right = f"numbers above {np.finfo(np.float32).smallest_normal:.2g}, the least that float32 holds well"
