@@ -99,7 +99,7 @@ def test_a_column_of_float32s_smallest_numbers_is_not_learned(tmp_path: Path) ->
     np.savez(
         tmp_path / "t.npz", x=np.stack([np.arange(50.0), 1e-40 * (1 + np.arange(50))], axis=1), y=np.arange(50) % 2
     )
-    with pytest.raises(BadInput, match="column 1 loses.*in a smaller unit"):
+    with pytest.raises(BadInput, match=r"column 1 loses.*in a smaller unit"):
         read_batch(str(tmp_path / "t.npz"), labels="required")
 
 
