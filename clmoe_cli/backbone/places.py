@@ -16,7 +16,7 @@ FOLDER = "CLMOE_CACHE"
 def cache_folder() -> Path:
     """The folder, which may not be there yet."""
     given = os.environ.get(FOLDER)
-    return Path(given) if given else platformdirs.user_cache_path("clmoe")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("clmoe")
 
 
 def keep(name: str, data: bytes) -> None:

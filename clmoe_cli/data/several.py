@@ -64,7 +64,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     source = f"{first.source} and {len(batches) - 1} more"
     labels = [b.labels for b in batches if b.labels is not None]
     whole = len(labels) == len(batches) and len({y.dtype.kind for y in labels}) == 1
-    dropped = f"{source}: not all have labels of one type, so that none are looked at"
+    dropped = f"{source}: some have no labels, or labels of another type, so that none are looked at"
     return Batch(
         images=_images(batches, source),
         labels=np.concatenate(labels) if whole else None,
