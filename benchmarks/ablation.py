@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
+from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.learn_task import split
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.pruning import SCORES, importance, threshold_at
-from clmoe_cli.method.subnetwork.training import Annealing, Labelled, Run, Schedule, anneal, quality, train
+from clmoe_cli.method.subnetwork.training import Annealing, Run, Schedule, anneal, quality, train
 
 PAIRS = ((1, 5), (2, 6), (3, 7), (4, 8), (5, 9), (0, 2))
 DENSITIES = (0.03, 0.01, 0.005)

@@ -24,7 +24,7 @@ from paper import PAIRS, dense_reference
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
-from clmoe_cli.api import committing, common
+from clmoe_cli.api import common, gating
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import PredictReport, predict
@@ -126,7 +126,6 @@ def run(job: tuple[str, int], root: str, out: Path) -> dict[str, Any]:
     if Path(place).exists():
         raise SystemExit(f"{place} exists: remove it first, or use --reuse")
     spent = [0.0]
-    gating = committing.gating
     calls = (gating.features_of_data, gating.measure, gating.updated)
 
     def timed(call: Any) -> Any:

@@ -5,7 +5,7 @@
 The families come interleaved: a pair of each permutation, then the next pair of each. Reported: seconds of
 each ``learn``, which expert took which family, overlaps within and between experts, bytes per task, and whether
 every task's outputs at the end are bit-identical to those just after it was learned; how long ``predict`` takes for
-10,000 images of all tasks beside the same store after its first six; and what the gate takes of the last ``learn``.
+10,000 images of all tasks beside the same store after its first six.
 Training images only.
 """
 
@@ -26,12 +26,11 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from clmoe_cli.api import gating
 from clmoe_cli.data import Batch
 from clmoe_cli.data.npz import write_npz
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.store_tensors import Loader
-from store_schema import Store, writer
+from store_schema import Store
 
 FEW = 6
 CHECKED = 1700
@@ -98,16 +97,6 @@ def predict_seconds(out: Path, stores: dict[int, Path], checks: list[Batch], run
     return {"seconds": seconds, "ratio": float(np.median(many) / np.median(few)), "ratios": (many / few).tolist()}
 
 
-def gate_seconds(store: Path, batch: Batch) -> float:
-    """Seconds that the gate takes of one ``learn`` of these images: statistics and the solved gate's new bytes."""
-    manifest = Store.open(store).manifest
-    started = time.perf_counter()
-    found = gating.statistics(manifest, batch, batch.classes())
-    with writer(store) as locked:
-        gating.updated(locked, batch, manifest.next_task, found)
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
@@ -155,8 +144,6 @@ def main() -> None:
     loader = Loader(Store.open(store))
     seconds = [row["seconds"] for row in rows]
     asking = predict_seconds(options.out, {FEW: options.out / "few", len(rows): store}, list(checks.values()))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
-    gate = gate_seconds(store, batch)
     homes: dict[int, set[str]] = defaultdict(set)
     for row in rows:
         homes[row["family"]].add(row["expert"])
@@ -172,8 +159,6 @@ def main() -> None:
         "seconds_last": seconds[-1],
         "seconds_tasks_6_to_15": float(np.mean(seconds[5:15])),
         "seconds_last_ten": float(np.mean(seconds[-10:])),
-        "gate_seconds_of_last": gate,
-        "gate_share_of_last": gate / seconds[-1],
         "predict_10000": asking,
         "families_in_one_expert": sum(len(found) == 1 for found in homes.values()),
         "tasks_that_read_another_family": sum(row["reads_other_families"] for row in rows),

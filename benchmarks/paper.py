@@ -32,6 +32,7 @@ from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method import learn_task
+from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.scaling import Scaling
@@ -39,7 +40,7 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import deviation, factors
 from clmoe_cli.method.subnetwork.image_scores import ImageReference
 from clmoe_cli.method.subnetwork.pruning import Tolerance
-from clmoe_cli.method.subnetwork.training import Annealing, Epoch, Labelled, Run, Schedule, anneal, quality, train
+from clmoe_cli.method.subnetwork.training import Annealing, Epoch, Run, Schedule, anneal, quality, train
 from clmoe_cli.method.tasks.placement import Thresholds
 from clmoe_cli.store_tensors import Loader, derived_seed, generator
 from store_schema import BadInput, Store

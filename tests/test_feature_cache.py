@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +81,12 @@ def test_a_file_that_is_none_costs_time_and_no_answer(damage: str) -> None:
         base.close()
     else:
         file().write_bytes(b"no database" * 100 if damage == "no database" else data[:5000])
-    assert kept.get(list(some)) == {} or damage == "torn"
+    # Whatever is found is what was kept.
+    found = kept.get(list(some))
+    assert same(found, {key: some[key] for key in found})
+    assert damage == "torn" or not found
     kept.put(some)
-    if damage == "no database":
+    if damage != "other table":  # which is somebody's own, and is left
         assert same(kept.get(list(some)), some)
 
 
@@ -155,7 +157,5 @@ def test_a_kill_leaves_what_was_kept(tmp_path: Path) -> None:
     kept = FeatureCache(16, tmp_path)
     assert len(kept.get(keys)) == 250
     some = vectors(3)
-    started = time.monotonic()
     kept.put(some)
-    assert same(kept.get(list(some)), some)
-    assert time.monotonic() - started < 60  # no lock of the killed process is waited for
+    assert same(kept.get(list(some)), some)  # no lock of the killed process is waited for: putting would give up

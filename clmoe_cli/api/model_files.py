@@ -6,10 +6,7 @@ entry, since the writer of safetensors keeps several in no particular order.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from clmoe_cli.api.reports import Json
+from clmoe_cli.backbone.onnx_files import exported, one_threaded
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import UsageProblem
 
 SPARSE = ("indices", "values", "shape")
@@ -60,13 +59,8 @@ def from_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
 
 def check_onnx() -> None:
     """Raises UsageProblem where the packages that write ONNX files (the extra ``export``) are missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UsageProblem(
-            "onnx files need the packages onnx and onnxscript", hint="pip install 'clmoe[export]'"
-        ) from error
+    if missing("onnx", "onnxscript"):
+        raise UsageProblem("onnx files need the packages onnx and onnxscript", hint="pip install 'clmoe[export]'")
 
 
 def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
@@ -74,20 +68,7 @@ def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> 
 
     The same module gives the same bytes; nothing in them tells where it was exported.
     """
-    # Its older exporter, of TorchScript, cannot pool to a size that does not divide the map's, and is to go.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            net,
-            (torch.zeros((2, *shape)),),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits", "probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    assert program is not None
-    model = program.model_proto
+    model = exported(net, torch.zeros((2, *shape)), "images", ("logits", "probabilities"), any_number=True)
     graph = model.graph
     # Traces with the paths of this machine's files.
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -102,17 +83,12 @@ def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
 
     That is onnxruntime where it is installed, else the slow reference of the package onnx.
     """
-    try:
-        import onnxruntime
-    except ImportError:
+    if missing("onnxruntime"):
         from onnx.reference import ReferenceEvaluator
 
         session: Any = ReferenceEvaluator(path)
         runner = "onnx.reference"
     else:
-        onnxruntime.set_default_logger_severity(3)  # it tells of graphics cards that it does not find
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = one_threaded(path)
         runner = "onnxruntime"
     return [torch.from_numpy(session.run(["logits"], {"images": part.numpy()})[0]) for part in parts], runner

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -53,6 +54,14 @@ class Backbone:
     std: tuple[float, ...]
     _runner: Runner = field(repr=False)
     _sizes: set[tuple[int, int]] = field(default_factory=set, repr=False)
+
+    @cached_property
+    def _centre(self) -> Tensor:
+        return torch.tensor(self.mean).view(1, 3, 1, 1)
+
+    @cached_property
+    def _spread(self) -> Tensor:
+        return torch.tensor(self.std).view(1, 3, 1, 1)
 
     @property
     def arch(self) -> str:
@@ -121,6 +130,5 @@ class Backbone:
     def _normalised(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
-        return (scaled.expand(-1, 3, -1, -1) - mean) / std
+        return (scaled.expand(-1, 3, -1, -1) - self._centre) / self._spread

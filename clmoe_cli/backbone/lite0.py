@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +25,7 @@ from clmoe_cli.backbone.onnx_files import EXTRA, OnnxRunner
 from clmoe_cli.backbone.torchvision_models import TorchRunner
 from clmoe_cli.backbone.weights_files import InMemory, Weights, WeightsFile, fit
 from clmoe_cli.data.npz import one_line
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import BadInput, ClmoeError, UsageProblem
 from store_schema.records import FeaturesRecord
 
@@ -138,11 +136,7 @@ def _missing() -> ClmoeError:
 
 def _session(net: nn.Module, weights: Weights, size: int) -> OnnxRunner | None:
     """The same network for onnxruntime, kept from the last time if it is whole; None where a package is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
+    if missing("onnx", "onnxruntime", "onnxscript"):
         return None
     name = f"lite0-{weights.sha256[:16]}-{size}.onnx"
     probe = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -159,32 +153,11 @@ def _session(net: nn.Module, weights: Weights, size: int) -> OnnxRunner | None:
             runner = onnx_files.session(data, ARCH)
             if agrees(runner):
                 return runner
-    data = _exported(net, weights, probe)
+    net.load_state_dict(weights.tensors, strict=False)  # counters of batches are of no use
+    model = onnx_files.exported(net, probe, "pictures", ("features",))
+    data = model.SerializeToString(deterministic=True)
     runner = onnx_files.session(data, ARCH)
     if not agrees(runner):
         return None
     places.keep(name, data)
     return runner
-
-
-def _exported(net: nn.Module, weights: Weights, probe: torch.Tensor) -> bytes:
-    """The bytes of an ONNX file of the network with these weights for one picture at a time."""
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.net(x)
-
-    net.load_state_dict(weights.tensors, strict=False)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            Whole().train(False), (probe,), dynamo=True, verbose=False, input_names=["pictures"],
-            output_names=["features"],
-        )  # fmt: skip
-    assert program is not None
-    data: bytes = program.model_proto.SerializeToString(deterministic=True)
-    return data

@@ -7,20 +7,24 @@ Hugging Face's ``preprocessor_config.json``: ``mean`` and ``std`` of the three c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clmoe_cli.backbone.frozen import Backbone
 from clmoe_cli.data.npz import name_list, one_line, read_problem
 from clmoe_cli.runtime import limits
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import FeaturesRecord
 
@@ -104,7 +108,10 @@ def load(path: str, size: tuple[int, int] | None = None) -> Backbone:
 
 def session(data: bytes, where: str) -> OnnxRunner:
     """What runs a model; raises what :func:`load` does of its graph."""
-    onnx, onnxruntime = _packages()
+    if missing("onnx", "onnxruntime"):
+        raise UsageProblem("ONNX files need the packages onnx and onnxruntime", hint=EXTRA)
+    import onnx
+
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises a kind of its own
@@ -118,11 +125,8 @@ def session(data: bytes, where: str) -> OnnxRunner:
     foreign = sorted({x.domain for x in model.opset_import} - set(_OWN) - {x.domain for x in model.functions})
     if foreign:
         raise BadInput("operators that need code of their own", where=where, found=name_list(foreign))
-    onnxruntime.set_default_logger_severity(3)  # it tells of graphics cards that it does not find
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        ready = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        ready = one_threaded(data)
     except Exception as error:  # onnxruntime raises kinds of its own
         raise BadInput("not a network that runs", where=where, found=one_line(error)[:200]) from error
     inputs = ready.get_inputs()
@@ -144,20 +148,42 @@ def session(data: bytes, where: str) -> OnnxRunner:
     return OnnxRunner(where, batch or 1, (sides[0], sides[1]), ready, inputs[0].name, vectors[0], half)
 
 
+def one_threaded(model: str | bytes) -> Any:
+    """A session of onnxruntime with one thread, so that sums are the same however many there are. Raises its errors."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)  # it tells of graphics cards that it does not find
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def exported(net: nn.Module, example: Tensor, name: str, outputs: Sequence[str], any_number: bool = False) -> Any:
+    """The ONNX model of a module in evaluation mode whose one input is like ``example`` [n, …] and is called ``name``.
+
+    ``outputs``: their names. ``any_number``: n may be another one.
+    """
+    # The older exporter, of TorchScript, cannot pool to a size that does not divide the map's, and is to go.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[name],
+            output_names=list(outputs),
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if any_number else None,
+        )
+    assert program is not None
+    return program.model_proto
+
+
 def _bytes(path: Path, where: str) -> bytes:
     total = path.stat().st_size
     if total > limits.ONNX_BYTES:
         raise BadInput("too large", where=where, found=f"{total} bytes", expected=f"at most {limits.ONNX_BYTES}")
     return path.read_bytes()
-
-
-def _packages() -> tuple[Any, Any]:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UsageProblem("ONNX files need the packages onnx and onnxruntime", hint=EXTRA) from error
-    return onnx, onnxruntime
 
 
 def _tensors(onnx: Any, graph: Any) -> Iterator[Any]:

@@ -7,8 +7,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 FOLDER = "CLMOE_CACHE"
 """The variable that names the folder."""
 
@@ -16,7 +14,11 @@ FOLDER = "CLMOE_CACHE"
 def cache_folder() -> Path:
     """The folder, which may not be there yet."""
     given = os.environ.get(FOLDER)
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("clmoe")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs  # not at every start of a command
+
+    return platformdirs.user_cache_path("clmoe")
 
 
 def keep(name: str, data: bytes) -> None:

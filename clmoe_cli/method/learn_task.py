@@ -199,7 +199,9 @@ def refine_task(
     parts = split(data, setting.generator)
     run, options = setting.run(net, parts), setting.options
     before = trained = Trained(setting.moved(task.params), setting.moved(task.mask))
-    if grow:
+    if task.classes == 1:
+        pass  # nothing to tell apart: only the statistics are taken anew
+    elif grow:
         free, fresh = masks.inverse(taken), setting.begun(net.initial_shared(setting.generator))
         known = _on("cpu", task.params)
         first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
@@ -251,7 +253,8 @@ def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_
         reference = ImageReference.of(mask, task.image_scores)
         drawn = batch_calibration(net, params, held.x, reference, torch.Generator().manual_seed(0))
         calibration = {kind: Calibration.of(found) for kind, found in deviations(task, own.x, KINDS).items()}
-        accuracy = quality(net, params, held) if len(held) else None
+        # Of a single class every network is right, which says nothing of it.
+        accuracy = quality(net, params, held) if len(held) and classes > 1 else None
         dense = quality(net, trained.dense, held) if len(held) and trained.dense is not None else None
     params = _on("cpu", params)
     task = replace(task, params=params, calibration=calibration, drawn=drawn)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clmoe_cli.report.panels import accuracy, bars, frozen, grid, overlap, shares, shown
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -44,10 +45,8 @@ class Panel:
 
 def check_plotting() -> None:
     """UsageProblem without matplotlib."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UsageProblem("pictures need matplotlib", hint="pip install 'clmoe[plot]'") from error
+    if missing("matplotlib"):
+        raise UsageProblem("pictures need matplotlib", hint="pip install 'clmoe[plot]'")
 
 
 def panels(report: InspectReport) -> list[Panel]:
