@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import csv
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -21,6 +23,7 @@ from clmoe_cli.cli.app import app
 from clmoe_cli.data import read_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OURS = ("clmoe", "clmoe_cli", "store_schema")
 
 
 @pytest.fixture
@@ -31,6 +34,28 @@ def scenes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_use_what_the_packages_have(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    modules: dict[str, object] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+            "clmoe",
+            "clmoe_cli",
+            "store_schema",
+        ):
+            home = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(home, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                found = getattr(home, alias.name)
+                if inspect.ismodule(found):
+                    modules[alias.asname or alias.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), f"{node.value.id}.{node.attr}, line {node.lineno}"
 
 
 def test_pictures_are_made_brighter_as_a_camera_would(monkeypatch: pytest.MonkeyPatch) -> None:
