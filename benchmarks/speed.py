@@ -1,4 +1,4 @@
-"""Speed beside what one would use instead: one run, by turns, as ratios. What it measures is in docs/performance.md.
+"""Speed beside what one would use instead: one run, by turns, as ratios.
 
     python benchmarks/speed.py --root MNIST_ROOT --out bench-out/speed [--part kernels predict start learn bytes]
 
