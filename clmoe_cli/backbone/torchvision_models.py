@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class TorchRunner:
     image_size: int
     net: nn.Module
     tensors: Mapping[str, Tensor]
+    _there: dict[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises UsageProblem where one pass on the meta device fails."""
@@ -51,8 +52,9 @@ class TorchRunner:
 
     def run(self, pictures: Tensor, device: str) -> Tensor:
         """Features [n, width] of normalised pictures [n, 3, H, W]."""
-        tensors = {name: value.to(device) for name, value in self.tensors.items()}
-        found: Tensor = functional_call(self.net, tensors, (pictures.to(device),)).cpu()
+        if device not in self._there:  # weights travel once, not with every block
+            self._there[device] = {name: value.to(device) for name, value in self.tensors.items()}
+        found: Tensor = functional_call(self.net, dict(self._there[device]), (pictures.to(device),)).cpu()
         return found
 
 
