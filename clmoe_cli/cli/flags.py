@@ -75,7 +75,10 @@ DeviceOption = Annotated[
         help="Where to compute: cpu, cuda, mps, or auto: the first accelerator that is there.",
     ),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=2, help="Images of one step of training.")]
+BatchSizeOption = Annotated[
+    int,
+    typer.Option(min=2, help="Images of one step of training; of fewer than a thousand images an eighth, at least 16."),
+]
 RejectOption = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
 ]
