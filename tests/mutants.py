@@ -98,8 +98,8 @@ FAULTS_OF_LEARNING = (
     ),
     Fault(
         "accuracy of tuning images", "clmoe_cli/method/learn_task.py",
-        "accuracy = quality(net, params, held) if len(held) else None",
-        "accuracy = quality(net, params, parts.tuning) if len(held) else None",
+        "accuracy = quality(net, params, held) if len(held) and classes > 1 else None",
+        "accuracy = quality(net, params, parts.tuning) if len(held) and classes > 1 else None",
         (f"{LEARNING}::test_what_is_stored_is_of_the_images_that_it_is_meant_to_be_of",),
     ),
     Fault(

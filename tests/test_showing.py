@@ -338,7 +338,7 @@ def test_an_empty_store_can_be_shown(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_it_says_so_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     for plot, page in ((tmp_path / "x.png", None), (None, tmp_path / "x.html")):
         with pytest.raises(UsageProblem, match=r"pip install 'clmoe\[plot\]'"):
             render.check_pictures(plot, page)
