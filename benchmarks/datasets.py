@@ -148,7 +148,7 @@ def seen_by_lite0(name: str, places: Places) -> tuple[Part, Part, InputRecord | 
             x, y = packed(places.photo(f"{name}.{part}.packed.npz"))
             source = places.scratch / f"{part}.npz"
             np.savez(source, x=x, y=y)
-        batch = backbone.features(read_batch(source, labels="required", input=record))
+        batch = read_batch(source, labels="required", input=record, extractor=backbone)
         assert batch.labels is not None
         parts.append((np.array(batch.images), batch.labels))
     return parts[0], parts[1], record

@@ -14,7 +14,6 @@ from torch import nn
 
 from clmoe_cli.backbone.loading import load
 from clmoe_cli.backbone.session import BackboneSession
-from clmoe_cli.data import Batch
 from store_schema import BadInput, ClmoeError, StoreIncompatible, UsageProblem
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
@@ -210,8 +209,7 @@ def test_a_store_knows_the_file_by_what_is_in_it(exported: str, tmp_path: Path) 
     (tmp_path / "moved.json").write_text(json.dumps(HOW))
     session = BackboneSession(str(elsewhere), keep=False)
     assert session.record(record.features, None) == record
-    batch = session.features(Batch(pictures(3).numpy(), None, "here", record))
-    assert batch.images.shape == (3, 8)
+    assert (session.name, session.width, session.vectors(pictures(3).numpy()).shape) == ("moved.onnx", 8, (3, 8))
     (tmp_path / "moved.json").write_text(json.dumps(HOW | {"mean": [0.1, 0.1, 0.1]}))
     with pytest.raises(StoreIncompatible, match="other features"):
         BackboneSession(str(elsewhere), keep=False).record(record.features, None)

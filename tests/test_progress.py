@@ -89,12 +89,16 @@ def test_a_step_within_a_second_says_nothing(after: After) -> None:
 
 def test_a_long_step_has_a_line_after_a_second_and_then_every_ten(after: After) -> None:
     assert after(0, Step(READING, 0, 20_000, "pictures")) == []
-    assert after(1, Step(READING, 1000, 20_000, "pictures")) == ["reading: 1000/20000 pictures, about 19 s left"]
+    assert after(1, Step(READING, 1000, 20_000, "pictures")) == [
+        "reading: 1000/20000 pictures, 1000 a second, about 19 s left"
+    ]
     assert after(9, Step(READING, 9000, 20_000, "pictures")) == []
-    assert after(1, Step(READING, 10_000, 20_000, "pictures")) == ["reading: 10000/20000 pictures, about 11 s left"]
+    assert after(1, Step(READING, 10_000, 20_000, "pictures")) == [
+        "reading: 10000/20000 pictures, 909 a second, about 11 s left"
+    ]
     # Nothing new is heard, and time goes on.
-    assert after(10) == ["reading: 10000/20000 pictures, about 1 s left"]
-    assert after(10) == ["reading: 10000/20000 pictures"]
+    assert after(10) == ["reading: 10000/20000 pictures, 909 a second, about 1 s left"]
+    assert after(10) == ["reading: 10000/20000 pictures, 909 a second"]
 
 
 def test_what_cannot_be_counted(after: After) -> None:

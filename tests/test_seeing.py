@@ -193,7 +193,7 @@ def test_each_picture_is_seen_once(
 
 def seen(world: Path, source: Path) -> Batch:
     seeing = BackboneSession("resnet18", str(world / "own.safetensors"), "mlp:8,8", keep=False)
-    return seeing.features(read(str(source), "required", Expected(), How(SIDE, backbone=seeing, quiet=True)))
+    return read(str(source), "required", Expected(), How(SIDE, backbone=seeing, quiet=True))
 
 
 def test_folders_and_arrays_give_the_same_features(world: Path, tmp_path: Path) -> None:
@@ -221,16 +221,24 @@ def test_folders_and_arrays_give_the_same_features(world: Path, tmp_path: Path) 
         seen(world, tmp_path / "wrong.npz")
 
 
-def test_many_pictures_lie_on_disk_and_pass_in_parts(
+def test_pictures_pass_in_parts_and_only_their_features_are_held(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = pictures(tmp_path / "many.npz", [0, 4], 40, 7)
     plain = seen(world, source).images
     monkeypatch.setattr(spool, "THRESHOLD", 1000)
     monkeypatch.setattr(spool, "BLOCK", 16 * 3 * SIDE * SIDE)
-    sizes = counted(monkeypatch)
+    sizes, held = counted(monkeypatch), []
+    made = spool.Spool.__init__
+
+    def noted(self: spool.Spool, shape: tuple[int, ...], *rest: Any) -> None:
+        held.append(shape)
+        made(self, shape, *rest)
+
+    monkeypatch.setattr(spool.Spool, "__init__", noted)
     found = seen(world, source)
     assert sizes == [16, 16, 8]
+    assert held == [(40,), (40, 512)]  # labels and features
     assert spool._map_of(found.images) is not None
     np.testing.assert_allclose(found.images, plain, rtol=1e-4, atol=1e-4)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from clmoe_cli.data import Batch, read_batch, spool
+from clmoe_cli.data.extraction import FeatureSpool
 from store_schema import BadInput, DiskProblem
 
 DTYPES = st.sampled_from(["u1", "<f2", ">f4", "<f8", ">i8", "<U3"])
@@ -163,3 +164,40 @@ def test_a_pipe_larger_than_memory_goes_to_disk(monkeypatch: pytest.MonkeyPatch,
     with path.open("rb") as stream, spool.pipe(stream, 1 << 20, "stdin") as held:
         assert held.read() == path.read_bytes()
     assert read_batch(str(path), labels="ignored").images.sum() == 300 * 299 / 2
+
+
+class Means:
+    """An extractor of one feature that says how many pictures it was given at once."""
+
+    name, width = "means", 1
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def vectors(self, pictures: np.ndarray) -> np.ndarray:
+        self.sizes.append(len(pictures))
+        if (pictures == 255).any():
+            raise BadInput("too bright")
+        return pictures.reshape(len(pictures), -1).mean(axis=1, dtype=np.float32)[:, None]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 8))
+def test_features_of_pictures_do_not_hang_on_how_they_come(parts: list[int], at_once: int) -> None:
+    x = np.arange(sum(parts) * 4, dtype=np.uint8).reshape(-1, 1, 2, 2)
+    means = Means()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "BLOCK", 4 * at_once)
+        with FeatureSpool((len(x), 1, 2, 2), x.dtype, "here", means) as held:
+            for part in np.split(x, np.cumsum(parts)[:-1]) if parts else ():
+                held.append(part)
+                assert held.rows <= len(x)
+            found = held.finish()
+    np.testing.assert_array_equal(found[:, 0], x.reshape(len(x), 4).mean(axis=1, dtype=np.float32))
+    assert means.sizes == [at_once] * (len(x) // at_once) + [len(x) % at_once] * (len(x) % at_once > 0)
+
+
+def test_what_cannot_be_extracted_says_where_it_is() -> None:
+    with FeatureSpool((2, 1, 2, 2), np.dtype(np.uint8), "here.npz", Means()) as held:
+        held.append(np.full((1, 1, 2, 2), 255, np.uint8))
+        with pytest.raises(BadInput, match=r"here\.npz.*too bright|too bright.*here\.npz"):
+            held.finish()

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.method.reproducible import in_blocks
-from clmoe_cli.runtime.events import OnDone
 from store_schema.errors import BadInput, UsageProblem
 from store_schema.records import FeaturesRecord
 
@@ -79,7 +78,7 @@ class Backbone:
             self._runner.check_size(height, width)
             self._sizes.add((height, width))
 
-    def features(self, images: Tensor, device: str = "cpu", on_done: OnDone = lambda done: None) -> Tensor:
+    def features(self, images: Tensor, device: str = "cpu") -> Tensor:
         """Features [N, width] float32 of pictures [N, C, H, W], uint8 or floating in [0, 1]; C is 1 (grey) or 3.
 
         ``device``: where to compute; pictures and features are on the CPU.
@@ -118,11 +117,9 @@ class Backbone:
         if workers == 1:
             for start in starts:
                 fill(start)
-                on_done(min(start + step, count))
         else:
             with ThreadPoolExecutor(workers) as pool:
-                for start, _ in zip(starts, pool.map(fill, starts), strict=True):
-                    on_done(min(start + step, count))
+                list(pool.map(fill, starts))
         if not bool(torch.isfinite(out).all()):
             raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")
         return out

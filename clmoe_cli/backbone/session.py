@@ -5,16 +5,14 @@ torch is imported when the first picture needs it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.data.batch import Batch
-from clmoe_cli.data.spool import Spool, blocks, rows_of
-from clmoe_cli.runtime.events import OnDone, OnStep, after, begun, silent, whole
-from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
+from clmoe_cli.runtime.events import OnStep, silent, whole
+from store_schema.errors import StoreIncompatible, UsageProblem
 from store_schema.records import FeaturesRecord, InputRecord, Manifest
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ class BackboneSession:
     safetensors file, None for the published ones. ``experts``: of ``learn``, the architecture of its experts; None
     where nothing is learned. ``device``: where to compute. ``keep``: whether features are kept for the next command
     (:mod:`clmoe_cli.backbone.cache`). ``computed``: pictures that passed the backbone so far; others had been kept.
+    It is the :class:`~clmoe_cli.data.extraction.Extractor` of whoever reads the pictures.
     """
 
     def __init__(
@@ -82,48 +81,45 @@ class BackboneSession:
         # Grey pictures are repeated to three channels in any case: one kind of input, whatever their colour.
         return InputRecord(image_size=size or self._loaded.image_size, channels=3, features=found)
 
-    def features(self, batch: Batch, on_step: OnStep = silent) -> Batch:
-        """The same batch with features [N, width] float32 in place of pictures that go through a backbone.
+    @property
+    def backbone(self) -> Backbone:
+        """The network, once :meth:`record` has found it out."""
+        assert self._loaded is not None, "record() comes first"
+        return self._loaded
 
-        Some pictures are in memory at a time; many features lie on disk. Raises BadInput for pixels that are no
-        shares of one and for features that are not finite, DiskProblem.
+    @property
+    def name(self) -> str:
+        """The network's name for people."""
+        return self.backbone.arch
+
+    @property
+    def width(self) -> int:
+        """Features of one picture."""
+        return self.backbone.width
+
+    def vectors(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        """Features [n, width] of pictures [n, C, H, W]: those that were kept, and the others' computed and kept.
+
+        Raises BadInput for pixels that are no shares of one and for features that are not finite.
         """
-        if batch.input is None or batch.input.features is None or len(batch.input_shape) != 3:
-            return batch
-        backbone = self._loaded
-        assert backbone is not None
-        rows, n = rows_of(batch.input_shape, batch.images.itemsize), len(batch.images)
-        to = begun(on_step, f"features of {backbone.arch}", n, "pictures")
-        with Spool((n, backbone.width), np.dtype(np.float32), batch.source) as spool:
-            for first, block in blocks(batch.images, rows):
-                try:
-                    spool.append(self._vectors(backbone, block, after(to, first)))
-                except ClmoeError as error:
-                    error.where = error.where or batch.source
-                    raise
-            return replace(batch, images=spool.finish())
-
-    def _vectors(self, backbone: Backbone, pictures: NDArray[Any], on_done: OnDone) -> NDArray[np.float32]:
-        """Features [n, width] of pictures [n, C, H, W]: those that were kept, and the others' computed and kept."""
         import torch
 
         from clmoe_cli.backbone.cache import FeatureCache, key_of
 
+        backbone = self.backbone
         if not self.keep:
             self.computed += len(pictures)
-            return backbone.features(torch.from_numpy(pictures), self.device, on_done).numpy()
+            return backbone.features(torch.from_numpy(pictures), self.device).numpy()
         cache = FeatureCache(backbone.width)
         keys = [key_of(backbone.record, picture) for picture in pictures]
         found = cache.get(keys)
         places = list({key: place for place, key in enumerate(keys) if key not in found}.values())
         if places:
-            done = after(on_done, len(pictures) - len(places))
-            computed = backbone.features(torch.from_numpy(pictures[places]), self.device, done).numpy()
+            computed = backbone.features(torch.from_numpy(pictures[places]), self.device).numpy()
             fresh = {keys[place]: vector for place, vector in zip(places, computed, strict=True)}
             cache.put(fresh)
             found |= fresh
             self.computed += len(places)
-        on_done(len(pictures))
         return np.stack([found[key] for key in keys])
 
 

@@ -43,7 +43,7 @@ def detect(
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
     early.check_source(data)
     from clmoe_cli.api.detect import detect as call
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, featured, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
     from clmoe_cli.runtime.devices import resolved
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
@@ -52,7 +52,7 @@ def detect(
     opened = Opened.existing(store)
     with progress(quiet) as shown:
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = featured(read(data, labels, opened.expected, how), how)
+        batch = read(data, labels, opened.expected, how)
         report = call(
             opened, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )

@@ -77,7 +77,7 @@ def learn(
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, featured, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, read
     from clmoe_cli.method.learn_task import Options
     from clmoe_cli.method.subnetwork.pruning import Tolerance
     from clmoe_cli.method.subnetwork.training import Schedule
@@ -104,7 +104,7 @@ def learn(
         opened = Opened.at(store)
         check_names(opened, options)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = featured(read(data, "required", opened.expected, how), how)
+        batch = read(data, "required", opened.expected, how)
         if segment:
             stream = learn_stream(
                 opened,

@@ -16,7 +16,7 @@ from clmoe_cli.runtime.distributed.processes import refuse_pipe
 from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError
 
-__all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "featured", "read", "read_all"]
+__all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class How:
 
 
 def read_all(sources: Sequence[str], labels: LabelUse, expected: Expected, how: How) -> Batch:
-    """All sources as one batch, with features in place of pictures that go through a backbone.
+    """All sources as one batch.
 
-    Raises what :func:`read`, :func:`featured` and :mod:`clmoe_cli.data.several` raise.
+    Raises what :func:`read` and :mod:`clmoe_cli.data.several` raise.
     """
     groups = grouped(sources)
-    found = joined([featured(read(group, labels, expected, how), how) for group in groups])
+    found = joined([read(group, labels, expected, how) for group in groups])
     for text in found.warnings if len(groups) > 1 else ():
         note(f"warning: {text}")
     return found
@@ -50,40 +50,30 @@ def read_all(sources: Sequence[str], labels: LabelUse, expected: Expected, how: 
 def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, how: How) -> Batch:
     """The images of a source as the store expects them (:meth:`clmoe_cli.api.inputs.Expected.transform`).
 
-    What they go through is decided once it is known what they are, before any is read. Pictures that go through a
-    backbone are still pictures: :meth:`~clmoe_cli.backbone.session.BackboneSession.features` comes next. What is not
-    taken as it might be meant is said on stderr, also where it is ``quiet``. Raises UsageProblem for a pipe where
-    several processes would read it, besides what reading raises.
+    What they go through is decided once it is known what they are, before any is read; of pictures that go through a
+    backbone the features are what is read. What is not taken as it might be meant is said on stderr, also where it is
+    ``quiet``. Raises UsageProblem for a pipe where several processes would read it, besides what reading raises.
     """
     if isinstance(source, str):
         refuse_pipe(source)
     with look(
         source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
     ) as unread:
-        batch = unread.read(expected.transform(unread.raw, how.image_size, how.backbone, how.on_step))
+        record = expected.transform(unread.raw, how.image_size, how.backbone, how.on_step)
+        extractor = how.backbone if record is not None and record.features is not None else None
+        before = extractor.computed if extractor else 0
+        batch = unread.read(record, extractor)
     for text in batch.warnings:
         note(f"warning: {text}")
     if not how.quiet:
         for text in batch.notes:
             note(text)
         render.skip_note(batch.skipped)
+        if extractor is not None:
+            kept = len(batch.images) - (extractor.computed - before)
+            more = f", {kept} of them kept from before" if kept else ""
+            note(f"features of {extractor.name}: {len(batch.images)} pictures{more}")
     return batch
-
-
-def featured(batch: Batch, how: How) -> Batch:
-    """The batch with features in place of pictures that go through a backbone, and a note on how many were computed.
-
-    Raises what :meth:`~clmoe_cli.backbone.session.BackboneSession.features` raises.
-    """
-    if how.backbone is None or batch.input is None or batch.input.features is None:
-        return batch
-    before = how.backbone.computed
-    found = how.backbone.features(batch, how.on_step)
-    if not how.quiet:
-        kept = len(found.images) - (how.backbone.computed - before)
-        more = f", {kept} of them kept from before" if kept else ""
-        note(f"features of {batch.input.features.arch}: {len(found.images)} pictures{more}")
-    return found
 
 
 def accuracy_texts(folders: Sequence[str], store: str, device: str, how: How) -> Iterator[str]:
@@ -105,7 +95,7 @@ def _accuracy(folder: str, opened: Opened, device: str, how: How) -> str:
     from clmoe_cli.api.checks import judged
     from clmoe_cli.api.predict import predict
 
-    batch = featured(read(folder, "optional", opened.expected, how), how)
+    batch = read(folder, "optional", opened.expected, how)
     images, _ = judged(opened.expected, batch)
     report = predict(opened, images, device=device, on_step=how.on_step)
     if report.accuracy is None:

@@ -19,11 +19,11 @@ from typing import get_args
 import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw, Unread
+from clmoe_cli.data.extraction import Extractor, collecting
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.sources import check_source, kind_of, open_source
-from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
 from clmoe_cli.runtime import limits
@@ -52,6 +52,7 @@ def read_batch(
     *,
     labels: LabelUse,
     input: InputRecord | None = None,
+    extractor: Extractor | None = None,
     skip_broken: bool = False,
     label_column: str | None = None,
     on_step: OnStep = silent,
@@ -60,6 +61,7 @@ def read_batch(
 
     A 4-D array is channels-first if its second axis is 1, 3 or 4, else channels-last. "ignored" labels are
     not even looked at. ``input``: what the images are to go through; the batch's own says it with channels.
+    ``extractor``: what then makes features [N, width] of pictures, which are not kept; None for the pictures.
     ``skip_broken``: leave out pictures of a folder that cannot be read, and name them in the batch. ``label_column``:
     of a table, the name or the position of the column with the labels. ``on_step``: is told how much is read.
 
@@ -71,7 +73,7 @@ def read_batch(
     with look(
         str(source), labels=labels, skip_broken=skip_broken, label_column=label_column, on_step=on_step
     ) as unread:
-        return unread.read(input)
+        return unread.read(input, extractor)
 
 
 @contextlib.contextmanager
@@ -141,14 +143,14 @@ class _Arrays:
         """One of its images, as it is stored."""
         return Raw(False, self.shape)
 
-    def read(self, input: InputRecord | None) -> Batch:
+    def read(self, input: InputRecord | None, extractor: Extractor | None = None) -> Batch:
         """Images and labels."""
         record = input
         if record is not None and len(self.shape) == 3:
             record = resolved(record, self.shape[0])
         n = self.header.shape[0]
         labels = None if self.labels == "ignored" else read_labels(self.reader, n, self.labels)
-        images, flaw = _pixels(self.reader, self.key, self.header, self.shape, record, self.on_step)
+        images, flaw = _pixels(self.reader, self.key, self.header, self.shape, record, extractor, self.on_step)
         if flaw is not None and self.labels == "required":
             raise flaw
         notes = _either_way(self.header, self.reader.where)
@@ -201,9 +203,12 @@ def _pixels(
     header: Header,
     shape: tuple[int, ...],
     record: InputRecord | None,
+    extractor: Extractor | None,
     on_step: OnStep,
 ) -> tuple[Array, BadInput | None]:
     """Images in canonical layout, C-contiguous, native byte order, float32 unless uint8, after their transform.
+
+    Of pictures their features, where ``extractor`` makes them.
 
     And what is wrong with a column whose differences float32 loses. Raises BadInput for NaN, Inf and integers that
     float32 does not hold, once the file is known to be whole.
@@ -215,15 +220,16 @@ def _pixels(
     except ValueError as error:
         hint = "leave --image-size out" if len(shape) == 1 else None
         raise fail(str(error), found=str(list(header.shape)), hint=hint) from error
-    if math.prod(out) * dtype.itemsize > MAX_BYTES:
+    if extractor is None and math.prod(out) * dtype.itemsize > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
         raise fail("the images are too big", found=str(list(out)), expected=wanted, hint="split the file")
     bad: tuple[str, str, str] | None = None
     # The pixels of a picture share one unit: what float32 loses of them is far below what tells pictures apart.
     double = len(header.shape) == 2 and header.dtype.kind == "f" and header.dtype.itemsize == 8
     rounding = RoundingCheck(header.shape[1]) if double else None
-    seen, to = 0, begun(on_step, "reading", header.shape[0], "images")
-    with Spool(out, dtype, reader.where) as spool:
+    name, unit = ("reading", "images") if extractor is None else (f"features of {extractor.name}", "pictures")
+    seen, to = 0, begun(on_step, name, header.shape[0], unit)
+    with collecting(out, dtype, reader.where, extractor) as spool:
         for raw in reader.blocks(key):
             images = _canonical(raw)
             bad = bad or _unusable(images, raw, seen)

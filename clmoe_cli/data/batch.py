@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from clmoe_cli.data.extraction import Extractor
 from clmoe_cli.data.spool import taken
 from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput, UsageProblem
@@ -38,8 +39,11 @@ class Unread(Protocol):
     def raw(self) -> Raw:
         """One of its images, as it is stored."""
 
-    def read(self, input: InputRecord | None) -> Batch:
-        """All of it, once, after what the images go through. Raises what :func:`clmoe_cli.data.read_batch` does."""
+    def read(self, input: InputRecord | None, extractor: Extractor | None = None) -> Batch:
+        """All of it, once, after what the images go through; of pictures the features, where ``extractor`` makes them.
+
+        Raises what :func:`clmoe_cli.data.read_batch` does.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class Batch:
     ``images``: C-contiguous uint8 (0 to 255) or float32 (as stored), ``[N, D]`` or ``[N, C, H, W]``, N ≥ 1; large ones
     lie on disk (:mod:`clmoe_cli.data.spool`). ``labels``: int64 or unicode ``[N]``, or None. ``source``: as given by
     the user. ``input``: what the images went through, None for nothing; its ``features`` are taken where images are
-    ``[N, D]`` (:mod:`clmoe_cli.backbone.session`).
+    ``[N, D]`` (:mod:`clmoe_cli.data.extraction`).
     ``files``: of a folder the path of each picture in it, N; ``skipped``: pictures that were left out as broken.
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
     ``others``: folders with the parts of a split that this batch is the part to learn of. ``shares``: uint8 images as

@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw
+from clmoe_cli.data.extraction import Extractor
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.rows import HINT, Row, Rows
@@ -84,10 +85,11 @@ class Table:
         """A row of features."""
         return Raw(False, (self.layout.width,))
 
-    def read(self, input: InputRecord | None) -> Batch:
+    def read(self, input: InputRecord | None, extractor: Extractor | None = None) -> Batch:
         """The rows as float32 ``[N, D]``, their labels as int64 or text ``[N]``.
 
-        Labels that all are integers come out as such. Raises BadInput for anything wrong with the table, DiskProblem.
+        Labels that all are integers come out as such; there are no pictures for ``extractor``. Raises BadInput for
+        anything wrong with the table, DiskProblem.
         """
         rows, layout, use, width = self.rows, self.layout, self.use, self.layout.width
         try:

@@ -17,9 +17,9 @@ import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw
 from clmoe_cli.data.decoding import Look, decode, look
+from clmoe_cli.data.extraction import Extractor, collecting
 from clmoe_cli.data.listing import Listing, list_pictures, named_pictures
 from clmoe_cli.data.npz import name_list, one_line
-from clmoe_cli.data.spool import Spool
 from clmoe_cli.data.transforms import shape_after, transformed
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
@@ -101,12 +101,12 @@ class Folder:
         with _unwarned():
             return Raw(True, _first_shape([path for path in self.listed.paths if path not in self.listed.unread]))
 
-    def read(self, input: InputRecord | None) -> Batch:
+    def read(self, input: InputRecord | None, extractor: Extractor | None = None) -> Batch:
         """The pictures after their transform, as :func:`clmoe_cli.data.read_batch` reads them."""
         listed, folder = self.listed, self.source
         paths, names = listed.paths, listed.names
         with _unwarned():
-            images, record, broken = _read(listed, input, folder, self.skip_broken, self.on_step)
+            images, record, broken = _read(listed, input, extractor, folder, self.skip_broken, self.on_step)
         kept = [i for i, path in enumerate(paths) if path not in broken]
         labels = None if names is None or self.use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
         shown = {path: one_line(path) if listed.named else _relative(path, folder) for path in paths}
@@ -123,9 +123,14 @@ def _unwarned() -> Iterator[None]:
 
 
 def _read(
-    listed: Listing, record: InputRecord | None, folder: str, skip_broken: bool, on_step: OnStep
+    listed: Listing,
+    record: InputRecord | None,
+    extractor: Extractor | None,
+    folder: str,
+    skip_broken: bool,
+    on_step: OnStep,
 ) -> tuple[Array, InputRecord | None, Sequence[str]]:
-    """Images ``[N, C, H, W]``, the record with its channels said, and the paths of broken pictures."""
+    """Images ``[N, C, H, W]`` or features, the record with its channels said, and the paths of broken pictures."""
     paths, where, broken = listed.paths, one_line(folder), _Broken(dict(listed.unread))
     size: tuple[int, int] | None = None
     grey: bool | None = None
@@ -144,7 +149,7 @@ def _read(
     channels = (1 if grey else 3) if record is None or record.channels is None else record.channels
     shape = (len(paths), channels, *fixed)
     image = channels * fixed[0] * fixed[1]
-    if len(paths) * image > MAX_BYTES:
+    if extractor is None and len(paths) * image > MAX_BYTES:
         wanted = f"at most {MAX_BYTES} bytes"
         raise BadInput("too many pixels", where=where, found=str(list(shape)), expected=wanted, hint="split it")
 
@@ -159,9 +164,10 @@ def _read(
             raise _other_size(path, (pixels.shape[1], pixels.shape[2]), fixed, paths[0])
         return next(transformed(pixels[None], record))
 
-    with Spool(shape, np.dtype(np.uint8), where) as spool:
+    name = "reading" if extractor is None else f"features of {extractor.name}"
+    with collecting(shape, np.dtype(np.uint8), where, extractor) as spool:
         at_once = max(THREADS, min(limits.PICTURES_DECODED * THREADS, _AT_ONCE // image))
-        for _, pixels in broken.each(paths, read, at_once, on_step, "reading"):
+        for _, pixels in broken.each(paths, read, at_once, on_step, name):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
             broken.refuse(folder, len(paths))

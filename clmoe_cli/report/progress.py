@@ -57,6 +57,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+RATED = "pictures"
+"""What is counted by the second as well: decoding and backbones take long, and the rate tells which pays."""
+RATED_AFTER = 1.0
+
+
 @dataclass
 class _Item:
     """A step or a phase of training under way: at ``at`` it had ``done`` of ``total``, having ``began`` with ``first``.
@@ -83,6 +88,15 @@ class _Item:
         seconds = (self.total - self.done) * (self.at - self.began) / (self.done - self.first) - (now - self.at)
         how = "at most" if self.phase and self.name in EARLY else "about"
         return f"{how} {duration(seconds)}" if seconds >= SOON else ""
+
+
+def _rate(item: _Item) -> str:
+    """``, 160 a second``, once that can be told."""
+    seconds = item.at - item.began
+    if seconds < RATED_AFTER or item.done <= item.first:
+        return ""
+    rate = (item.done - item.first) / seconds
+    return f", {rate:.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
 
 
 class Progress:
@@ -125,7 +139,7 @@ class Progress:
             known.line = f"{step.name} …"
             if step.unit:
                 of = "" if step.total is None else f"/{step.total}"
-                known.text = f"{step.done}{of} {step.unit}"
+                known.text = f"{step.done}{of} {step.unit}{_rate(known) if step.unit == RATED else ''}"
                 known.line = f"{step.name}: {known.text}"
             else:
                 known.total = None
