@@ -12,7 +12,7 @@ import shells
 from made_up import made_up
 
 from clmoe_cli.api.predict import EVERY
-from clmoe_cli.backbone.loading import LITE0
+from clmoe_cli.backbone.loading import FIXED, LITE0
 from clmoe_cli.backbone.session import NONE
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.architectures import parse_arch
@@ -171,5 +171,5 @@ def test_words_are_those_that_commands_take() -> None:
     assert choices.SCORES == pruning.SCORES
     for arch in choices.ARCHS:
         assert parse_arch(arch, (3, 64, 64)).shared_shapes()
-    assert choices.BACKBONES[:2] == (NONE, LITE0)
-    assert set(choices.BACKBONES[2:]) <= set(modules.torchvision_names())
+    assert choices.BACKBONES[:3] == (NONE, LITE0, FIXED)
+    assert set(choices.BACKBONES[3:]) <= set(modules.torchvision_names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from small_store import OPTIONS
 import clmoe
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
-from clmoe_cli.data.several import grouped
+from clmoe_cli.data.several import grouped, joined
+from store_schema import BadInput, FeaturesRecord, InputRecord
 
 SIDE = 16
 
@@ -126,3 +128,21 @@ def test_pictures_that_follow_each_other_are_one_group(tmp_path: Path, monkeypat
     Path("d").mkdir()
     assert grouped(["a.png", "b.JPG", "d", "[c].png", "x.npz"]) == [("a.png", "b.JPG"), "d", ("[c].png",), "x.npz"]
     assert grouped(["?.png"]) == [("a.png",)]
+
+
+def test_broken_pictures_are_named_as_they_were_given(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = next((world / "shots" / "left").glob("*.png"))
+    for name in ("one", "two"):
+        (world / name).mkdir()
+        (world / name / "torn.png").write_bytes(whole.read_bytes()[:40])
+    _, err = predicted(capsys, world, monkeypatch, "one/torn.png", whole, "two/torn.png", code=3)
+    assert "2 of 3 pictures are broken: one/torn.png, two/torn.png" in err
+
+
+def test_kinds_that_differ_by_what_they_went_through_are_told_apart() -> None:
+    seen = InputRecord(features=FeaturesRecord(arch="net", sha256="0" * 64))
+    x = np.zeros((1, 3), np.float32)
+    with pytest.raises(BadInput, match=re.escape("[3] (features of net) beside [3]")):
+        joined([clmoe.Batch(x, None, "a.npz"), clmoe.Batch(x, None, "b.jpg", seen)])

@@ -1,4 +1,4 @@
-"""A backbone by its name: ``lite0``, a file that ends in ``.onnx``, or one of torchvision's networks."""
+"""A backbone by its name: ``lite0``, ``fixed``, a file that ends in ``.onnx``, or one of torchvision's networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from clmoe_cli.backbone.frozen import Backbone
 from store_schema.errors import UsageProblem
 
-LITE0 = "lite0"
+LITE0, FIXED = "lite0", "fixed"
 
 
 def is_file(name: str) -> bool:
@@ -33,6 +33,10 @@ def load(name: str, weights: str | Path | None = None, size: tuple[int, int] | N
         from clmoe_cli.backbone import lite0
 
         return lite0.load(weights, size)
+    if name == FIXED:
+        from clmoe_cli.backbone import fixed
+
+        return fixed.load(weights, size)
     from clmoe_cli.backbone import torchvision_models
 
     return torchvision_models.load(name, weights, size)

@@ -59,6 +59,8 @@ def detect(
     render.warnings(report.warnings)
     if verbose and not quiet:
         note(report.reason)
+    if report.verdict == "undecided" and not (use_labels or quiet):
+        note("if the data have labels, --use-labels may decide it")
     render.show(report, json_)
     if exit_code and report.verdict != "known":
         raise typer.Exit(EXITS[report.verdict])

@@ -94,8 +94,8 @@ FeaturesOption = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=among(choices.BACKBONES),
-        help="Frozen network in front of experts and gate: lite0, which comes with clmoe[photos], FILE.onnx, one of "
-        "torchvision, as resnet50; none: without [default: the store's].",
+        help="What experts and gate read of pictures: lite0, a network that comes with clmoe[photos]; FILE.onnx; "
+        "one of torchvision, as resnet50; fixed, the gate's own features; none, the pixels [default: the store's].",
     ),
 ]
 FeatureCacheOption = Annotated[

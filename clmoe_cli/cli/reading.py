@@ -72,7 +72,8 @@ def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, ho
         if extractor is not None:
             kept = len(batch.images) - (extractor.computed - before)
             more = f", {kept} of them kept from before" if kept else ""
-            note(f"features of {extractor.name}: {len(batch.images)} pictures{more}")
+            count = len(batch.images)
+            note(f"features of {extractor.name}: {count} picture{'s' * (count != 1)}{more}")
     return batch
 
 

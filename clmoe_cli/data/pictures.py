@@ -62,9 +62,10 @@ class _Broken:
                         yield path, result
                 to(start + len(part))
 
-    def refuse(self, folder: str, count: int) -> None:
-        """BadInput that names the first and counts them all, of ``count`` pictures."""
-        first, names = self.found[min(self.found)], [_relative(path, folder) for path in sorted(self.found)]
+    def refuse(self, listed: Listing, folder: str) -> None:
+        """BadInput that says what is wrong with the first, and names and counts them all."""
+        count, first = len(listed.paths), self.found[min(self.found)]
+        names = [_shown(path, listed, folder) for path in sorted(self.found)]
         found = f"{first.found}; {len(names)} of {count} pictures are broken: {name_list(names)}"
         hint = f"{first.hint}; --skip-broken leaves such pictures out"
         raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
@@ -109,8 +110,8 @@ class Folder:
             images, record, broken = _read(listed, input, extractor, folder, self.skip_broken, self.on_step)
         kept = [i for i, path in enumerate(paths) if path not in broken]
         labels = None if names is None or self.use == "ignored" else np.array([names[i] for i in kept], dtype=np.str_)
-        shown = {path: one_line(path) if listed.named else _relative(path, folder) for path in paths}
-        files, skipped = tuple(shown[paths[i]] for i in kept), tuple(shown[path] for path in broken)
+        files = tuple(_shown(paths[i], listed, folder) for i in kept)
+        skipped = tuple(_shown(path, listed, folder) for path in broken)
         return Batch(images, labels, folder, record, files, skipped, listed.warnings, listed.notes, listed.others)
 
 
@@ -141,7 +142,7 @@ def _read(
         # Those whose pixels only are broken count as well.
         for _ in broken.each(paths, decode, 4 * THREADS, on_step, "looking for broken ones"):
             pass
-        broken.refuse(folder, len(paths))
+        broken.refuse(listed, folder)
     if record is not None and record.channels is None:
         record = record.model_copy(update={"channels": 1 if grey else 3})
     fixed = size if record is None or record.image_size is None else (record.image_size, record.image_size)
@@ -170,7 +171,7 @@ def _read(
         for _, pixels in broken.each(paths, read, at_once, on_step, name):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
-            broken.refuse(folder, len(paths))
+            broken.refuse(listed, folder)
         return spool.finish(), record, tuple(path for path in paths if path in broken.found)
 
 
@@ -207,5 +208,6 @@ def _first_shape(paths: list[str]) -> tuple[int, ...] | None:
     return None
 
 
-def _relative(path: str, folder: str) -> str:
-    return one_line(os.path.relpath(path, folder))
+def _shown(path: str, listed: Listing, folder: str) -> str:
+    """A picture's name for people: as it was given, or its path in the folder."""
+    return one_line(path if listed.named else os.path.relpath(path, folder))

@@ -58,7 +58,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return first
     other = next((b for b in batches if (b.input_shape, b.input) != (first.input_shape, first.input)), None)
     if other is not None:
-        found = f"{list(other.input_shape)} beside {list(first.input_shape)}"
+        found = f"{_kind(other)} beside {_kind(first)}"
         hint = "ask about one kind at a time, or let --image-size make them alike"
         raise BadInput("inputs of different kinds", where=other.source, found=found, hint=hint)
     source = f"{first.source} and {len(batches) - 1} more"
@@ -74,6 +74,12 @@ def joined(batches: Sequence[Batch]) -> Batch:
         skipped=tuple(name for b in batches for name in b.skipped),
         warnings=(dropped,) if labels and not whole else (),
     )
+
+
+def _kind(batch: Batch) -> str:
+    """What one image of a batch is: its shape, and what it went through."""
+    through = batch.input.features if batch.input else None
+    return f"{list(batch.input_shape)}{f' (features of {through.arch})' if through else ''}"
 
 
 def _images(batches: Sequence[Batch], source: str) -> Array:

@@ -17,6 +17,7 @@ ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet18", "resnet34", "resnet50", "mo
 BACKBONES = (
     "none",
     "lite0",
+    "fixed",
     "resnet18",
     "resnet50",
     "convnext_tiny",
