@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from clmoe_cli.data import Batch, listing, read_batch
+from clmoe_cli.data.decoding import PLUGIN
 from store_schema import BadInput, InputRecord
 
 
@@ -68,7 +71,30 @@ def test_of_a_moving_picture_the_first_frame_is_read(tmp_path: Path) -> None:
     assert read(tmp_path).images.max() < 20
 
 
-def test_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
+    "AAAERAAAEAAQAAAAABoAABAAAAAAAAAEgAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/GlwcnAA"
+    "AADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkA"
+    "AAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAA"
+    "AChjbGFwAAAAGAAAAAEAAAAQAAAAAf///9gAAAAC////0AAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAAUG"
+    "1kYXQAAABEKAGvEyGlIGjlNVP9KpdSAWB+pMAs8abNDLZBeYU2ExDCXSI0DZuzX+RTYKz+gDcX0jL++smygOfHKju7JMC0b92c6Ew="
+)
+"""A picture [16, 24, 3] as phones write it: red on the left, blue on the right."""
+
+
+def test_pictures_of_phones_are_read(tmp_path: Path) -> None:
+    (tmp_path / "phone.HEIC").write_bytes(HEIC)
+    pixels = read(tmp_path).images[0]
+    assert pixels.shape == (3, 16, 24)
+    assert np.abs(pixels[:, 8, 4].astype(int) - (200, 40, 40)).max() < 8
+    assert np.abs(pixels[:, 8, 20].astype(int) - (40, 40, 200)).max() < 8
+    (tmp_path / "phone.HEIC").write_bytes(HEIC[:300])
+    with pytest.raises(BadInput, match=r"broken picture.*phone\.HEIC"):
+        read(tmp_path)
+
+
+def test_formats_that_are_not_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, PLUGIN, None)
     classes(tmp_path)
     for name in ("cat/x.heic", "dog/y.SVG"):
         (tmp_path / name).write_bytes(b"something")
@@ -79,7 +105,7 @@ def test_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert len(read_batch(str(tmp_path), labels="required", input=record, skip_broken=True).images) == 2
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.heic").write_bytes(b"something")
-    with pytest.raises(BadInput, match=r"not read.*a\.heic"):
+    with pytest.raises(BadInput, match=r"not read.*a\.heic.*pip install 'clmoe\[photos\]', or save it as PNG"):
         read(tmp_path / "only", skip_broken=True)
 
 

@@ -14,11 +14,14 @@ import numpy as np
 
 from clmoe_cli.data.npz import one_line, read_problem
 from clmoe_cli.runtime import limits
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import BadInput, ClmoeError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
+PLUGIN = "pi_heif"
+"""What lets Pillow read pictures of phones; it has a decoder and no encoder."""
 _GREY = ("L", "1")
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
@@ -90,15 +93,21 @@ def _opened(path: str) -> Iterator[Any]:
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Those of ``_FORMATS`` that the installed Pillow can read."""
+    """Those of ``_FORMATS`` that the installed Pillow can read, with its plug-in where that is there."""
     from PIL import Image
 
     Image.init()
+    if not missing(PLUGIN):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _deep(picture: Any, path: str) -> str:
     """How a picture stores more than 8 bits a channel; nothing where it does not."""
+    if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8:
+        return f"{picture.info['bit_depth']} bits a channel"
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         return str(picture.mode)
     for tile in picture.tile:

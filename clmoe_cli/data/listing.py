@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clmoe_cli.data.batch import LabelUse
+from clmoe_cli.data.decoding import PLUGIN
 from clmoe_cli.data.npz import name_list, one_line, read_problem
 from clmoe_cli.data.targets import check_names
+from clmoe_cli.runtime.packages import missing
 from store_schema.errors import BadInput
 
 READ = (
@@ -23,10 +25,13 @@ READ = (
     ".avif",
 )  # fmt: skip
 """Of a picture with several frames or pages the first is read."""
+PHONES = (".heic", ".heif", ".hif")
+"""What phones write; read where :data:`~clmoe_cli.data.decoding.PLUGIN` is installed."""
 UNREAD = (
-    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".ico", ".icns", ".tga", ".psd", ".pcx", ".xcf", ".exr",
+    ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".ico", ".icns", ".tga", ".psd", ".pcx", ".xcf", ".exr",
     ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".eps", ".dcm", ".dds", ".wmf",
 )  # fmt: skip
+PICTURES = (*READ, *PHONES, *UNREAD)
 IGNORED = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "icon\r")
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
@@ -79,8 +84,7 @@ def list_pictures(folder: str, use: LabelUse) -> Listing:
 def named_pictures(paths: Sequence[str]) -> Listing:
     """Pictures that were named one by one, in that order, without classes."""
     files = [_File(path, (), Path(path).name) for path in paths]
-    unread = {file.path: _of_no_use(file) for file in files if file.suffix in UNREAD}
-    return Listing(list(paths), None, unread, (), (), named=True)
+    return Listing(list(paths), None, _unread(files), (), (), named=True)
 
 
 class _Sorting:
@@ -94,7 +98,7 @@ class _Sorting:
         self.files, self.folders, again = _walk(folder)
         if again:
             self.warnings.append(f"left out, since what they lead to is read already: links {name_list(again)}")
-        self.pictures = sorted((f for f in self.files if f.suffix in (*READ, *UNREAD)), key=lambda f: f.order)
+        self.pictures = sorted((f for f in self.files if f.suffix in PICTURES), key=lambda f: f.order)
         self.top = [f for f in self.pictures if not f.folders]
 
     def listing(self) -> Listing:
@@ -103,7 +107,7 @@ class _Sorting:
             wanted = "folder/CLASS/picture with " + ", ".join(READ)
             found = name_list(sorted([*self.folders, *(f.name for f in self.files)]))
             raise BadInput("no pictures in the folder", where=self.where, found=found, expected=wanted)
-        others = Counter(f.suffix or "without suffix" for f in self.files if f.suffix not in (*READ, *UNREAD))
+        others = Counter(f.suffix or "without suffix" for f in self.files if f.suffix not in PICTURES)
         if others:
             kinds = name_list([f"{n} {kind}" for kind, n in sorted(others.items())])
             self.notes.append(f"left out, since they are no pictures: {kinds}")
@@ -111,7 +115,7 @@ class _Sorting:
         if names is not None:
             names = [unicodedata.normalize("NFC", name) for name in names]
             check_names(sorted(set(names)), self.where, None)
-        unread = {f.path: _of_no_use(f) for f in self.pictures if f.suffix in UNREAD}
+        unread = _unread(self.pictures)
         notes, warnings = tuple(self.notes), tuple(self.warnings)
         return Listing([f.path for f in self.pictures], names, unread, warnings, notes, tuple(self.others))
 
@@ -180,13 +184,19 @@ class _Sorting:
         return [f.folders[1] for f in inside]
 
 
+def _unread(files: Iterable[_File]) -> dict[str, BadInput]:
+    """Those of the files whose format is not read here, by path, and why."""
+    suffixes = (*UNREAD, *PHONES) if missing(PLUGIN) else UNREAD
+    return {file.path: _of_no_use(file) for file in files if file.suffix in suffixes}
+
+
 def _of_no_use(file: _File) -> BadInput:
     return BadInput(
         "a picture of a format that is not read",
         where=one_line(file.path),
         found=file.suffix,
         expected=", ".join(READ),
-        hint="save it as PNG or JPEG",
+        hint=("pip install 'clmoe[photos]', or " if file.suffix in PHONES else "") + "save it as PNG or JPEG",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clmoe_cli.data.batch import Array, Batch
-from clmoe_cli.data.listing import READ, UNREAD
+from clmoe_cli.data.listing import PICTURES
 from clmoe_cli.data.npz import name_list
 from clmoe_cli.data.spool import Spool, blocks, rows_of
 from store_schema.errors import BadInput, UsageProblem
@@ -24,7 +24,7 @@ def grouped(sources: Sequence[str]) -> list[str | tuple[str, ...]]:
     """
     found: list[str | tuple[str, ...]] = []
     for source in (name for given in sources for name in _written_out(given)):
-        if Path(source).suffix.lower() not in (*READ, *UNREAD) or not Path(source).is_file():
+        if Path(source).suffix.lower() not in PICTURES or not Path(source).is_file():
             found.append(source)
         elif found and isinstance(found[-1], tuple):
             found[-1] = (*found[-1], source)
