@@ -142,10 +142,10 @@ def test_a_line_an_epoch_with_the_time_that_is_left_at_most(after: After) -> Non
 
 def test_an_epoch_that_takes_long_has_lines_of_its_own(after: After) -> None:
     after(0, Step("train", 0, 600, "images", (1, 10)))
-    assert after(9, Step("train", 90, 600, "images", (1, 10))) == []
-    assert after(1, Step("train", 100, 600, "images", (1, 10))) == [
-        "train, epoch 1: 100/600 images, at most 10 min left"
-    ]
+    # What it will cost is said at once.
+    assert after(1, Step("train", 10, 600, "images", (1, 10))) == ["train, epoch 1: 10/600 images, at most 10 min left"]
+    assert after(9, Step("train", 100, 600, "images", (1, 10))) == []
+    assert len(after(1, Step("train", 110, 600, "images", (1, 10)))) == 1
     assert after(9, Step("train", 190, 600, "images", (1, 10))) == []
     assert len(after(41, epoch("train", 1, 10))) == 1
     assert after(9, Step("train", 90, 600, "images", (2, 10))) == []

@@ -198,7 +198,7 @@ class Progress:
                     self._draw(item, now)
                 return
             # Epochs have lines of their own.
-            due = item.began + (PAUSE if item.phase else SOON)
+            due = item.began + SOON
             if now >= max(due, self._said.get(item.name, -PAUSE) + PAUSE):
                 self._said[item.name] = now
                 left = item.left(now)
