@@ -6,7 +6,7 @@ MNIST ?= ../shared/mnist
 PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
-.PHONY: docs help install demo test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
+.PHONY: docs help install demo demo-photos test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
 	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos
 
 ##@ Use
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## learn six digit tasks one after another, predict, inspect, prune
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(OUT)
+
+demo-photos: $(STAMP)  ## learn two tasks of photographs through lite0, offline (a minute; no benchmark)
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo-photos.sh $(OUT)/photos
 
 clean:  ## remove what the targets made
 	rm -rf demo-out bench-out build .pytest_cache .mypy_cache .ruff_cache

@@ -80,6 +80,7 @@ def offered(line: str, cwd: Path, **variables: str) -> list[str]:
         ("clmoe detect --evidence ", [*choices.EVIDENCE]),
         ("clmoe inspect --format ", [*choices.FORMATS]),
         ("clmoe tasks m", ["mnist5k", "mnist"]),
+        ("clmoe tasks f", ["fashion-mnist", "flowers102", "food101"]),
         ("clmoe schema pre", ["predict", "prediction"]),
         ("clmoe predict --batch ", []),  # the shell completes files
     ],

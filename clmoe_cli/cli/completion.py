@@ -41,7 +41,7 @@ def homes(context: typer.Context) -> list[str]:
 
 def sources() -> list[str]:
     """Completes to the data sets that ``tasks`` can cut."""
-    from clmoe_cli.api.tasks import SOURCES
+    from clmoe_cli.api.known_sets import SOURCES
 
     return list(SOURCES)
 

@@ -154,6 +154,13 @@ PlotOption = Annotated[
 ReportOption = Annotated[
     Path | None, typer.Option("--report", help="Write all there is to see as one page for a browser (.html).")
 ]
+WithPicturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="With --report: show a few pictures of each class, from class folders in DIR or in its task folders.",
+    ),
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ def inspect(
     dry_run: flags.DryRunOption = False,
     plot: flags.PlotOption = None,
     report_file: flags.ReportOption = None,
+    with_pictures: flags.WithPicturesOption = None,
     format_: flags.FormatOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
@@ -31,11 +32,13 @@ def inspect(
     if format_ is not None:
         render.check_format(format_)
     render.check_pictures(plot, report_file)
+    render.check_thumbnails(with_pictures, report_file)
     with progress(quiet) as shown:
         report = call(store, check=verify, mend=repair, dry_run=dry_run, on_step=shown.step)
+        small = render.read_thumbnails(report, with_pictures, shown.step)
     if not quiet:
         render.repair_notes(report)
-    for path in render.draw_pictures(report, plot, report_file):
+    for path in render.draw_pictures(report, plot, report_file, small):
         if not quiet:
             note(f"wrote {path}")
     if verbose and not quiet:

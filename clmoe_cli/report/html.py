@@ -19,6 +19,7 @@ from clmoe_cli.report.plots import drawings, picture
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Frozen
     from clmoe_cli.api.inspect import InspectReport
+    from clmoe_cli.report.thumbnails import TaskPictures
 
 ABOUT_TASKS = """Percentages are of the expert's shared weights: what the task reads, what of that earlier tasks had
 frozen, and what was frozen in all after the task. Accuracies are those of images held out while learning: without
@@ -36,11 +37,14 @@ def draw(report: InspectReport, path: Path) -> None:
 
 def picture_page(svg: bytes) -> bytes:
     """A page with one picture (an SVG of matplotlib's)."""
-    return _page("Pictures of a clmoe store", report=None, picture=Markup(inline(svg, "all")))
+    return _page("Pictures of a clmoe store", report=None, thumbnails=None, picture=Markup(inline(svg, "all")))
 
 
-def report_page(report: InspectReport) -> bytes:
-    """All that ``inspect`` knows of a store: figures, experts, tasks, pictures, overlaps, history. No path is in it."""
+def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None = None) -> bytes:
+    """All that ``inspect`` knows of a store: figures, experts, tasks, pictures, overlaps, history. No path is in it.
+
+    With ``thumbnails`` it shows them, by task and class.
+    """
     return _page(
         f"clmoe store, generation {report.generation}",
         report=report,
@@ -58,6 +62,8 @@ def report_page(report: InspectReport) -> bytes:
         overlaps=_overlaps(report),
         by_construction=BY_CONSTRUCTION,
         history=_history(report),
+        thumbnails=thumbnails,
+        some=some,
     )
 
 

@@ -22,6 +22,7 @@ from store_schema.errors import DiskProblem, UsageProblem
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport
     from clmoe_cli.api.predict import PredictReport
+    from clmoe_cli.report.thumbnails import TaskPictures
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
 STDOUT = Path("-")
@@ -181,8 +182,33 @@ def check_pictures(plot: Path | None, page: Path | None) -> None:
             raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
 
 
-def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -> Iterator[Path]:
-    """Writes the picture and the page that were asked for; tells each when it is written."""
+def check_thumbnails(folder: Path | None, page: Path | None) -> None:
+    """UsageProblem for ``folder`` without a page to show its pictures on, BadInput where there is no such folder."""
+    if folder is None:
+        return
+    if page is None:
+        hint = "--report page.html --with-pictures DIR"
+        raise UsageProblem("--with-pictures needs --report", key="--with-pictures", found="no page", hint=hint)
+    from clmoe_cli.report.thumbnails import check_folder
+
+    check_folder(folder)
+
+
+def read_thumbnails(
+    report: InspectReport, folder: Path | None, on_step: OnStep = silent
+) -> tuple[TaskPictures, ...] | None:
+    """The small pictures of a page, from ``folder``; None without one."""
+    if folder is None:
+        return None
+    from clmoe_cli.report.thumbnails import thumbnails
+
+    return thumbnails(report, folder, on_step)
+
+
+def draw_pictures(
+    report: InspectReport, plot: Path | None, page: Path | None, thumbnails: Sequence[TaskPictures] | None = None
+) -> Iterator[Path]:
+    """Writes the picture and the page, with ``thumbnails``, that were asked for; tells each when it is written."""
     if plot is not None:
         from clmoe_cli.report.html import draw
 
@@ -193,7 +219,7 @@ def draw_pictures(report: InspectReport, plot: Path | None, page: Path | None) -
         from clmoe_cli.report.html import report_page
 
         with replacing(page) as file:
-            file.write(report_page(report))
+            file.write(report_page(report, thumbnails))
         yield page
 
 

@@ -32,6 +32,8 @@ PICTURES_LOOKED_AT = 64
 """Pictures of each thread whose headers are read at a time."""
 PICTURE_HEAD_BYTES = 1 << 16
 """Bytes at the start of a picture in which its configuration is looked for."""
+THUMBNAILS_BYTES = 4 << 20
+"""Characters of the small pictures on one page, which a browser holds whole."""
 FILE_HEAD_BYTES = 4096
 """Bytes at the start of a file by which npz, npy and tables are told apart."""
 RESIZED_VALUES = 1 << 26
