@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def verdicts(found: dict[str, Evidence], size: int, alpha: float) -> tuple[list[
     new, far = [], []
     for i in range(count):
         cut = slice(i * size, (i + 1) * size)
-        part = {name: Evidence(e.p[cut], e.predicted[cut], e.classes, e.calibration) for name, e in found.items()}
+        part = {
+            name: replace(e, p=e.p[cut], predicted=e.predicted[cut], won=None if e.won is None else e.won[cut])
+            for name, e in found.items()
+        }
         new.append(decide(part, None, alpha).verdict == "new")
         far.append(min(float(-e.p.log().mean()) for e in part.values()))
     return new, far

@@ -41,8 +41,8 @@ from store_schema import (
 GATE = tuple(field.name for field in fields(Subspaces))
 GAUSSIANS = tuple(field.name for field in fields(Gaussians))
 """What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
-NEAR = "near"
-"""Stored for plain vectors only, and not in stores of before."""
+NEAR, BEST = "near", "best"
+"""Not in stores of before; the first is stored for plain vectors only."""
 DRAWN = "batch"
 """Under this name the calibration holds what batches of the task's own images diverge."""
 
@@ -217,7 +217,7 @@ def _drawn(record: SubnetworkRecord) -> Tensor:
 def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
     """The gate's statistics of a task as they were read, checked against each other."""
     found = {key: tuple(value.shape) for key, value in arrays.items()}
-    if set(found) in (set(GAUSSIANS), set(GAUSSIANS) - {NEAR}):
+    if set(GAUSSIANS) - {NEAR, BEST} <= set(found) <= set(GAUSSIANS):
         return _gaussians(name, arrays, classes)
     if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
         d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
@@ -234,7 +234,7 @@ def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspac
 
 
 def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussians:
-    arrays = {NEAR: torch.zeros(classes, 0), **arrays}
+    arrays = {NEAR: torch.zeros(classes, 0), BEST: torch.zeros(0, dtype=torch.float64), **arrays}
     found = {key: tuple(value.shape) for key, value in arrays.items()}
     d, k, q, r = (([0] * 3 + [*found[key]])[-1] for key in ("means", "directions", "quantiles", "shared"))
     wanted = {
@@ -250,6 +250,7 @@ def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussia
         "tallies": GRID,
         "apart": GRID[:1],
         NEAR: (classes, q if found[NEAR][-1:] != (0,) else 0),
+        BEST: (q if found[BEST][-1:] != (0,) else 0,),
     }
     if found != wanted:
         raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))
@@ -266,7 +267,7 @@ def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
 def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
     """The gate's statistics of a task as they go to disk."""
     arrays = {field.name: getattr(found, field.name).numpy() for field in fields(found)}
-    return {name: value for name, value in arrays.items() if name != NEAR or value.size}
+    return {name: value for name, value in arrays.items() if name not in (NEAR, BEST) or value.size}
 
 
 def solved_arrays(found: Solved) -> SolvedGaussians:

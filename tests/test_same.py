@@ -106,7 +106,7 @@ def ways() -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("router", EVERY)
 def test_answers_are_the_same_whatever_surrounds_an_image(case: Case, router: str) -> None:
     whole = asked_in(case, [np.arange(IMAGES)], router)
-    assert len(np.unique(whole["p_value"])) > 20
+    assert len(np.unique(whole["p_value"])) > 10
     assert 0 < (~whole["known"]).sum() < IMAGES
     for name, parts in ways().items():
         found = asked_in(case, parts, router)

@@ -1,8 +1,9 @@
 """What the known tasks say of a batch when onset asks: which of them are asked, and their p-values, image by image.
 
-``gate`` judges by the p-values that ``predict --reject`` uses, so that the two cannot contradict each other: of each
-image the largest over a task's classes. ``fisher`` and ``gradient`` judge by how a task's subnetwork deviates;
-``gradient`` takes a batch as one task's, since gradients of single images tell tasks apart badly.
+``gate`` judges by the p-values that ``predict --reject`` uses, so that the two cannot contradict each other: how usual
+an image is for the task, and of a mixed batch for the task that answers it. ``fisher`` and ``gradient`` judge by how a
+task's subnetwork deviates; ``gradient`` takes a batch as one task's, since gradients of single images tell tasks apart
+badly.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from clmoe_cli.api import common, gating
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder
 from clmoe_cli.method.reproducible import logits
-from clmoe_cli.method.routing.calibration import batch_p_value
+from clmoe_cli.method.routing.calibration import MINIMUM, batch_p_value
 from clmoe_cli.method.routing.features import features
 from clmoe_cli.method.routing.paper import Subnetwork, deviations
 from clmoe_cli.method.routing.subspaces import Subspaces
@@ -67,13 +68,16 @@ def onset_evidence(
         def statistics(task: int) -> Subspaces:
             return loader.answering(order[task])[0]
 
+        compared = gate.compare(values, statistics)
+        answering = gate.owner[compared.chosen.gather(1, compared.likely.argmax(dim=1, keepdim=True))[:, 0]]
     found: dict[str, Evidence] = {}
     raw: dict[str, Tensor] = {}
     for name in counted(names, on_step, "onset", "tasks"):
         codes = torch.tensor(book.codes(loader.manifest.task(name).classes))
         if kind == GATE:
             at = gate.within(values, order.index(name), statistics).likely.argmax(dim=1)
-            found[name], raw[name] = _of_gate(loader, name, values, codes, at)
+            won = answering == order.index(name)
+            found[name], raw[name] = _of_gate(loader, name, values, codes, at, won)
         else:
             found[name], raw[name] = _of_subnetwork(loader, name, batch, codes, kind)
     return found, raw
@@ -86,18 +90,15 @@ def _seen(loader: Loader, batch: Batch) -> Tensor:
     return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, record.features)
 
 
-def _of_gate(loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tensor) -> tuple[Evidence, Tensor]:
-    """``at`` [N]: the task's class that the gate answers for each image."""
+def _of_gate(
+    loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tensor, won: Tensor
+) -> tuple[Evidence, Tensor]:
+    """``at`` [N]: the task's class that the gate answers for each image; ``won`` [N]: whether it answers the task."""
     own = loader.answering(name)[0]
-    each = [own.distances(values, c) for c in range(len(codes))]
-    p = torch.stack([own.usual(values, distances, c) for c, distances in enumerate(each)], dim=1)
-    nearest = torch.stack(each, dim=1).min(dim=1).values
-    # A class of few images has no p-values, and an image that is taken for it cannot be judged.
-    judged = ~p.gather(1, at[:, None])[:, 0].isnan()
-    best = p.nan_to_num(0.0).max(dim=1).values.where(judged, torch.tensor(torch.nan, dtype=p.dtype))
-    able = ~p.isnan().all(dim=0)
+    nearest = torch.stack([own.distances(values, c) for c in range(len(codes))], dim=1).min(dim=1).values
+    able = own.counts >= MINIMUM
     calibration = int(own.counts[able].min()) if bool(able.any()) else 0
-    return Evidence(best, codes[at], frozenset(codes.tolist()), calibration), nearest
+    return Evidence(own.answered(values, at), codes[at], frozenset(codes.tolist()), calibration, won=won), nearest
 
 
 def _of_subnetwork(loader: Loader, name: str, batch: Batch, codes: Tensor, kind: str) -> tuple[Evidence, Tensor]:

@@ -118,7 +118,7 @@ def of_gate(
     for one in chosen.unique().tolist():
         here = chosen == one
         own, rows = statistics(int(gate.owner[one])), here.nonzero()[:, 0]
-        p = own.usual(values[rows], known["distance"][here], int(gate.position[one]))
+        p = own.answered(values[rows], torch.full_like(rows, int(gate.position[one])))
         found.figure("p_value")[:, :k][here] = p
     return found
 

@@ -192,11 +192,11 @@ def _decided(
     confidence, best = posterior.max(dim=1)
     winner = chosen.gather(1, best[:, None])[:, 0]
     p_value = torch.empty(len(winner), dtype=torch.float64)
-    for one in winner.unique().tolist():
-        here = winner == one
-        own, of = sources.statistics(int(gate.owner[one])), int(gate.position[one])
-        p_value[here] = own.usual(values[here], own.distances(values[here], of), of)
-    found = Decision(gate.owner[winner], sources.codes[winner], confidence, p_value)
+    owner = gate.owner[winner]
+    for task in owner.unique().tolist():
+        here = owner == task
+        p_value[here] = sources.statistics(task).answered(values[here], gate.position[winner[here]])
+    found = Decision(owner, sources.codes[winner], confidence, p_value)
     if sources.explain is None:
         return found
     return replace(found, why=sources.explain(sources, Answered(values, rows, compared, scores, best, batch)))

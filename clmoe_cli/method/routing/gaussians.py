@@ -36,7 +36,7 @@ from torch import Tensor
 
 from clmoe_cli.method import privacy
 from clmoe_cli.method.reproducible import at_least, settled
-from clmoe_cli.method.routing.calibration import LOWER
+from clmoe_cli.method.routing.calibration import LOWER, MINIMUM
 from clmoe_cli.method.routing.mahalanobis import leading
 from clmoe_cli.method.routing.subspaces import BOUND, FOLDS, QUANTILES, SHORTLIST, Compared, Statistics, Subspaces
 
@@ -72,6 +72,9 @@ HELD_OUT = 400
 """Left-out images that are enough for the choice: folds are answered until there are so many."""
 ANSWERED = 1000
 """Left-out images that are answered of a fold, at most."""
+FINE, MANY = 10, 300
+"""Folds where a class has fewer than so many images on the average: a fit of four fifths of few images is wider than
+one of all, and what is left out of it looks farther away than new images are."""
 STEEP = 1e5
 """Variance of a direction, in units of the ridge, beyond which float32 would lose what is left of it."""
 WORST = 4.0
@@ -95,7 +98,8 @@ class Gaussians(Subspaces):
     summed log-probabilities of left-out images for every ridge and κ, α, and sharpness; ``apart`` [P] float64: summed
     squared distances of the class means from their middle under the task's own B of each ridge and κ. ``near`` [C, Q]
     float32: quantiles of the squared distances of a class's own left-out images from its mean; no columns where
-    features have one length, so that nothing is nearer than others without being more like them.
+    features have one length, so that nothing is nearer than others without being more like them. ``best`` [Q] float64:
+    quantiles of the largest of the classes' p-values over left-out images of the task, empty in stores of before.
     """
 
     variances: Tensor
@@ -106,6 +110,7 @@ class Gaussians(Subspaces):
     tallies: Tensor
     apart: Tensor
     near: Tensor
+    best: Tensor
 
     def distances(self, values: Tensor, of: int) -> Tensor:
         """Squared distances [N] of features [N, d] from class ``of`` by the class's own covariance alone; settled."""
@@ -120,15 +125,34 @@ class Gaussians(Subspaces):
         own. The lower tail has ``LOWER`` of the false alarms, so that a class with less than 1 / (``LOWER`` α) images
         has none below α: about 400 at 0.05, 2,000 at 0.01.
         """
-        found = super().usual(values, distances, of)
+        away = settled(_from_mean(values.double(), self.means[of], self.units)) if self.near.shape[1] else distances
+        return self._usual(distances, away, of)
+
+    def _usual(self, distances: Tensor, away: Tensor, of: int) -> Tensor:
+        """The same; ``away`` [N]: squared distances from the class's mean."""
+        found = self.p_values(distances, of)
         if not self.near.shape[1]:
             return found
-        away = settled(_from_mean(values.double(), self.means[of], self.units))
         count = float(self.counts[of])
         # At most as far is at least as far of the negatives, so that equal up to rounding counts on both sides.
         nearer = at_least(-self.near[of].flip(0), -away) / self.near.shape[1]
         lower = (nearer * count + 1) / (count + 1)
         return torch.minimum(found / (1 - LOWER), lower / LOWER).clamp(max=1.0)
+
+    def answered(self, values: Tensor, at: Tensor) -> Tensor:
+        """p-values [N] of features [N, d] that are answered with the classes ``at`` [N]; NaN where a class has none.
+
+        The share of the task's left-out images of which no class has a larger p-value than ``at`` has here: an answer
+        is the likeliest of several classes, and the largest of several p-values is no p-value. In stores of before it
+        is the class's own.
+        """
+        own = super().answered(values, at)
+        if not len(self.best):
+            return own
+        count = float(self.counts[self.counts >= MINIMUM].sum())
+        # At most as much is at least as much of the negatives.
+        share = at_least(-self.best.flip(0), -own.nan_to_num(0.0)) / len(self.best)
+        return ((share * count + 1) / (count + 1)).where(~own.isnan(), own)
 
     def covariance(self) -> Covariance:
         """The covariance within the task's classes."""
@@ -188,14 +212,14 @@ class Fold:
         return replace(self, means=(self.means.double() + noise).float())
 
 
-def folds(y: Tensor) -> Tensor:
-    """A fold from 0 for each image of class y [n]: each class is spread evenly, neighbours together."""
+def folds(y: Tensor, count: int = FOLDS) -> Tensor:
+    """One of so many folds for each image of class y [n]: each class is spread evenly, neighbours together."""
     order = torch.argsort(y, stable=True)
     counts = torch.bincount(y)
     first = torch.cumsum(counts, 0) - counts
     position = torch.empty_like(y)
     position[order] = torch.arange(len(y)) - first[y[order]]
-    return position * FOLDS // counts[y]
+    return position * count // counts[y]
 
 
 def fit_part(
@@ -265,12 +289,13 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     both_tails, units = not even, torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units).noisy(noise)
-    fold = folds(y)
+    count = FOLDS if len(y) >= MANY * classes else FINE
+    fold = folds(y, count)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
-    distances = torch.full((len(y),), math.nan, dtype=torch.float64)
+    distances = torch.full((len(y), classes), math.nan, dtype=torch.float64)
     away = distances.clone()
     answered = 0
-    for i in range(FOLDS):
+    for i in range(count):
         out = fold == i
         rest = ~out
         known = torch.bincount(y[rest], minlength=classes) > 0
@@ -280,27 +305,28 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
         # Of one image a class there is no covariance to try choices on.
         asked = answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
         part = fit_part(values[rest], y[rest], classes, units, asked, torch.bincount(y)).noisy(noise)
-        for c in y[out].unique().tolist():
-            here = out & (y == c)
+        few = _evenly(out, ANSWERED)
+        for c in known.nonzero()[:, 0].tolist():
+            # All images of the class itself, and some of the others'.
+            here = (out & (y == c)) | few
             own = part.means[c], part.directions[c], part.variances[c]
-            distances[here] = settled(_own_distances(values[here].double(), own, units, part.variance))
+            distances[here, c] = settled(_own_distances(values[here].double(), own, units, part.variance))
             if both_tails:
-                away[here] = settled(_from_mean(values[here].double(), part.means[c], units))
+                away[here, c] = settled(_from_mean(values[here].double(), part.means[c], units))
         if asked:
-            some = out.nonzero()[:, 0]
-            some = some[torch.linspace(0, len(some) - 1, min(len(some), ANSWERED)).round().long()]
+            some = few.nonzero()[:, 0]
             found, between = tally(part, units, values[some], y[some], known, even)
             # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
             grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
     # One vote a task, also of one that left no image out; infinity has no place in a store.
     grid[len(KAPPAS) :] += NEVER * even
     grid[: len(KAPPAS)] += NEVER * (not even)
-    quantiles = _quantiles(distances, y, classes)
+    own_distances, own_away = (each.gather(1, y[:, None])[:, 0] for each in (distances, away))
     shared, shared_variances, shared_rest = whole.shared
-    return Gaussians(
+    fitted = Gaussians(
         means=whole.means,
         directions=whole.directions,
-        quantiles=quantiles,
+        quantiles=_quantiles(own_distances, y, classes),
         counts=whole.counts.double(),
         variances=whole.variances,
         units=units,
@@ -309,8 +335,34 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
         shared_rest=shared_rest,
         tallies=grid,
         apart=apart / max(1, answered),
-        near=_quantiles(away, y, classes) if both_tails else torch.zeros(classes, 0),
+        near=_quantiles(own_away, y, classes) if both_tails else torch.zeros(classes, 0),
+        best=torch.zeros(0, dtype=torch.float64),
     )
+    return replace(fitted, best=_best(fitted, distances, away, y))
+
+
+def _best(found: Gaussians, distances: Tensor, away: Tensor, y: Tensor) -> Tensor:
+    """Quantiles [Q] float64 of the largest p-value of left-out images of class y [n]; none where no image has one.
+
+    ``distances`` and ``away`` [n, C], NaN where they were not taken.
+    """
+    classes = distances.shape[1]
+    p = torch.stack([found._usual(distances[:, c], away[:, c], c) for c in range(classes)], dim=1)
+    p = p.where(~distances.isnan(), torch.tensor(math.nan, dtype=p.dtype))
+    # Of a fold's images that were compared with all classes, those whose own class has p-values.
+    compared = (~distances.isnan()).sum(dim=1) == (~distances.isnan()).sum(dim=1).max()
+    judged = compared & ~p.gather(1, y[:, None])[:, 0].isnan()
+    if not bool(judged.any()):
+        return torch.zeros(0, dtype=torch.float64)
+    largest = p[judged].nan_to_num(0.0).max(dim=1).values
+    return largest.quantile(torch.linspace(0, 1, QUANTILES, dtype=torch.float64), interpolation="higher")
+
+
+def _evenly(chosen: Tensor, most: int) -> Tensor:
+    """At most so many of the ``chosen`` [n], evenly spaced, as a mask."""
+    found, at = torch.zeros_like(chosen), chosen.nonzero()[:, 0]
+    found[at[torch.linspace(0, len(at) - 1, min(len(at), most)).round().long()]] = True
+    return found
 
 
 def _quantiles(distances: Tensor, y: Tensor, classes: int) -> Tensor:

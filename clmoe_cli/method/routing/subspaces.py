@@ -108,6 +108,17 @@ class Subspaces:
         """p-values [N] of features [N, d], which have these distances [N] from class ``of``."""
         return self.p_values(distances, of)
 
+    def answered(self, values: Tensor, at: Tensor) -> Tensor:
+        """p-values [N] of features [N, d] that are answered with the classes ``at`` [N]: how usual they are for these.
+
+        NaN where the class has none.
+        """
+        found = torch.empty(len(values), dtype=torch.float64)
+        for of in at.unique().tolist():
+            here = at == of
+            found[here] = self.usual(values[here], self.distances(values[here], of), of)
+        return found
+
 
 def fit(values: Tensor, rank: int = RANK) -> Subspaces:
     """The subspace of one class (C = 1) from the features [n, d] of its images, n ≥ 1.

@@ -31,7 +31,8 @@ class Evidence:
 
     ``p`` [N] (NaN: not available), ``predicted`` codes [N], the task's codes, how many images calibrated it (0 where
     there are no p-values). ``whole``: p-value of the batch where the evidence is of batches; single images say little
-    then, and a batch counts as one task's.
+    then, and a batch counts as one task's. ``won`` [N]: which images the gate answers with this task, None where it was
+    not asked.
     """
 
     p: Tensor
@@ -39,6 +40,7 @@ class Evidence:
     classes: frozenset[int]
     calibration: int
     whole: float | None = None
+    won: Tensor | None = None
 
     @property
     def available(self) -> bool:
@@ -149,7 +151,7 @@ def _without_labels(
     enough = float(judged.double().mean()) >= JUDGED
     single = all(tasks[name].whole is None for name in able)
     if len(able) > 1 and enough and single:
-        p, chosen = every[:, judged].max(dim=0)
+        p, chosen = (found[judged] for found in _answering([tasks[name] for name in able], every))
         mixed = batch_p_value(p, min(tasks[name].calibration for name in able))
         if mixed >= alpha:
             names = tuple(able[i] for i in chosen.unique().tolist())
@@ -164,6 +166,21 @@ def _without_labels(
         )
         return Verdict("undecided", (), best, why)
     return Verdict("new", (), best, f"its images deviate from every known task ({nearest})")
+
+
+def _answering(tasks: Sequence[Evidence], every: Tensor) -> tuple[Tensor, Tensor]:
+    """The p-value [N] of each image by the task that answers it, and which that is [N], of p-values [T, N].
+
+    Where none of these tasks does, it is the one with the largest: so it is said to be usual sooner than it is.
+    """
+    largest, at = every.max(dim=0)
+    asked = [e.won for e in tasks if e.won is not None]
+    if len(asked) < len(tasks):
+        return largest, at
+    won = torch.stack(asked)
+    answering = won.long().argmax(dim=0)
+    own = every.gather(0, answering[None])[0]
+    return own.where(won.any(dim=0), largest), answering.where(won.any(dim=0), at)
 
 
 def _several(tasks: Mapping[str, Evidence], labels: Tensor, batch: Mapping[str, float], alpha: float) -> Verdict:
