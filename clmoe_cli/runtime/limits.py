@@ -74,7 +74,7 @@ ResNet-50."""
 ONNX_BYTES = (1 << 31) - 1
 """Bytes of an ONNX file: protobuf reads no more."""
 KEPT_FEATURES_BYTES = 2 << 30
-"""Bytes of features that are kept between commands: 400,000 pictures of 1,280 numbers."""
+"""Bytes of features that are kept between commands: 270,000 pictures of 1,952 numbers."""
 BACKBONE_PIXELS_CPU = 4 * 224 * 224
 """The same on a processor: four photographs. A single one passes as one of so many, and must not take longer than need
 be."""
