@@ -245,6 +245,24 @@ FAULTS_OF_PLACEMENT = (
         (f"{ONSET}::test_the_rate_of_false_alarms_is_what_p_values_are_held_against",),
     ),
     Fault(
+        "mixed batches by the largest p-value", "clmoe_cli/method/tasks/novelty.py",
+        "return own.where(won.any(dim=0), largest), answering.where(won.any(dim=0), at)",
+        "return largest, at",
+        (f"{ONSET}::test_images_of_a_mixed_batch_count_by_the_task_that_answers_them",),
+    ),
+    Fault(
+        "p-values of answers by their class alone", "clmoe_cli/method/routing/gaussians.py",
+        "        if not len(self.best):\n            return own",
+        "        if True:\n            return own",
+        (f"{GAUSSIANS}::test_p_values_of_a_tasks_own_new_images_are_uniform_however_many_classes_it_has",),
+    ),
+    Fault(
+        "as many folds for few images", "clmoe_cli/method/routing/gaussians.py",
+        "count = FOLDS if len(y) >= MANY * classes else FINE",
+        "count = FOLDS",
+        (f"{GAUSSIANS}::test_means_covariances_and_quantiles_are_those_of_the_images",),
+    ),
+    Fault(
         "labels that conflict are known", "clmoe_cli/method/tasks/novelty.py",
         "        if share >= AGREEMENT:\n",
         "        if share >= 0.0:\n",
@@ -321,7 +339,7 @@ FAULTS_OF_ROUTING = (
     ),
     Fault(
         "alpha chosen by images of the fit", "clmoe_cli/method/routing/gaussians.py",
-        "some = out.nonzero()[:, 0]",
+        "some = few.nonzero()[:, 0]",
         "some = (rest & known[y]).nonzero()[:, 0]",
         (f"{GAUSSIANS}::test_the_choice_is_made_by_images_that_were_left_out",),
     ),
@@ -346,8 +364,8 @@ FAULTS_OF_ROUTING = (
     ),
     Fault(
         "distances of images of the fit", "clmoe_cli/method/routing/gaussians.py",
-        "distances[here] = settled(_own_distances(values[here].double(), own, units, part.variance))",
-        "distances[here] = settled(_own_distances(values[here].double(), "
+        "distances[here, c] = settled(_own_distances(values[here].double(), own, units, part.variance))",
+        "distances[here, c] = settled(_own_distances(values[here].double(), "
         "(whole.means[c], whole.directions[c], whole.variances[c]), units, whole.variance))",
         (f"{GAUSSIANS}::test_means_covariances_and_quantiles_are_those_of_the_images",
          f"{GAUSSIANS}::test_p_values_of_a_classes_own_new_images_are_uniform"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.distributions import Gamma
 
 from clmoe_cli.method.routing.calibration import LOWER, MINIMUM, Calibration, batch_p_value
-from clmoe_cli.method.tasks.novelty import Evidence, decide
+from clmoe_cli.method.tasks.novelty import Evidence, Verdict, decide
 
 
 @given(seed=st.integers(0, 1000))
@@ -196,3 +197,19 @@ def test_evidence_of_whole_batches_judges_no_image_by_itself() -> None:
     assert (verdict.verdict, verdict.p_value) == ("new", 1e-6)
     fits = {**whole, "a": replace(MIXED["a"], whole=0.5)}
     assert decide(fits, None, 0.01).tasks == ("a",)
+
+
+def test_images_of_a_mixed_batch_count_by_the_task_that_answers_them() -> None:
+    first = torch.arange(20) < 10
+
+    def outcome(by_a: Tensor, by_b: Tensor) -> Verdict:
+        tasks = {"a": replace(MIXED["a"], won=by_a), "b": replace(MIXED["b"], won=by_b)}
+        return decide(tasks, None, 0.01)
+
+    assert outcome(first, ~first).tasks == ("a", "b")
+    # Each is usual for the other task only, which does not answer it.
+    assert outcome(~first, first).verdict == "new"
+    # Tasks that were not compared answer them: the one that fits better counts.
+    none = torch.zeros(20, dtype=torch.bool)
+    assert outcome(none, none).tasks == ("a", "b")
+    assert decide(MIXED, None, 0.01).tasks == ("a", "b")
