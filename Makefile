@@ -7,7 +7,7 @@ PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
 .PHONY: docs help install demo demo-photos test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
-	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos
+	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos bench-unknown bench-pictures
 
 ##@ Use
 
@@ -114,6 +114,12 @@ bench-processes: $(STAMP)  ## one task by one process, by one with two threads, 
 bench-photos: $(STAMP)  ## photographs through lite0, all and few of a class, beside plainer tools on the same features (PHOTOS=folder)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --out bench-out/photos --only photographs \
 		--columns store discriminant ranpac linear mlp
+
+bench-unknown: $(STAMP)  ## unknown photographs: p-values, rejections, onset (PHOTOS=folder)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unknown_photographs.py --photos $(PHOTOS) --out bench-out/unknown
+
+bench-pictures: $(STAMP)  ## pictures a second through lite0, cold and kept, and memory
+	$(BIN)/python benchmarks/pictures_per_second.py --out bench-out/pictures --memory 40000
 
 bench-answers: $(STAMP)  ## evidence beside plainer tools, and reports beside answers (PHOTOS=folder of the photographs)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --mnist $(MNIST) --out bench-out/answers --reuse
