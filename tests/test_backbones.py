@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from clmoe_cli.backbone import torchvision_models, weights_files
+from clmoe_cli.backbone.loading import load as by_name
 from clmoe_cli.backbone.torchvision_models import load, pretrained
 from clmoe_cli.method.networks import modules
 from store_schema import BadInput, ClmoeError, UsageProblem
@@ -268,14 +269,16 @@ def test_a_file_of_more_than_four_gigabytes_is_refused_unread(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
-        ("resnet5O", ["unknown backbone", "did you mean 'resnet50'"]),
+        ("resnet5O", ["unknown backbone", "did you mean resnet50"]),
+        ("Lite", ["unknown backbone", "expected lite0, fixed, FILE.onnx, none", "did you mean lite0"]),
+        ("", ["unknown backbone", "found nothing"]),
         ("deeplabv3_resnet50", ["unknown backbone"]),
         ("squeezenet1_0", ["cannot be a backbone", "without a linear layer"]),
     ],
 )
 def test_names_that_are_no_backbones(arch: str, words: list[str]) -> None:
     with pytest.raises(UsageProblem) as caught:
-        load(arch, "nowhere")
+        by_name(arch, "nowhere")
     one_line(caught.value, 2, *words)
 
 

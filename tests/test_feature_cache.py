@@ -159,3 +159,14 @@ def test_a_kill_leaves_what_was_kept(tmp_path: Path) -> None:
     some = vectors(3)
     kept.put(some)
     assert same(kept.get(list(some)), some)  # no lock of the killed process is waited for: putting would give up
+
+
+def test_a_cache_that_cannot_be_written_says_so_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {bytes([i]) * 32: np.full(4, i, np.float32) for i in range(3)}
+    assert FeatureCache(4, tmp_path / "cache").put(vectors)
+    (tmp_path / "file").write_text("no folder")
+    assert not FeatureCache(4, tmp_path / "file").put(vectors)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    kept = FeatureCache(4, tmp_path / "cache")
+    assert kept.get(list(vectors)).keys() == vectors.keys()
+    assert not kept.put({b"9" * 32: np.zeros(4, np.float32)})

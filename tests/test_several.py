@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -146,3 +147,35 @@ def test_kinds_that_differ_by_what_they_went_through_are_told_apart() -> None:
     x = np.zeros((1, 3), np.float32)
     with pytest.raises(BadInput, match=re.escape("[3] (features of net) beside [3]")):
         joined([clmoe.Batch(x, None, "a.npz"), clmoe.Batch(x, None, "b.jpg", seen)])
+
+
+def test_what_has_the_name_of_a_picture_is_read_as_one_everywhere(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    picture = next((world / "shots" / "left").glob("*.png"))
+    assert run(app, ["detect", "--data", str(picture), "--store", "store", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 1
+    assert run(app, ["learn", "--data", str(picture), "--store", "store"]) == 3
+    assert "no labels to learn from" in (said := capsys.readouterr().err)
+    assert "photos/CLASS/picture.jpg" in said
+
+
+def test_a_pipe_with_the_name_of_a_picture_is_refused_and_not_waited_for(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for asked in (tmp_path / "pipe.png", tmp_path):
+        _, err = predicted(capsys, world, monkeypatch, asked, code=3)
+        assert "not a regular file" in err
+
+
+def test_a_link_to_itself_is_a_broken_picture(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "whole.png").write_bytes(next((world / "shots" / "left").glob("*.png")).read_bytes())
+    _, err = predicted(capsys, world, monkeypatch, tmp_path, code=3)
+    assert "self.png" in err
+    found, _ = predicted(capsys, world, monkeypatch, tmp_path, "--skip-broken")
+    assert [row["file"] for row in found["predictions"]] == ["whole.png"]

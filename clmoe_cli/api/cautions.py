@@ -42,11 +42,11 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     if by_count[most] >= IMBALANCE * by_count[least]:
         text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"
         found.append(Caution("imbalance", f"{text}; look at the accuracy of each class, not at the mean"))
-    scarce = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM]
+    scarce, most_images = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM], by_count[most]
     if len(batch.labels) < FEW:
-        text = (
-            f"only {len(batch.labels)} images: all are trained on, and accuracy comes from fits that leave a fifth out"
-        )
+        count = len(batch.labels)
+        how = "accuracy comes from fits that leave a fifth out" if most_images > 1 else "accuracy is not measured"
+        text = f"only {count} image{'s' * (count != 1)}: all are trained on, and {how}"
         found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
     if scarce:
         text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"

@@ -103,7 +103,7 @@ class Expected:
         """What images like ``raw`` go through before an expert reads them; None for nothing.
 
         ``image_size``: the option, 0 for images as they are, None if it was not given. ``session``: what is said of a
-        backbone; it then computes the features (:meth:`~clmoe_cli.backbone.session.BackboneSession.features`).
+        backbone; it then makes the features while pictures are read (:mod:`clmoe_cli.data.extraction`).
 
         Raises UsageProblem where several transforms fit or options contradict each other, and what
         :meth:`~clmoe_cli.backbone.session.BackboneSession.record` raises.

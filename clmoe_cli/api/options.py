@@ -62,7 +62,8 @@ def check(batch: Batch, options: LearnOptions) -> None:
     if batch.flaw is not None:
         raise batch.flaw
     if batch.labels is None:
-        raise BadInput("no labels to learn from", where=batch.source, expected="labels y [N]")
+        expected = "labels y [N]" if batch.files is None else "class folders, as photos/CLASS/picture.jpg"
+        raise BadInput("no labels to learn from", where=batch.source, expected=expected)
     classes = batch.classes()
     check_names([label for label in classes if isinstance(label, str)], batch.source, "labels")
     try:

@@ -83,6 +83,11 @@ class Accuracy:
     guessing: float | None = None
     held_out: int = 0
 
+    @property
+    def shown(self) -> float | None:
+        """As ``predict`` answers; of tasks for which that was not measured yet, by the subnetwork alone."""
+        return self.subnetwork if self.answer is None else self.answer
+
 
 @dataclass(frozen=True)
 class ClassAccuracy:

@@ -8,6 +8,7 @@ the file says is checked, and a file that cannot be used costs time, never an an
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -72,8 +73,8 @@ class FeatureCache:
                 file.executemany("UPDATE features SET used = ? WHERE key = ?", old)
         return found
 
-    def put(self, vectors: dict[bytes, NDArray[np.float32]]) -> None:
-        """Keeps these, and lets the oldest go where they are too many."""
+    def put(self, vectors: dict[bytes, NDArray[np.float32]]) -> bool:
+        """Keeps these, and lets the oldest go where they are too many. False where they cannot be kept."""
         with suppress(sqlite3.Error, OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -83,6 +84,8 @@ class FeatureCache:
                     raise
                 self._path.unlink(missing_ok=True)  # no database, or a torn one
                 self._write(vectors)
+            return True
+        return False
 
     def _write(self, vectors: dict[bytes, NDArray[np.float32]]) -> None:
         self._path.touch(mode=0o600)  # features tell what is in the pictures
@@ -109,6 +112,8 @@ class FeatureCache:
         return page * (pages - free)
 
     def _open(self) -> sqlite3.Connection:
+        if not os.access(self._path.parent, os.W_OK):  # without a place for its log it is opened as it lies there
+            return sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         file = sqlite3.connect(self._path, timeout=_PATIENCE)
         with suppress(sqlite3.OperationalError):  # a file that may only be read stays as it is
             file.execute("PRAGMA journal_mode = WAL")

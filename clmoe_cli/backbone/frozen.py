@@ -97,10 +97,12 @@ class Backbone:
         self.check_size(height, width)
         inside = images.dtype == torch.uint8 or bool(((images >= -_ROUNDING) & (images <= 1 + _ROUNDING)).all())
         if not inside:
+            least, most = float(images.min()), float(images.max())
             raise BadInput(
                 f"pixels that {self.arch} cannot read",
+                found=f"{least:g} to {most:g}",
                 expected="uint8, or floats from 0 to 1",
-                hint="divide them by 255",
+                hint="divide them by 255" if least >= 0 else "give pixels as they were before they were normalised",
             )
         out, runner = torch.empty(count, self.width), self._runner
         step, workers = runner.block(height, width, device), runner.workers(device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from clmoe_cli.backbone.frozen import Backbone
+from clmoe_cli.data.npz import one_line
 from store_schema.errors import UsageProblem
 
 LITE0, FIXED = "lite0", "fixed"
@@ -38,5 +40,13 @@ def load(name: str, weights: str | Path | None = None, size: tuple[int, int] | N
 
         return fixed.load(weights, size)
     from clmoe_cli.backbone import torchvision_models
+    from clmoe_cli.method.networks import modules
 
+    if name not in (known := modules.torchvision_names()):
+        near = difflib.get_close_matches(name.lower(), [LITE0, FIXED, *known], n=1)
+        raise UsageProblem(
+            "unknown backbone", key="--features", found=one_line(name) or "nothing",
+            expected=f"{LITE0}, {FIXED}, FILE.onnx, none, or a network of torchvision",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )  # fmt: skip
     return torchvision_models.load(name, weights, size)

@@ -29,6 +29,7 @@ class BackboneSession:
     safetensors file, None for the published ones. ``experts``: of ``learn``, the architecture of its experts; None
     where nothing is learned. ``device``: where to compute. ``keep``: whether features are kept for the next command
     (:mod:`clmoe_cli.backbone.cache`). ``computed``: pictures that passed the backbone so far; others had been kept.
+    ``unkept``: whether the cache could not take them.
     It is the :class:`~clmoe_cli.data.extraction.Extractor` of whoever reads the pictures.
     """
 
@@ -41,7 +42,7 @@ class BackboneSession:
         keep: bool = True,
     ) -> None:
         self.arch, self.weights, self.experts, self.device, self.keep = arch, weights, experts, device, keep
-        self.computed = 0
+        self.computed, self.unkept = 0, False
         self._loaded: Backbone | None = None
 
     def record(self, known: FeaturesRecord | None, size: int | None, on_step: OnStep = silent) -> InputRecord:
@@ -56,8 +57,8 @@ class BackboneSession:
                 "experts that read features are perceptrons", key="--arch", found=repr(self.experts),
                 expected="mlp:WIDTH[,WIDTH…]", hint=f"leave --arch out, or read the pictures: --features {NONE}",
             )  # fmt: skip
-        arch = self.arch or (known.arch if known else None)
-        assert arch is not None
+        arch = known.arch if self.arch is None and known is not None else self.arch
+        assert arch is not None, "neither the options nor the store name a backbone"
         from clmoe_cli.backbone.loading import is_file, load
 
         if known is not None and known.arch != arch and not (is_file(known.arch) and is_file(arch)):
@@ -117,7 +118,7 @@ class BackboneSession:
         if places:
             computed = backbone.features(torch.from_numpy(pictures[places]), self.device).numpy()
             fresh = {keys[place]: vector for place, vector in zip(places, computed, strict=True)}
-            cache.put(fresh)
+            self.unkept = not cache.put(fresh)
             found |= fresh
             self.computed += len(places)
         return np.stack([found[key] for key in keys])

@@ -62,15 +62,11 @@ def load(arch: str, weights: str | Path | None = None, size: tuple[int, int] | N
     """The backbone ``arch`` with the weights of a safetensors file, or those that torchvision publishes.
 
     ``size``: height and width of the pictures, so that what the network cannot read is refused before weights are
-    read. Published weights are downloaded once and kept where torch.hub keeps them. Raises UsageProblem for an
-    unknown architecture or an unreadable size, BadInput for weights that do not fit or cannot be had.
+    read. Published weights are downloaded once and kept where torch.hub keeps them. ``arch`` is one of torchvision's.
+    Raises UsageProblem for an unreadable size, BadInput for weights that do not fit or cannot be had.
     """
     from torchvision import models
 
-    if arch not in modules.torchvision_names():
-        close = modules.closest(arch)
-        hint = f"did you mean {close!r}?" if close else None
-        raise UsageProblem("unknown backbone", found=repr(arch), expected="a network of torchvision", hint=hint)
     options = {"transform_input": True} if arch in _TRANSFORMED else {}
     net = modules.torchvision_net(arch, **options)
     linear = [(name, layer.in_features) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.opened import Opened
+from clmoe_cli.backbone.places import FOLDER, cache_folder
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, look
 from clmoe_cli.data.several import grouped, joined
@@ -74,6 +75,8 @@ def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, ho
             more = f", {kept} of them kept from before" if kept else ""
             count = len(batch.images)
             note(f"features of {extractor.name}: {count} picture{'s' * (count != 1)}{more}")
+            if extractor.unkept:
+                note(f"the features cannot be kept in {cache_folder()}; {FOLDER} names another folder")
     return batch
 
 

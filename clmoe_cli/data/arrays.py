@@ -20,6 +20,7 @@ import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw, Unread
 from clmoe_cli.data.extraction import Extractor, collecting
+from clmoe_cli.data.listing import PICTURES
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
@@ -97,6 +98,12 @@ def look(
         yield Folder.named(source, skip_broken, on_step)
         return
     check_source(source)
+    if Path(source).suffix.lower() in PICTURES and Path(source).is_file():
+        from clmoe_cli.data.pictures import Folder
+
+        _refuse_column(label_column, source)
+        yield Folder.named((source,), skip_broken, on_step)
+        return
     if source != "-" and Path(source).is_dir():
         from clmoe_cli.data.pictures import Folder
 

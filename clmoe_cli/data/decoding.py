@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,11 +70,13 @@ def _opened(path: str) -> Iterator[Any]:
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for without end
+            raise BadInput("not a regular file", where=one_line(path), expected="a picture")
         with Image.open(path, formats=_formats()) as picture:
             most = Image.MAX_IMAGE_PIXELS
             # PIL only warns of it, and warnings cannot be set for one thread.
             if most is not None and picture.size[0] * picture.size[1] > most:
-                raise Image.DecompressionBombError(f"more than {most} pixels")
+                raise _too_large(path, picture.size, most)
             deep = _deep(picture, path)
             if deep:
                 hint = "save it with 8 bits a channel"
@@ -82,6 +85,11 @@ def _opened(path: str) -> Iterator[Any]:
     except ClmoeError:
         raise
     except Exception as error:
+        if isinstance(error, Image.DecompressionBombError):  # twice as many: PIL does not even say how many
+            raise BadInput(
+                "too many pixels", where=one_line(path), expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
+                hint="make it smaller",
+            ) from error  # fmt: skip
         if isinstance(error, OSError) and error.errno is not None:
             raise read_problem(error, one_line(path)) from error
         # Pillow says what is wrong by a bare OSError, and by the name of its own errors.
@@ -89,6 +97,11 @@ def _opened(path: str) -> Iterator[Any]:
         raise BadInput(
             "broken picture", where=one_line(path), found=kind, hint="repair or remove the picture"
         ) from error
+
+
+def _too_large(path: str, size: tuple[int, int], most: int) -> BadInput:
+    found, wanted = f"{size[0]}x{size[1]}", f"at most {most} pixels"
+    return BadInput("too many pixels", where=one_line(path), found=found, expected=wanted, hint="make it smaller")
 
 
 @lru_cache(maxsize=1)

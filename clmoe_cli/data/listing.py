@@ -195,7 +195,7 @@ def _of_no_use(file: _File) -> BadInput:
         "a picture of a format that is not read",
         where=one_line(file.path),
         found=file.suffix,
-        expected=", ".join(READ),
+        expected=", ".join(READ if missing(PLUGIN) else (*READ, *PHONES)),
         hint=("pip install 'clmoe[photos]', or " if file.suffix in PHONES else "") + "save it as PNG or JPEG",
     )
 
@@ -222,7 +222,7 @@ def _walk(folder: str) -> tuple[list[_File], list[str], list[str]]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as scan:
-                entries = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in _counting(scan))
+                entries = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in _counting(scan))
         except OSError as error:
             raise read_problem(error, one_line(path)) from error
         for name, is_folder, is_link in entries:
@@ -233,6 +233,14 @@ def _walk(folder: str) -> tuple[list[_File], list[str], list[str]]:
             else:
                 files.append(_File(inner, folders, name))
     return files, first, sorted(again)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads to itself is none: it is named when it is opened."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _counting(scan: Iterable[os.DirEntry[str]]) -> Iterable[os.DirEntry[str]]:

@@ -194,7 +194,7 @@ def _other_size(path: str, size: tuple[int, int], wanted: tuple[int, int], first
         where=one_line(path),
         found=f"{size[1]}x{size[0]}",
         expected=f"{wanted[1]}x{wanted[0]}, as in {one_line(first)}",
-        hint="--image-size N resizes them all",
+        hint="--image-size N resizes them all, and so does --features lite0",
     )
 
 

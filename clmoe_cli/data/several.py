@@ -24,7 +24,8 @@ def grouped(sources: Sequence[str]) -> list[str | tuple[str, ...]]:
     """
     found: list[str | tuple[str, ...]] = []
     for source in (name for given in sources for name in _written_out(given)):
-        if Path(source).suffix.lower() not in PICTURES or not Path(source).is_file():
+        # What has the name of a picture and is no folder is one, or refused as one.
+        if Path(source).suffix.lower() not in PICTURES or Path(source).is_dir() or not Path(source).exists():
             found.append(source)
         elif found and isinstance(found[-1], tuple):
             found[-1] = (*found[-1], source)

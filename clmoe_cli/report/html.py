@@ -115,7 +115,7 @@ def _printable(value: object) -> object:
 
 
 def _cards(report: InspectReport) -> dict[str, object]:
-    accuracies = [t.accuracy.subnetwork for t in report.tasks if t.accuracy.subnetwork is not None]
+    accuracies = [t.accuracy.shown for t in report.tasks if t.accuracy.shown is not None]
     mean = percent(sum(accuracies) / len(accuracies)) if accuracies else "–"
     classes = {(type(c).__name__, c) for t in report.tasks for c in t.classes}
     return {

@@ -124,7 +124,7 @@ def _tasks(tasks: Sequence[Task], *, each_layer: bool) -> Any:
         table.add_row(
             task.name,
             some(task.classes),
-            percent(task.accuracy.subnetwork),
+            percent(task.accuracy.shown),
             *(f"{share:.2f} %" for share in shares),
             str(task.bytes),
         )

@@ -142,7 +142,7 @@ def _(report: StreamReport) -> list[Any]:
             part.task,
             part.expert,
             ", ".join(map(str, part.classes)),
-            percent(part.accuracy.subnetwork),
+            percent(part.accuracy.shown),
             f"{part.seconds:.1f}",
         )
     new = sum(part.status == "learned" for part in report.segments)

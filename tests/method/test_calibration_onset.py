@@ -213,3 +213,10 @@ def test_images_of_a_mixed_batch_count_by_the_task_that_answers_them() -> None:
     none = torch.zeros(20, dtype=torch.bool)
     assert outcome(none, none).tasks == ("a", "b")
     assert decide(MIXED, None, 0.01).tasks == ("a", "b")
+
+
+def test_of_several_tasks_that_fit_the_one_that_answers_most_images_is_named() -> None:
+    some = torch.arange(20) < 14
+    likelier = replace(A, p=torch.full((20,), 0.9, dtype=torch.float64), classes=frozenset({2, 3}), won=~some)
+    assert decide({"a": replace(A, won=some), "b": likelier}, None, 0.01).tasks == ("a",)
+    assert decide({"a": A, "b": replace(likelier, won=None)}, None, 0.01).tasks == ("b",)

@@ -47,6 +47,11 @@ class Evidence:
         """Whether the task has p-values."""
         return float((~self.p.isnan()).double().mean()) >= JUDGED
 
+    @property
+    def share(self) -> float:
+        """Share of the images that the gate answers with this task; 0 where it was not asked."""
+        return 0.0 if self.won is None else float(self.won.double().mean())
+
     def p_value(self) -> float:
         """p-value of the batch."""
         if self.whole is not None:
@@ -87,7 +92,8 @@ def decide(
     best = max(batch.values(), default=None)
     seen = None if labels is None else frozenset(labels.unique().tolist())
     known = frozenset[int]().union(*(e.classes for e in tasks.values()))
-    fitting = sorted((name for name in batch if batch[name] >= alpha), key=lambda name: -batch[name])
+    # Of several that fit, the one that answers most of the images comes first, as predict would have it.
+    fitting = sorted((name for name in batch if batch[name] >= alpha), key=lambda n: (-tasks[n].share, -batch[n]))
     if seen is not None and not seen <= known:
         looks = _without_labels(tasks, batch, fitting, best, alpha)
         # The same images under other names: said here, and by ``learn`` once it has seen what they are taken for.
