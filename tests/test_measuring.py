@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,9 @@ def test_known_inputs_under_other_names_are_named(n: int, tmp_path: Path) -> Non
     learn(root, drawn(400, 1, ("a", "b")), LearnOptions(**OPTIONS))
     again = drawn(n, 2, ("cat", "dog"))
     planned, asked = plan(root, again, LearnOptions(**OPTIONS)), detect(root, again, use_labels=True)
-    assert planned.onset.reason == asked.reason
+    # Of many images each command takes a sample of its own.
+    said, again_said = (re.sub(r"p = [^,]*", "", one.reason) for one in (planned.onset, asked))
+    assert said == again_said
     assert "no known task near it has: cat, dog; yet it looks like task1 (p = " in asked.reason
     report = learn(root, again, LearnOptions(**OPTIONS))
     (conflict,) = [c for c in report.warnings if c.code == "conflict"]

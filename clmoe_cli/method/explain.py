@@ -118,8 +118,12 @@ def of_gate(
     for one in chosen.unique().tolist():
         here = chosen == one
         own, rows = statistics(int(gate.owner[one])), here.nonzero()[:, 0]
-        p = own.answered(values[rows], torch.full_like(rows, int(gate.position[one])))
-        found.figure("p_value")[:, :k][here] = p
+        found.figure("p_value")[:, :k][here] = own.usual(values[rows], known["distance"][here], int(gate.position[one]))
+    # The answer's is that of the prediction, which others of its task do not have.
+    owner, position = gate.owner[chosen[:, 0]], gate.position[chosen[:, 0]]
+    for task in owner.unique().tolist():
+        rows = (owner == task).nonzero()[:, 0]
+        found.figure("p_value")[rows, 0] = statistics(task).answered(values[rows], position[rows])
     return found
 
 

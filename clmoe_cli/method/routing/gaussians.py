@@ -142,17 +142,20 @@ class Gaussians(Subspaces):
     def answered(self, values: Tensor, at: Tensor) -> Tensor:
         """p-values [N] of features [N, d] that are answered with the classes ``at`` [N]; NaN where a class has none.
 
-        The share of the task's left-out images of which no class has a larger p-value than ``at`` has here: an answer
-        is the likeliest of several classes, and the largest of several p-values is no p-value. In stores of before it
-        is the class's own.
+        The share of the task's left-out images whose largest p-value over its classes is no larger than it is here: the
+        largest of several p-values is none by itself, and of classes that resemble each other no image would look new.
+        In stores of before it is the class's own.
         """
-        own = super().answered(values, at)
         if not len(self.best):
-            return own
+            return super().answered(values, at)
+        p = torch.stack([self.usual(values, self.distances(values, c), c) for c in range(len(self.means))], dim=1)
+        # A class of few images has no p-values, and an image that is taken for it cannot be judged.
+        judged = ~p.gather(1, at[:, None])[:, 0].isnan()
+        largest = p.nan_to_num(0.0).max(dim=1).values
         count = float(self.counts[self.counts >= MINIMUM].sum())
         # At most as much is at least as much of the negatives.
-        share = at_least(-self.best.flip(0), -own.nan_to_num(0.0)) / len(self.best)
-        return ((share * count + 1) / (count + 1)).where(~own.isnan(), own)
+        share = at_least(-self.best.flip(0), -largest) / len(self.best)
+        return ((share * count + 1) / (count + 1)).where(judged, torch.tensor(math.nan, dtype=p.dtype))
 
     def covariance(self) -> Covariance:
         """The covariance within the task's classes."""
