@@ -252,14 +252,14 @@ FAULTS_OF_PLACEMENT = (
     ),
     Fault(
         "p-values of answers by their class alone", "clmoe_cli/method/routing/gaussians.py",
-        "        if not len(self.best):\n            return own",
-        "        if True:\n            return own",
+        "        if not len(self.best):\n            return super()",
+        "        if True:\n            return super()",
         (f"{GAUSSIANS}::test_p_values_of_a_tasks_own_new_images_are_uniform_however_many_classes_it_has",),
     ),
     Fault(
         "as many folds for few images", "clmoe_cli/method/routing/gaussians.py",
-        "count = FOLDS if len(y) >= MANY * classes else FINE",
-        "count = FOLDS",
+        "else [(FOLDS, True, False), (FINE, False, True)]",
+        "else [(FOLDS, True, True)]",
         (f"{GAUSSIANS}::test_means_covariances_and_quantiles_are_those_of_the_images",),
     ),
     Fault(

@@ -222,9 +222,9 @@ def test_the_choice_is_made_by_images_that_were_left_out() -> None:
     rng = torch.Generator().manual_seed(6)
     y = torch.arange(60) % 2
     values = torch.randn((60, 8), generator=rng) + y[:, None] / 2
-    found, fold = fit(values, y, 2, True), gaussians.folds(y, FINE)
+    found, fold = fit(values, y, 2, True), gaussians.folds(y)
     wanted = torch.zeros(GRID, dtype=torch.float64)
-    for i in range(FINE):
+    for i in range(FOLDS):
         out = fold == i
         part = fit_part(values[~out], y[~out], 2, torch.ones(8), whole=torch.bincount(y))
         known = torch.tensor([True, True])

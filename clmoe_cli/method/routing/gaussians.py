@@ -292,35 +292,40 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     both_tails, units = not even, torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units).noisy(noise)
-    count = FOLDS if len(y) >= MANY * classes else FINE
-    fold = folds(y, count)
     grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y), classes), math.nan, dtype=torch.float64)
     away = distances.clone()
     answered = 0
-    for i in range(count):
-        out = fold == i
-        rest = ~out
-        known = torch.bincount(y[rest], minlength=classes) > 0
-        out &= known[y]
-        if not bool(out.any()) or not bool(rest.any()):
-            continue
-        # Of one image a class there is no covariance to try choices on.
-        asked = answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
-        part = fit_part(values[rest], y[rest], classes, units, asked, torch.bincount(y)).noisy(noise)
-        few = _evenly(out, ANSWERED)
-        for c in known.nonzero()[:, 0].tolist():
-            # All images of the class itself, and some of the others'.
-            here = (out & (y == c)) | few
-            own = part.means[c], part.directions[c], part.variances[c]
-            distances[here, c] = settled(_own_distances(values[here].double(), own, units, part.variance))
-            if both_tails:
-                away[here, c] = settled(_from_mean(values[here].double(), part.means[c], units))
-        if asked:
-            some = few.nonzero()[:, 0]
-            found, between = tally(part, units, values[some], y[some], known, even)
-            # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
-            grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
+    # Choices are tried on the same folds whatever distances are taken of: smaller ones would have more images whose
+    # neighbours, as frames of one sign, are in the fit.
+    passes = [(FOLDS, True, True)] if len(y) >= MANY * classes else [(FOLDS, True, False), (FINE, False, True)]
+    for count, chooses, measures in passes:
+        fold = folds(y, count)
+        for i in range(count):
+            out = fold == i
+            rest = ~out
+            known = torch.bincount(y[rest], minlength=classes) > 0
+            out &= known[y]
+            if not bool(out.any()) or not bool(rest.any()):
+                continue
+            # Of one image a class there is no covariance to try choices on.
+            asked = chooses and answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
+            if not (asked or measures):
+                continue
+            part = fit_part(values[rest], y[rest], classes, units, asked, torch.bincount(y)).noisy(noise)
+            few = _evenly(out, ANSWERED)
+            for c in known.nonzero()[:, 0].tolist() if measures else ():
+                # All images of the class itself, and some of the others'.
+                here = (out & (y == c)) | few
+                own = part.means[c], part.directions[c], part.variances[c]
+                distances[here, c] = settled(_own_distances(values[here].double(), own, units, part.variance))
+                if both_tails:
+                    away[here, c] = settled(_from_mean(values[here].double(), part.means[c], units))
+            if asked:
+                some = few.nonzero()[:, 0]
+                found, between = tally(part, units, values[some], y[some], known, even)
+                # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
+                grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
     # One vote a task, also of one that left no image out; infinity has no place in a store.
     grid[len(KAPPAS) :] += NEVER * even
     grid[: len(KAPPAS)] += NEVER * (not even)
