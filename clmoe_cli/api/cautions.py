@@ -42,10 +42,10 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     if by_count[most] >= IMBALANCE * by_count[least]:
         text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"
         found.append(Caution("imbalance", f"{text}; look at the accuracy of each class, not at the mean"))
-    scarce, most_images = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM], by_count[most]
+    scarce = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM]
     if len(batch.labels) < FEW:
         count = len(batch.labels)
-        how = "accuracy comes from fits that leave a fifth out" if most_images > 1 else "accuracy is not measured"
+        how = "accuracy comes from fits that leave a fifth out" if by_count[most] > 1 else "accuracy is not measured"
         text = f"only {count} image{'s' * (count != 1)}: all are trained on, and {how}"
         found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
     if scarce:

@@ -95,10 +95,11 @@ def _of_gate(
 ) -> tuple[Evidence, Tensor]:
     """``at`` [N]: the task's class that the gate answers for each image; ``won`` [N]: whether it answers the task."""
     own = loader.answering(name)[0]
-    nearest = torch.stack([own.distances(values, c) for c in range(len(codes))], dim=1).min(dim=1).values
+    distances = own.all_distances(values)
     able = own.counts >= MINIMUM
     calibration = int(own.counts[able].min()) if bool(able.any()) else 0
-    return Evidence(own.answered(values, at), codes[at], frozenset(codes.tolist()), calibration, won=won), nearest
+    p = own.answered(values, at, distances)
+    return Evidence(p, codes[at], frozenset(codes.tolist()), calibration, won=won), distances.min(dim=1).values
 
 
 def _of_subnetwork(loader: Loader, name: str, batch: Batch, codes: Tensor, kind: str) -> tuple[Evidence, Tensor]:

@@ -118,7 +118,7 @@ class BackboneSession:
         if places:
             computed = backbone.features(torch.from_numpy(pictures[places]), self.device).numpy()
             fresh = {keys[place]: vector for place, vector in zip(places, computed, strict=True)}
-            self.unkept = not cache.put(fresh)
+            self.unkept |= not cache.put(fresh)
             found |= fresh
             self.computed += len(places)
         return np.stack([found[key] for key in keys])

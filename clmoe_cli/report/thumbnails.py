@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clmoe_cli.data.decoding import Array, decode
-from clmoe_cli.data.listing import PICTURES
+from clmoe_cli.data.listing import PHONES, READ
 from clmoe_cli.data.npz import one_line, read_problem
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, counted
@@ -121,7 +121,7 @@ def _inside(folder: Path) -> dict[str, Path]:
 
 def _pictures_below(folder: Path) -> list[str]:
     """Files in a format that is read, in the folder and those inside, without hidden ones."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in (*READ, *PHONES) and path.is_file()]
     return sorted(str(p) for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 

@@ -139,7 +139,7 @@ class Gaussians(Subspaces):
         lower = (nearer * count + 1) / (count + 1)
         return torch.minimum(found / (1 - LOWER), lower / LOWER).clamp(max=1.0)
 
-    def answered(self, values: Tensor, at: Tensor) -> Tensor:
+    def answered(self, values: Tensor, at: Tensor, distances: Tensor | None = None) -> Tensor:
         """p-values [N] of features [N, d] that are answered with the classes ``at`` [N]; NaN where a class has none.
 
         The share of the task's left-out images whose largest p-value over its classes is no larger than it is here: the
@@ -147,8 +147,9 @@ class Gaussians(Subspaces):
         In stores of before it is the class's own.
         """
         if not len(self.best):
-            return super().answered(values, at)
-        p = torch.stack([self.usual(values, self.distances(values, c), c) for c in range(len(self.means))], dim=1)
+            return super().answered(values, at, distances)
+        distances = self.all_distances(values) if distances is None else distances
+        p = torch.stack([self.usual(values, each, c) for c, each in enumerate(distances.unbind(dim=1))], dim=1)
         # A class of few images has no p-values, and an image that is taken for it cannot be judged.
         judged = ~p.gather(1, at[:, None])[:, 0].isnan()
         largest = p.nan_to_num(0.0).max(dim=1).values

@@ -108,15 +108,20 @@ class Subspaces:
         """p-values [N] of features [N, d], which have these distances [N] from class ``of``."""
         return self.p_values(distances, of)
 
-    def answered(self, values: Tensor, at: Tensor) -> Tensor:
+    def all_distances(self, values: Tensor) -> Tensor:
+        """Distances [N, C] of features [N, d] from every class."""
+        return torch.stack([self.distances(values, of) for of in range(len(self.means))], dim=1)
+
+    def answered(self, values: Tensor, at: Tensor, distances: Tensor | None = None) -> Tensor:
         """p-values [N] of features [N, d] that are answered with the classes ``at`` [N]: how usual they are for these.
 
-        NaN where the class has none.
+        ``distances`` [N, C]: those of :meth:`all_distances`, where they are known. NaN where the class has none.
         """
         found = torch.empty(len(values), dtype=torch.float64)
         for of in at.unique().tolist():
             here = at == of
-            found[here] = self.usual(values[here], self.distances(values[here], of), of)
+            own = self.distances(values[here], of) if distances is None else distances[here, of]
+            found[here] = self.usual(values[here], own, of)
         return found
 
 
