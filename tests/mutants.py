@@ -258,9 +258,15 @@ FAULTS_OF_PLACEMENT = (
     ),
     Fault(
         "as many folds for few images", "clmoe_cli/method/routing/gaussians.py",
-        "else [(FOLDS, True, False), (FINE, False, True)]",
-        "else [(FOLDS, True, True)]",
+        "fine = FOLDS if len(y) >= MANY * classes else FINE",
+        "fine = FOLDS",
         (f"{GAUSSIANS}::test_means_covariances_and_quantiles_are_those_of_the_images",),
+    ),
+    Fault(
+        "choices by images whose neighbours are learned", "clmoe_cli/method/routing/gaussians.py",
+        "((folds(y, values), True)",
+        "((folds(y), True)",
+        (f"{GAUSSIANS}::test_the_choice_is_made_by_images_that_were_left_out",),
     ),
     Fault(
         "labels that conflict are known", "clmoe_cli/method/tasks/novelty.py",

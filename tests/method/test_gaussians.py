@@ -193,6 +193,34 @@ def test_folds_spread_each_class_evenly(counts: list[int], seed: int) -> None:
             assert int(sizes.min()) >= count // FOLDS
 
 
+@given(counts=st.lists(st.integers(1, 90), min_size=1, max_size=4), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_folds_of_neighbours_are_those_of_the_plain_halving(counts: list[int], seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    y = y[torch.randperm(len(y), generator=rng)]
+    values = torch.randn((len(y), 6), generator=rng) * torch.tensor([9.0, 5.0, 2.0, 1.0, 1.0, 1.0])
+    fold = gaussians.folds(y, values)
+    for c, count in enumerate(counts):
+        sizes = torch.bincount(fold[y == c], minlength=FOLDS)
+        assert len(sizes) == FOLDS
+        assert int(sizes.max() - sizes.min()) <= max(gaussians.TOGETHER, 1 if count < FOLDS else count // FOLDS)
+    wanted = [slow.halved(slow.double(values), (y == c).nonzero()[:, 0].tolist()) for c in range(len(counts))]
+    assert gaussians._neighbouring(values, y).tolist() == [i for each in wanted for i in each]
+
+
+def test_images_that_lie_together_are_left_out_together() -> None:
+    rng = torch.Generator().manual_seed(1)
+    sign = torch.arange(240) // 10
+    sign = sign[torch.randperm(240, generator=rng)]
+    middles = torch.randn((24, 12), generator=rng) * 20
+    values, y = middles[sign] + torch.randn((240, 12), generator=rng) / 100, sign % 2
+    together = torch.tensor([len(gaussians.folds(y, values)[sign == each].unique()) for each in range(24)])
+    apart = torch.tensor([len(gaussians.folds(y)[sign == each].unique()) for each in range(24)])
+    assert float(together.double().mean()) <= 2
+    assert float(apart.double().mean()) >= 3
+
+
 @pytest.mark.parametrize("even", [True, False])
 def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even: bool) -> None:
     rng = torch.Generator().manual_seed(4)
@@ -222,7 +250,7 @@ def test_the_choice_is_made_by_images_that_were_left_out() -> None:
     rng = torch.Generator().manual_seed(6)
     y = torch.arange(60) % 2
     values = torch.randn((60, 8), generator=rng) + y[:, None] / 2
-    found, fold = fit(values, y, 2, True), gaussians.folds(y)
+    found, fold = fit(values, y, 2, True), gaussians.folds(y, values)
     wanted = torch.zeros(GRID, dtype=torch.float64)
     for i in range(FOLDS):
         out = fold == i
@@ -278,7 +306,7 @@ def test_means_covariances_and_quantiles_are_those_of_the_images() -> None:
     torch.testing.assert_close(covariance.wide @ covariance.wide.T + torch.diag(covariance.rest), within)
     assert covariance.images == 90
     # Each image is left out of the fit that tells how far it lies.
-    fold = gaussians.folds(y, FINE)
+    fold = gaussians.folds(y, count=FINE)
     for c in range(2):
         own_distances = []
         for n in (y == c).nonzero()[:, 0].tolist():
@@ -322,7 +350,7 @@ def test_p_values_of_a_tasks_own_new_images_are_uniform_however_many_classes_it_
     x, y = drawn(800)
     found = fit(x, y, classes, even)
     # The oracle: of every image the largest p-value, by fits that leave its fold out.
-    fold, largest = gaussians.folds(y, FINE), []
+    fold, largest = gaussians.folds(y, count=FINE), []
     quantiles, near = found.quantiles.double(), found.near.double()
     for n in range(0, len(y), 7):
         rest = fold != fold[n]
@@ -359,7 +387,7 @@ def test_of_vectors_both_tails_count() -> None:
     assert even.near.shape == (2, 0)
     for c in range(2):
         # The oracle: how far each image lies from the mean of those of other folds.
-        fold, away = gaussians.folds(y, FINE), []
+        fold, away = gaussians.folds(y, count=FINE), []
         for n in (y == c).nonzero()[:, 0].tolist():
             mean = x[(y == c) & (fold != fold[n])].double().mean(dim=0)
             away.append(float(((x[n].double() - mean) / found.units.double()).square().sum()))

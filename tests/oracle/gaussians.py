@@ -137,3 +137,21 @@ def distance(x: Any, mean: Any, directions: Any, variances: Any, units: Any, var
         total -= along**2
         inside += along**2 * ridge / (float(variances[k]) + ridge)
     return max(total, 0.0) + inside
+
+
+def halved(values: Array, chosen: list[int]) -> list[int]:
+    """The ``chosen`` rows of values [n, d] in the order that halving along the widest direction gives, to groups of 10.
+
+    The direction is what four steps of a power iteration from the farthest row give.
+    """
+    if len(chosen) <= 10:
+        return chosen
+    rows = values[chosen] - values[chosen].mean(axis=0)
+    way = rows[int((rows**2).sum(axis=1).argmax())]
+    way = way / max(float(np.linalg.norm(way)), 1e-12)
+    for _ in range(4):
+        way = rows.T @ (rows @ way)
+        way = way / max(float(np.linalg.norm(way)), 1e-12)
+    order = [chosen[i] for i in np.argsort(rows @ way, kind="stable")]
+    middle = -(-len(order) // 2)
+    return halved(values, order[:middle]) + halved(values, order[middle:])

@@ -75,6 +75,10 @@ ANSWERED = 1000
 FINE, MANY = 10, 300
 """Folds where a class has fewer than so many images on the average: a fit of four fifths of few images is wider than
 one of all, and what is left out of it looks farther away than new images are."""
+TOGETHER = 10
+"""Images of a class that lie together are left out together: else what is left out are frames of what is learned."""
+TURNS = 4
+"""Steps of a power iteration towards the direction in which a group varies most."""
 STEEP = 1e5
 """Variance of a direction, in units of the ridge, beyond which float32 would lose what is left of it."""
 WORST = 4.0
@@ -216,14 +220,57 @@ class Fold:
         return replace(self, means=(self.means.double() + noise).float())
 
 
-def folds(y: Tensor, count: int = FOLDS) -> Tensor:
-    """One of so many folds for each image of class y [n]: each class is spread evenly, neighbours together."""
-    order = torch.argsort(y, stable=True)
+def folds(y: Tensor, values: Tensor | None = None, count: int = FOLDS) -> Tensor:
+    """One of so many folds [n] for each image of class y [n]: each class is spread evenly, neighbours together.
+
+    Neighbours are images that follow each other, as frames of a film do, or whose features ``values`` [n, d] lie
+    together: frames whose order is lost.
+    """
+    order = torch.argsort(y, stable=True) if values is None else _neighbouring(values, y)
     counts = torch.bincount(y)
     first = torch.cumsum(counts, 0) - counts
     position = torch.empty_like(y)
     position[order] = torch.arange(len(y)) - first[y[order]]
-    return position * count // counts[y]
+    if values is None:
+        return position * count // counts[y]
+    # Groups of a class are dealt out in turn, so that what a fold leaves out is no corner of the class.
+    groups = (counts + TOGETHER - 1).clamp_min(TOGETHER * count) // TOGETHER
+    return (position * groups[y] // counts[y]) % count
+
+
+def _neighbouring(values: Tensor, y: Tensor) -> Tensor:
+    """Positions [n] of images with features [n, d]: class by class, those that lie together next to each other.
+
+    Classes are halved along the direction in which they vary most, the halves again, down to ``TOGETHER`` images. All
+    parts of all classes at once.
+    """
+    x, part = values.float(), y
+    order = torch.argsort(y, stable=True)
+    while True:
+        part = torch.unique(part, return_inverse=True)[1]
+        sizes = torch.bincount(part)
+        if int(sizes.max()) <= TOGETHER:
+            return order
+        first = torch.cumsum(sizes, 0) - sizes
+        centred = x - (_sums(x, part, len(sizes)) / sizes[:, None])[part]
+        # From the image farthest from the middle on, towards the leading direction.
+        far = torch.argsort(settled(centred.square().sum(dim=1)), stable=True, descending=True)
+        way = F.normalize(centred[far[torch.argsort(part[far], stable=True)][first]], dim=1)
+        for _ in range(TURNS):
+            along = (centred * way[part]).sum(dim=1)
+            way = F.normalize(_sums(centred * along[:, None], part, len(sizes)), dim=1)
+        large = sizes[part] > TOGETHER
+        along = settled((centred * way[part]).sum(dim=1)).where(large, 0.0)
+        order = order[torch.argsort(along[order], stable=True)]
+        order = order[torch.argsort(part[order], stable=True)]
+        rank = torch.empty_like(part)
+        rank[order] = torch.arange(len(part)) - first[part[order]]
+        part = 2 * part + ((2 * rank >= sizes[part]) & large).long()
+
+
+def _sums(values: Tensor, part: Tensor, parts: int) -> Tensor:
+    """Sums [parts, d] of the rows of values [n, d] that belong to each part [n]."""
+    return torch.zeros(parts, values.shape[1], dtype=values.dtype).index_add_(0, part, values)
 
 
 def fit_part(
@@ -297,13 +344,12 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     distances = torch.full((len(y), classes), math.nan, dtype=torch.float64)
     away = distances.clone()
     answered = 0
-    # Choices are tried on the same folds whatever distances are taken of: smaller ones would have more images whose
-    # neighbours, as frames of one sign, are in the fit.
-    passes = [(FOLDS, True, True)] if len(y) >= MANY * classes else [(FOLDS, True, False), (FINE, False, True)]
-    for count, chooses, measures in passes:
-        fold = folds(y, count)
-        for i in range(count):
-            out = fold == i
+    # Choices are tried on images of which no neighbour, as a frame of the same sign, is in the fit. Distances are those
+    # of new images, which may have neighbours.
+    fine = FOLDS if len(y) >= MANY * classes else FINE
+    for fold, chooses in ((folds(y, values), True), (folds(y, count=fine), False)):
+        for i in range(int(fold.max()) + 1):
+            out, measures = fold == i, not chooses
             rest = ~out
             known = torch.bincount(y[rest], minlength=classes) > 0
             out &= known[y]
