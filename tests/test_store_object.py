@@ -164,6 +164,19 @@ def test_a_notebook_shows_the_store_as_a_table(store: clmoe.Store, tmp_path: Pat
     assert "&lt;b&gt;a" in nasty._repr_html_()
 
 
+def test_a_report_is_short_in_a_notebook(store: clmoe.Store) -> None:
+    class Printer:
+        said = ""
+
+        def text(self, said: str) -> None:
+            self.said += said
+
+    printer = Printer()
+    store.predict(X)._repr_pretty_(printer, False)
+    assert printer.said.startswith("PredictReport(label=<240>, labels=<240>, task=<240>")
+    assert "router='fused'" in printer.said
+
+
 def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     clmoe.Store(tmp_path / "store").learn(X, Y, **QUICK)
     assert capfd.readouterr() == ("", "")
