@@ -62,7 +62,7 @@ class Report:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """In a notebook: the single values, and of arrays and lists how long they are."""
-        shown = ", ".join(f"{f.name}={_brief(getattr(self, f.name))}" for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        shown = ", ".join(f"{f.name}={_brief(getattr(self, f.name))}" for f in dataclasses.fields(self))
         printer.text(f"{type(self).__name__}({shown})")
 
 
