@@ -2,8 +2,11 @@
 
     import clmoe
 
-    clmoe.learn("clmoe-store", clmoe.read_batch("task1.npz", labels="required"))
-    report = clmoe.predict("clmoe-store", clmoe.read_batch("new.npz", labels="optional"))
+    store = clmoe.Store("experts")
+    store.learn(X, y, name="birds")       # arrays, tensors, a DataFrame, a data set of torch, or paths
+    store.predict(X_new).label
+
+:class:`Store` is for people. Beneath it, each command is a function of a folder and a :class:`Batch`.
 
 Importing it imports no torch. Each function returns a frozen report; ``report.to_json()`` is what ``--json`` prints.
 Errors are subclasses of :class:`ClmoeError`.
@@ -15,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clmoe.store import Store
     from clmoe_cli import __version__
     from clmoe_cli.api.detect import detect
     from clmoe_cli.api.export import export
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from store_schema.errors import BadInput, ClmoeError, StoreDamaged, StoreLocked, StoreMissing, UsageProblem
 
 _HOME = {
+    "clmoe.store": ("Store",),
     "clmoe_cli": ("__version__",),
     "clmoe_cli.api.detect": ("detect",),
     "clmoe_cli.api.export": ("export",),
@@ -54,9 +59,9 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportReport", "InspectReport", "LearnOptions",
-    "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "StoreDamaged", "StoreLocked", "StoreMissing",
-    "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export", "inspect", "learn",
-    "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch", "would_prune",
+    "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "Store", "StoreDamaged", "StoreLocked",
+    "StoreMissing", "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export", "inspect",
+    "learn", "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch", "would_prune",
 ]  # fmt: skip
 
 

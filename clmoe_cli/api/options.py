@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
 
 from clmoe_cli.data import Batch
 from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.targets import check_names
 from clmoe_cli.method import learn_task
 from clmoe_cli.method.networks.architectures import parse_arch
-from clmoe_cli.method.subnetwork.pruning import SCORES
+from clmoe_cli.method.subnetwork.pruning import SCORES, Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.placement import Thresholds
 from clmoe_cli.runtime.choices import EVIDENCE, IF_KNOWN
+from clmoe_cli.runtime.devices import resolved
 from clmoe_cli.runtime.words import check_rate, one_of
 from store_schema import BadInput, UsageProblem
 
@@ -36,6 +39,46 @@ class LearnOptions:
     lock_timeout: float | None = None
     weights: str | None = None
     evidence: str = "gate"
+
+
+class LearnFlags(TypedDict, total=False):
+    """The flags of ``clmoe learn`` that say how a task is learned, as keywords; ``max_drop`` is in percent."""
+
+    name: str | None
+    arch: str
+    weights: str | None
+    epochs: int
+    seed: int | None
+    score: str
+    max_drop: float
+    expert: str | None
+    if_known: str
+    alpha: float
+    evidence: str
+    batch_size: int
+    device: str
+    lock_timeout: float | None
+
+
+def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
+    """What these flags ask for; those that are left out have the defaults of the command.
+
+    Raises UsageProblem for one that does not exist, and for a device that is not there.
+    """
+    for name in flags:
+        one_of("option of learn", name, list(LearnFlags.__annotations__))
+    given: dict[str, Any] = dict(flags)
+    for name, least in (("epochs", 1), ("batch_size", 2)):
+        value = given.get(name, least)
+        if not isinstance(value, int) or value < least:
+            raise UsageProblem(f"not a value of {name}", found=repr(value), expected=f"a whole number from {least} on")
+    check_rate("max_drop / 100", given.get("max_drop", 0.0) / 100)
+    schedule = {name: given.pop(name) for name in ("epochs", "batch_size") if name in given}
+    tolerance = Tolerance() if "max_drop" not in given else Tolerance(max_drop=given.pop("max_drop") / 100)
+    method: dict[str, Any] = {"score": given.pop("score")} if "score" in given else {}
+    device = resolved(given.pop("device", "auto"))
+    how = learn_task.Options(schedule=Schedule(**schedule), tolerance=tolerance, device=device, **method)
+    return LearnOptions(**given, method=how)
 
 
 def check_options(options: LearnOptions) -> None:

@@ -60,6 +60,19 @@ class Report:
         """Plain values, with the schema's name first."""
         return fields_of(self)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: the single values, and of arrays and lists how long they are."""
+        shown = ", ".join(f"{f.name}={_brief(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        printer.text(f"{type(self).__name__}({shown})")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None or isinstance(value, (str, int)):
+        return repr(value)
+    return f"<{len(value)}>" if hasattr(value, "__len__") else f"<{type(value).__name__}>"
+
 
 @dataclass(frozen=True)
 class Caution:

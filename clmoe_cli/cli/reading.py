@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.api.opened import Opened
+from clmoe_cli.api.reading import How, read_source
 from clmoe_cli.backbone.places import FOLDER, cache_folder
 from clmoe_cli.backbone.session import BackboneSession
-from clmoe_cli.data import Batch, LabelUse, look
+from clmoe_cli.data import Batch, LabelUse
 from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.report import render
 from clmoe_cli.report.progress import note
 from clmoe_cli.runtime.distributed.processes import refuse_pipe
-from clmoe_cli.runtime.events import OnStep, silent
 from store_schema.errors import ClmoeError
 
 __all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "read", "read_all"]
-
-
-@dataclass(frozen=True)
-class How:
-    """How images are read.
-
-    ``image_size``, ``skip_broken`` and ``label_column`` are the options of these names; ``backbone``: what its options
-    say of one; ``quiet``: notes are left out; ``on_step``: is told of what may take long.
-    """
-
-    image_size: int | None = None
-    skip_broken: bool = False
-    label_column: str | None = None
-    backbone: BackboneSession | None = None
-    quiet: bool = False
-    on_step: OnStep = silent
 
 
 def read_all(sources: Sequence[str], labels: LabelUse, expected: Expected, how: How) -> Batch:
@@ -49,28 +32,23 @@ def read_all(sources: Sequence[str], labels: LabelUse, expected: Expected, how: 
 
 
 def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, how: How) -> Batch:
-    """The images of a source as the store expects them (:meth:`clmoe_cli.api.inputs.Expected.transform`).
+    """The images of a source as the store expects them (:func:`clmoe_cli.api.reading.read_source`).
 
-    What they go through is decided once it is known what they are, before any is read; of pictures that go through a
-    backbone the features are what is read. What is not taken as it might be meant is said on stderr, also where it is
+    What is not taken as it might be meant is said on stderr, also where it is
     ``quiet``. Raises UsageProblem for a pipe where several processes would read it, besides what reading raises.
     """
     if isinstance(source, str):
         refuse_pipe(source)
-    with look(
-        source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
-    ) as unread:
-        record = expected.transform(unread.raw, how.image_size, how.backbone, how.on_step)
-        extractor = how.backbone if record is not None and record.features is not None else None
-        before = extractor.computed if extractor else 0
-        batch = unread.read(record, extractor)
+    before = how.backbone.computed if how.backbone else 0
+    batch = read_source(source, labels, expected, how)
     for text in batch.warnings:
         note(f"warning: {text}")
     if not how.quiet:
         for text in batch.notes:
             note(text)
         render.skip_note(batch.skipped)
-        if extractor is not None:
+        extractor = how.backbone
+        if extractor is not None and batch.input is not None and batch.input.features is not None:
             kept = len(batch.images) - (extractor.computed - before)
             more = f", {kept} of them kept from before" if kept else ""
             count = len(batch.images)

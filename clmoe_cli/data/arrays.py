@@ -20,6 +20,7 @@ import numpy as np
 
 from clmoe_cli.data.batch import MAX_BYTES, Array, Batch, LabelUse, Raw, Unread
 from clmoe_cli.data.extraction import Extractor, collecting
+from clmoe_cli.data.given import ArrayReader
 from clmoe_cli.data.listing import PICTURES
 from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
@@ -79,7 +80,7 @@ def read_batch(
 
 @contextlib.contextmanager
 def look(
-    source: str | tuple[str, ...],
+    source: str | tuple[str, ...] | ArrayReader,
     *,
     labels: LabelUse,
     skip_broken: bool = False,
@@ -88,10 +89,13 @@ def look(
 ) -> Iterator[Unread]:
     """A source of :func:`read_batch` that is open, and of which it is known what its images are.
 
-    So it can be decided what they go through before any is read. A tuple names pictures one by one. Raises what reading
-    raises.
+    So it can be decided what they go through before any is read. A tuple names pictures one by one; arrays may lie in
+    memory (:mod:`clmoe_cli.data.given`). Raises what reading raises.
     """
     one_of("value of labels", labels, get_args(LabelUse))
+    if isinstance(source, ArrayReader):
+        yield _Arrays.of(source, source.where, labels, on_step)
+        return
     if isinstance(source, tuple):
         from clmoe_cli.data.pictures import Folder
 

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.lib import format as npy
@@ -93,6 +93,9 @@ class NpzReader:
     ``file`` is a seekable binary file and ``where`` names it in errors. Everything that is wrong with the
     file raises BadInput; a failing disk raises DiskProblem.
     """
+
+    unlabelled: ClassVar[tuple[str, str]] = ("no labels in the file", "numpy.savez(path, x=images, y=labels)")
+    """What is said where there are no labels, and what to do then."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self.where = where

@@ -31,8 +31,8 @@ def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
         if use == "optional":
             return None
         wanted, found = "one of " + ", ".join(LABEL_KEYS), reader.contents
-        hint = "numpy.savez(path, x=images, y=labels)"
-        raise BadInput("no labels in the file", where=reader.where, found=found, expected=wanted, hint=hint)
+        what, hint = reader.unlabelled
+        raise BadInput(what, where=reader.where, found=found, expected=wanted, hint=hint)
     fail = partial(BadInput, where=reader.where, key=key)
     header = reader.header(key)
     dtype, shape = header.dtype, list(header.shape)

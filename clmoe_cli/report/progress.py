@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ RATED_AFTER = 1.0
 
 
 @dataclass
-class _Item:
+class Item:
     """A step or a phase of training under way: at ``at`` it had ``done`` of ``total``, having ``began`` with ``first``.
 
     ``head`` and ``text`` stand before and behind the bar, ``line`` where there is no bar. A phase counts epochs.
@@ -90,7 +90,7 @@ class _Item:
         return f"{how} {duration(seconds)}" if seconds >= SOON else ""
 
 
-def _rate(item: _Item) -> str:
+def _rate(item: Item) -> str:
     """``, 160 a second``, once that can be told."""
     seconds = item.at - item.began
     if seconds < RATED_AFTER or item.done <= item.first:
@@ -108,7 +108,7 @@ class Progress:
     def __init__(self, quiet: bool, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.terminal, self.clock = quiet, terminal, clock
         self._lock = threading.RLock()
-        self._running: dict[str, _Item] = {}  # the latest last
+        self._running: dict[str, Item] = {}  # the latest last
         self._said: dict[str, float] = {}
         self._shown = False
         self._bar: Any = None
@@ -133,7 +133,7 @@ class Progress:
             now = self.clock()
             known = self._running.pop(step.name, None)
             if known is None or step.done == 0:
-                known = _Item(step.name, now, step.done, phase=False)
+                known = Item(step.name, now, step.done, phase=False)
             self._running[step.name] = known
             known.head, known.done, known.total, known.at = step.name, step.done, step.total, now
             known.line = f"{step.name} …"
@@ -160,13 +160,13 @@ class Progress:
             if epoch.epoch == epoch.epochs:
                 self._end_phase()
 
-    def _phase(self, name: str, done: float, epochs: int, epoch: int) -> _Item:
+    def _phase(self, name: str, done: float, epochs: int, epoch: int) -> Item:
         """The phase that is under way, once so many of its epochs are through; a new one where these are fewer."""
         now, item = self.clock(), self._running.get(name)
         if item is None or not item.phase or done < item.done:
             self._end_phase()
             # The first that is heard of an epoch may be its end.
-            item = _Item(name, now, done, phase=True)
+            item = Item(name, now, done, phase=True)
         self._running = {**{k: v for k, v in self._running.items() if k != name}, name: item}
         item.head, item.done, item.total, item.at = f"{name} {epoch}/{epochs}", done, epochs, now
         return item
@@ -204,7 +204,7 @@ class Progress:
                 left = item.left(now)
                 note(f"{item.line}, {left} left" if left else item.line)
 
-    def _draw(self, item: _Item, now: float) -> None:
+    def _draw(self, item: Item, now: float) -> None:
         if self._bar is None:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
@@ -268,10 +268,15 @@ class Progress:
         }
 
 
-@contextmanager
-def progress(quiet: bool) -> Iterator[Progress]:
+def progress(quiet: bool) -> AbstractContextManager[Progress]:
     """A :class:`Progress` that is shown while the block runs, and taken off the terminal however that ends."""
-    shown, ended = Progress(quiet or not leading(), terminal=_has_bars()), threading.Event()
+    return watched(Progress(quiet or not leading(), terminal=_has_bars()))
+
+
+@contextmanager
+def watched(shown: Progress) -> Iterator[Progress]:
+    """The same of any progress: a thread of its own shows it now and then."""
+    ended = threading.Event()
 
     def watch() -> None:
         # A stream that fails is the command's to notice.
@@ -280,13 +285,13 @@ def progress(quiet: bool) -> Iterator[Progress]:
                 shown.tick()
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    if not quiet:
+    if not shown.quiet:
         watcher.start()
     try:
         yield shown
     finally:
         ended.set()
-        if not quiet:
+        if not shown.quiet:
             watcher.join()
         shown.close()
 

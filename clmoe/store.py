@@ -1,0 +1,216 @@
+"""A store as an object: ``clmoe.Store("experts")``, which learns, answers and reports on what lies in a folder."""
+
+from __future__ import annotations
+
+import html
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Unpack
+
+from clmoe_cli.api.contents import Task
+from clmoe_cli.api.detect import detect
+from clmoe_cli.api.inspect import InspectReport, inspect
+from clmoe_cli.api.learn import learn
+from clmoe_cli.api.opened import Opened
+from clmoe_cli.api.options import LearnFlags, of_flags
+from clmoe_cli.api.predict import PredictReport, predict
+from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.reading import How, read_given
+from clmoe_cli.api.reports import DetectReport, LearnReport, RemovalReport
+from clmoe_cli.backbone.session import BackboneSession
+from clmoe_cli.data.batch import Batch, LabelUse
+from clmoe_cli.report.notebook import in_notebook, notebook_progress
+from clmoe_cli.report.progress import Progress, progress
+from clmoe_cli.runtime.devices import resolved
+from store_schema.errors import StoreMissing
+
+SHOWN = 12
+"""Classes of a task that its line in a notebook names at most."""
+
+
+class Store:
+    """A store of experts in the folder ``path``; it is made by the first :meth:`learn`.
+
+    Inputs ``X`` are an array or a tensor ``[N, D]``, ``[N, H, W]``, ``[N, C, H, W]`` or ``[N, H, W, C]`` (uint8 from 0
+    to 255, or numbers as they are), a DataFrame whose columns are the features, a data set of torch, or paths: a
+    picture, a folder of class folders, an npz, npy or CSV file, or a list of such. Labels ``y``
+    ``[N]`` are integers or text, or of a DataFrame the name of a column; those of files need not be given.
+
+    ``progress``: whether to show how far things are; None: in a notebook and on a terminal. What looks wrong with the
+    data is a Python warning. Every error is a :class:`clmoe.ClmoeError` of one line, and nothing is changed then.
+    Nothing is kept in memory between calls, so that other processes may use the same folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
+        self.path, self.progress = os.fspath(path), progress
+
+    def learn(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        image_size: int | None = None,
+        skip_broken: bool = False,
+        label_column: str | None = None,
+        features: str | None = None,
+        features_weights: str | None = None,
+        feature_cache: bool = True,
+        **options: Unpack[LearnFlags],
+    ) -> LearnReport:
+        """Learns labelled inputs as a new task, or says that they are known; options are named like the flags.
+
+        Returns what was learned, how sparsely, and how often it is right. Raises BadInput for data that cannot be
+        learned, UsageProblem for options that mean nothing, and the errors of the store. What an interrupted call had
+        reached is kept: the same call goes on from there.
+        """
+        chosen = of_flags(**options)
+        backbone = BackboneSession(features, features_weights, chosen.arch, chosen.method.device, keep=feature_cache)
+        with self._shown() as shown:
+            opened = Opened.at(self.path)
+            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            batch = _warned(read_given(X, y, "required", opened.expected, how))
+            callbacks = shown.callbacks()
+            callbacks["on_warning"] = _warn
+            return learn(opened, batch, chosen, **callbacks)
+
+    def predict(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        task: str | None = None,
+        reject: float | None = None,
+        explain: bool = False,
+        route: str = "image",
+        router: str = "fused",
+        batch_size: int | None = None,
+        device: str = "auto",
+        image_size: int | None = None,
+        skip_broken: bool = False,
+        label_column: str | None = None,
+        feature_cache: bool = True,
+    ) -> PredictReport:
+        """Answers each input without a task id; options are named like the flags of ``clmoe predict``.
+
+        ``report.label``, ``.task``, ``.confidence``, ``.p_value`` and ``.known`` have a value for each input, [N].
+        ``y``: labels that answers are judged by (``report.accuracy``); those of a file are taken where it has some.
+        Raises BadInput, UsageProblem and the errors of the store.
+        """
+        with self._shown() as shown:
+            opened = Opened.existing(self.path)
+            where = resolved(device)
+            backbone = BackboneSession(None, None, device=where, keep=feature_cache)
+            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            batch = self._asked(X, y, "optional", opened, how, task)
+            report = predict(
+                opened,
+                batch,
+                router=router,
+                route=route,
+                batch_size=batch_size,
+                task=task,
+                reject=reject,
+                device=where,
+                on_step=shown.step,
+                explain=explain,
+            )
+        for caution in report.warnings:
+            _warn(caution)
+        return report
+
+    def detect(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        alpha: float = 0.01,
+        evidence: str = "gate",
+        device: str = "auto",
+        image_size: int | None = None,
+        skip_broken: bool = False,
+        label_column: str | None = None,
+        feature_cache: bool = True,
+    ) -> DetectReport:
+        """Says whether inputs are of a known task: ``report.verdict`` is known, new or undecided.
+
+        ``y``: labels that count as well, of a DataFrame also the name of a column. Raises BadInput, UsageProblem and
+        the errors of the store.
+        """
+        with self._shown() as shown:
+            opened = Opened.existing(self.path)
+            where = resolved(device)
+            backbone = BackboneSession(None, None, device=where, keep=feature_cache)
+            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            batch = self._asked(X, y, "ignored", opened, how)
+            report = detect(
+                opened, batch, use_labels=y is not None, alpha=alpha, evidence=evidence, device=where,
+                on_step=shown.step,
+            )  # fmt: skip
+        for caution in report.warnings:
+            _warn(caution)
+        return report
+
+    def prune(self, task: str, *, gc: bool = False) -> RemovalReport:
+        """Takes a task out again; answers of all others stay the same, bit for bit.
+
+        ``gc``: it cannot be got back. Raises UsageProblem for an unknown task, and the errors of the store.
+        """
+        return prune(self.path, PruneOptions(task=task, gc=gc), lambda plan: True)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the store knows, in the order of learning: name, classes, accuracy, images and bytes of each task."""
+        try:
+            return inspect(self.path).tasks
+        except StoreMissing:
+            return ()
+
+    def report(self) -> InspectReport:
+        """Experts, tasks, what is frozen, overlaps and history. Raises StoreMissing and the errors of the store."""
+        return inspect(self.path)
+
+    def _asked(self, x: Any, y: Any, labels: LabelUse, opened: Opened, how: How, task: str | None = None) -> Batch:
+        return _warned(read_given(x, y, "required" if y is not None else labels, opened.expected_by(task), how))
+
+    @contextmanager
+    def _shown(self) -> Iterator[Progress]:
+        wanted = in_notebook() or self.progress is not False
+        if wanted and self.progress is None and not in_notebook():
+            import sys
+
+            wanted = sys.stderr.isatty()
+        with notebook_progress() if wanted and in_notebook() else progress(not wanted) as shown:
+            yield shown
+
+    def __repr__(self) -> str:
+        found = self.tasks
+        classes = len({label for task in found for label in task.classes})
+        return f"Store({self.path!r}: {_count(len(found), 'task')}, {_count(classes, 'class', 'classes')})"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("task", "classes", "inputs", "accuracy", "expert"))
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(t))}</tr>" for t in self.tasks)
+        return f"<b>{html.escape(repr(self))}</b><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _cells(task: Task) -> tuple[str, ...]:
+    shown = ", ".join(map(str, task.classes[:SHOWN])) + (", …" if len(task.classes) > SHOWN else "")
+    accuracy = task.accuracy.shown
+    right = "not measured" if accuracy is None else f"{100 * accuracy:.1f} %"
+    return task.name, shown, str(task.images), right, task.expert
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _warned(batch: Batch) -> Batch:
+    for text in batch.warnings:
+        warnings.warn(text, stacklevel=4)
+    return batch
+
+
+def _warn(caution: Any) -> None:
+    warnings.warn(caution.text, stacklevel=4)

@@ -1,0 +1,186 @@
+"""Arrays, tensors, tables and data sets that lie in memory, read with the checks of files. Imports no torch, no pandas.
+
+What a value is, is told by what it can do: tensors are detached, DataFrames have columns, data sets give pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from clmoe_cli.data.batch import Array
+from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
+from clmoe_cli.data.spool import rows_of
+from store_schema.errors import BadInput, UsageProblem
+
+IMAGES, LABELS = "X", "y"
+_NUMBERS = "iufb"
+
+
+class ArrayReader(NpzReader):
+    """Arrays under their names; they are taken as they are, without a copy.
+
+    Everything else as of :class:`~clmoe_cli.data.npz.NpzReader`.
+    """
+
+    unlabelled = ("no labels", "give y")
+
+    def __init__(self, arrays: Mapping[str, Array], where: str) -> None:
+        self.where, self._arrays = where, dict(arrays)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return tuple(self._arrays)
+
+    @property
+    def contents(self) -> str:
+        """What was given, for people."""
+        return name_list(self.names)
+
+    def header(self, name: str) -> Header:
+        """Shape and dtype."""
+        array = self._arrays[name]
+        return Header(array.shape, array.dtype, False, 0)
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        """The array in consecutive parts ``[n, …]``."""
+        array = self._arrays[name]
+        step = rows_of(array.shape[1:], array.dtype.itemsize)
+        for start in range(0, len(array), step):
+            yield array[start : start + step]
+
+    def read(self, name: str) -> Array:
+        """The whole array."""
+        return self._arrays[name]
+
+
+def is_path(value: Any) -> bool:
+    """Whether it names a file or a folder."""
+    return isinstance(value, (str, os.PathLike))
+
+
+def paths(value: Any) -> list[str] | None:
+    """The paths that are given, one or a list of them; None for anything else.
+
+    Raises UsageProblem for an empty list, and for a list that has both paths and something else.
+    """
+    if is_path(value):
+        return [os.fspath(value)]
+    if not isinstance(value, (list, tuple)):
+        return None
+    named = [is_path(each) for each in value]
+    if value and not any(named):
+        return None
+    if not all(named) or not value:
+        found = "nothing" if not value else f"a list that has {type(value[named.index(False)]).__name__} among paths"
+        raise UsageProblem(
+            "not a list of paths", found=found, expected="paths of pictures, files or folders, or arrays"
+        )
+    return [os.fspath(each) for each in value]
+
+
+def arrays(x: Any, y: Any = None) -> ArrayReader:
+    """Inputs and labels as arrays to read; ``y`` None for none, or, of a DataFrame, the name of its column.
+
+    ``x``: an array ``[N, …]``, a tensor, a DataFrame (its columns are the features), nested lists, or a map-style data
+    set of torch, whose items are ``(x, y)`` or ``x``. Raises BadInput for what no array can be made of.
+    """
+    if _is_frame(x) and isinstance(y, str):
+        if y not in x.columns:
+            found = name_list([str(c) for c in x.columns])
+            raise BadInput("no such column", where=IMAGES, key=one_line(y), found=found, hint="y='NAME OF THE LABELS'")
+        x, y = x.drop(columns=[y]), x[y]
+    if _is_set(x):
+        x, own = _of_set(x)
+        y = own if y is None else y
+    values = {IMAGES: _frame(x) if _is_frame(x) else _array(x, IMAGES)}
+    if y is not None:
+        values[LABELS] = _labels(y)
+    return ArrayReader(values, "the inputs")
+
+
+def _is_frame(value: Any) -> bool:
+    return hasattr(value, "to_numpy") and hasattr(value, "columns")
+
+
+def _is_set(value: Any) -> bool:
+    """Whether it is a data set of torch: it has items and a length, and is none of what becomes an array."""
+    known = (np.ndarray, list, tuple, str, bytes, dict)
+    return (
+        hasattr(value, "__getitem__")
+        and hasattr(value, "__len__")
+        and not isinstance(value, known)
+        and not hasattr(value, "__array__")
+        and not hasattr(value, "to_numpy")
+    )
+
+
+def _of_set(value: Any) -> tuple[Any, Any]:
+    """Inputs and, where items are pairs, labels of a data set; the items are read one by one."""
+    if not len(value):
+        raise BadInput("no images in the data set", where=IMAGES, found=type(value).__name__, expected="at least one")
+    items = [value[i] for i in range(len(value))]
+    if not isinstance(items[0], (tuple, list)):
+        return _stacked(items), None
+    if len(items[0]) < 2:
+        return _stacked([item[0] for item in items]), None
+    return _stacked([item[0] for item in items]), np.array([_array(item[1], LABELS) for item in items])
+
+
+def _stacked(items: list[Any]) -> Array:
+    found = [_array(item, IMAGES) for item in items]
+    shapes = sorted({each.shape for each in found})
+    if len(shapes) > 1:
+        shown = " and ".join(str(list(shape)) for shape in shapes[:3])
+        hint = "resize the pictures in the data set's transform"
+        raise BadInput("the images have several shapes", where=IMAGES, found=shown, expected="one shape", hint=hint)
+    return np.stack(found)
+
+
+def _frame(frame: Any) -> Array:
+    """The columns of a DataFrame as numbers [N, D]. BadInput naming those that are none."""
+    odd = [str(name) for name, kind in zip(frame.columns, frame.dtypes, strict=True) if not _numeric(kind)]
+    if odd:
+        hint = "leave them out, encode them as numbers, or name the labels: y='COLUMN'"
+        raise BadInput("columns that are no numbers", where=IMAGES, found=name_list(odd), expected="numbers", hint=hint)
+    found: Array = frame.to_numpy()
+    return found if found.dtype.kind in _NUMBERS else np.asarray(frame.to_numpy(dtype="float64", na_value=np.nan))
+
+
+def _numeric(kind: Any) -> bool:
+    return getattr(kind, "kind", "O") in _NUMBERS
+
+
+def _array(value: Any, name: str) -> Array:
+    """An array of a tensor, an array, a picture of Pillow or nested lists."""
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        # bfloat16 has no counterpart in numpy.
+        return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value.numpy())
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        hint = "all rows must have one length"
+        raise BadInput("not an array", where=name, found=one_line(error), expected="numbers", hint=hint) from error
+    if found.dtype.kind == "O" and hasattr(value, "toarray"):
+        hint = "X.toarray()"
+        raise BadInput("a sparse matrix cannot be used", where=name, found=type(value).__name__, hint=hint)
+    return found
+
+
+def _labels(value: Any) -> Array:
+    """Labels as integers or text; objects that all are text, or all integers, become such."""
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    found = _array(value, LABELS)
+    if found.dtype.kind == "O":
+        kinds = {type(each) for each in found.reshape(-1).tolist()}
+        if kinds == {str}:
+            return found.astype(np.str_)
+        if kinds == {int}:
+            return found.astype(np.int64)
+    return found

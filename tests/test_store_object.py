@@ -1,0 +1,183 @@
+"""``clmoe.Store``: arrays, tensors, tables, data sets and paths give what files give; errors are one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import clmoe
+from clmoe_cli.report import notebook
+
+QUICK: dict[str, Any] = {"arch": "mlp:16", "epochs": 2}
+
+
+def clusters(classes: int = 3, each: int = 80, first: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(first)
+    y = np.repeat(np.arange(first, first + classes), each)
+    return rng.normal(size=(len(y), 12)) + 6 * np.eye(12)[y], y
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> clmoe.Store:
+    made = clmoe.Store(tmp_path_factory.mktemp("object") / "store")
+    x, y = clusters()
+    made.learn(x, y, name="low", **QUICK)
+    return made
+
+
+def test_a_store_learns_answers_and_forgets(tmp_path: Path) -> None:
+    store = clmoe.Store(tmp_path / "store", progress=False)
+    assert store.tasks == ()
+    assert repr(store).endswith("0 tasks, 0 classes)")
+    for first in (0, 3):
+        x, y = clusters(first=first)
+        assert store.learn(x, y, name=f"from{first}", **QUICK).status == "learned"
+    assert [task.name for task in store.tasks] == ["from0", "from3"]
+    assert repr(store).endswith("2 tasks, 6 classes)")
+    assert store.report().generation == 2
+    report = store.predict(x, y)
+    assert report.accuracy == 1.0
+    assert set(report.task.tolist()) == {"from3"}
+    assert store.detect(x).verdict == "known"
+    assert store.detect(x, y).verdict == "known"
+    assert store.detect(x, y - 3).verdict == "new"
+    assert store.prune("from0").removed == ("from0",)
+    assert [task.name for task in store.tasks] == ["from3"]
+
+
+def same(store: clmoe.Store, given: Any, y: Any = None) -> None:
+    x, _ = clusters()
+    found, wanted = store.predict(given, y), store.predict(x)
+    assert found.label.tolist() == wanted.label.tolist()
+    np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-6)
+
+
+def test_whatever_holds_the_numbers_is_answered_alike(store: clmoe.Store, tmp_path: Path) -> None:
+    x, y = clusters()
+    np.savez(tmp_path / "asked.npz", x=x, y=y)
+    frame = pd.DataFrame(x, columns=[f"c{i}" for i in range(12)])
+    same(store, x.tolist())
+    same(store, torch.from_numpy(x).requires_grad_())
+    same(store, np.asfortranarray(x))
+    same(store, frame)
+    same(store, frame.assign(kind=y), "kind")
+    same(store, tmp_path / "asked.npz")
+    same(store, [str(tmp_path / "asked.npz")])
+    same(store, torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y)))
+    assert store.predict(frame.assign(kind=y), "kind").accuracy == 1.0
+    assert store.predict(torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))).accuracy == 1.0
+
+
+def test_labels_of_pandas_and_of_tensors_are_labels(tmp_path: Path) -> None:
+    x, y = clusters()
+    store = clmoe.Store(tmp_path / "store")
+    store.learn(x, pd.Series([f"kind {i}" for i in y]), **QUICK)
+    assert store.tasks[0].classes == ("kind 0", "kind 1", "kind 2")
+    other = clmoe.Store(tmp_path / "other")
+    other.learn(x, torch.from_numpy(y), **QUICK)
+    assert other.tasks[0].classes == (0, 1, 2)
+
+
+def test_pictures_are_named_by_their_paths_and_may_have_labels(tmp_path: Path) -> None:
+    rng, store, paths, labels = np.random.default_rng(0), clmoe.Store(tmp_path / "store"), [], []
+    for i in range(160):
+        shade = 40 + 150 * (i % 2)
+        pixels = np.clip(rng.normal(shade, 10, (16, 16, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        paths.append(tmp_path / f"{i}.png")
+        labels.append(["dark", "bright"][i % 2])
+    store.learn(paths, labels, image_size=16, **QUICK)
+    report = store.predict(paths[:6])
+    assert report.label.tolist() == labels[:6]
+    assert report.file is not None
+    assert report.file.tolist() == [str(path) for path in paths[:6]]
+    with pytest.raises(clmoe.BadInput, match=r"labels do not match.*found \[3\]; expected \[6\]"):
+        store.predict(paths[:6], labels[:3])
+
+
+X, Y = clusters()
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "rows of several lengths": ({"X": [[1, 2], [3]], "y": [0, 1]}, "not an array: X"),
+    "nothing": ({"X": [], "y": []}, "not a list of paths; found nothing"),
+    "a path among numbers": ({"X": ["a.png", 3], "y": [0, 1]}, "found a list that has int among paths"),
+    "objects": ({"X": X.astype(object), "y": Y}, "images of this type cannot be used"),
+    "no labels": ({"X": X}, "no labels: the inputs; found X; .*; give y"),
+    "fewer labels": ({"X": X, "y": Y[:5]}, r"labels do not match the images: .*found \[5\]"),
+    "labels that are no names": ({"X": X, "y": Y + 0.5}, "labels of this type cannot be used"),
+    "not a number": ({"X": np.where(X > 7, np.nan, X), "y": Y}, "not every pixel is a number"),
+    "a misspelt option": ({"X": X, "y": Y, "epoch": 3}, "unknown option of learn; .*did you mean 'epochs'"),
+    "no epochs": ({"X": X, "y": Y, "epochs": 0}, "not a value of epochs; found 0"),
+    "a share in percent": ({"X": X, "y": Y, "max_drop": 300.0}, "max_drop / 100 is a rate"),
+    "no such file": ({"X": "nowhere.npz"}, "nowhere.npz"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_learned_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    given, message = WRONG[case]
+    with pytest.raises(clmoe.ClmoeError, match=message) as caught:
+        clmoe.Store(tmp_path / "store").learn(**given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_columns_of_a_frame_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    frame = pd.DataFrame(X).assign(when="today")
+    store = clmoe.Store(tmp_path / "store")
+    with pytest.raises(clmoe.BadInput, match="columns that are no numbers: X; found when"):
+        store.learn(frame, Y)
+    with pytest.raises(clmoe.BadInput, match=r"no such column: X \[kinds\]"):
+        store.learn(frame, "kinds")
+
+
+def test_items_of_a_data_set_have_one_shape() -> None:
+    class Mixed(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            if i >= 4:
+                raise IndexError
+            return torch.zeros(3, 8 + i % 2, 8), i % 2
+
+    with pytest.raises(clmoe.BadInput, match=r"several shapes: X; found \[3, 8, 8\] and \[3, 9, 8\]"):
+        clmoe.Store("nowhere").learn(Mixed())
+
+
+def test_what_looks_wrong_is_a_warning_of_python(store: clmoe.Store) -> None:
+    with pytest.warns(UserWarning, match="range|beyond|times"):
+        store.predict(X * 1000)
+
+
+def test_a_notebook_shows_the_store_as_a_table(store: clmoe.Store, tmp_path: Path) -> None:
+    shown = store._repr_html_()
+    assert "<td>low</td><td>0, 1, 2</td><td>240</td>" in shown
+    nasty = clmoe.Store(tmp_path / "store")
+    nasty.learn(X, np.array(["<b>a", "&b", "c"])[Y], name="<i>x", **QUICK)
+    assert "<i>x" not in nasty._repr_html_()
+    assert "&lt;b&gt;a" in nasty._repr_html_()
+
+
+def test_a_report_is_short_in_a_notebook(store: clmoe.Store) -> None:
+    class Printer:
+        said = ""
+
+        def text(self, said: str) -> None:
+            self.said += said
+
+    printer = Printer()
+    store.predict(X)._repr_pretty_(printer, False)
+    assert printer.said.startswith("PredictReport(label=<240>, labels=<240>, task=<240>")
+    assert "router='fused'" in printer.said
+
+
+def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clmoe.Store(tmp_path / "store").learn(X, Y, **QUICK)
+    assert capfd.readouterr() == ("", "")
+    assert not notebook.in_notebook()
