@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from store_schema.errors import StoreDamaged
 
-DTYPES = ("uint8", "float16", "float32", "float64", "int64")
+DTYPES = ("uint8", "uint16", "uint32", "float16", "float32", "float64", "int64")
 PIPELINES = ((), (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE))
 MAX_ARRAY = 512 << 20
 MAX_TOTAL = 1 << 30
