@@ -25,7 +25,7 @@ UNPACKING = 32
 def smaller(value: NDArray[Any]) -> NDArray[Any]:
     """The directions packed, where that takes fewer bytes; any other array as it is."""
     packed = _packed(value) if value.dtype == np.float16 and value.ndim > 1 and value.size else None
-    return value if packed is None or _size(value) <= _size(packed) else packed
+    return value if packed is None or size(value) <= size(packed) else packed
 
 
 def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:
@@ -37,7 +37,7 @@ def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:
         raise ValueError(f"directions of shape {packed.shape}")
     numbers = _signed(packed)
     exponents, steps = numbers[..., :1], numbers[..., 1:]
-    if exponents.size and not (LEAST <= exponents.min() and exponents.max() <= -LEAST):
+    if exponents.size and not (exponents.min() >= LEAST and exponents.max() <= -LEAST):
         raise ValueError(f"exponents of {exponents.min()} to {exponents.max()}")
     exact = np.ldexp(steps.astype(np.float64), exponents.astype(np.int32))
     with np.errstate(over="ignore"):
@@ -69,6 +69,7 @@ def _signed(packed: NDArray[Any]) -> NDArray[np.int64]:
     return (unsigned >> 1) ^ -(unsigned & 1)
 
 
-def _size(value: NDArray[Any]) -> int:
+def size(value: NDArray[Any]) -> int:
+    """Bytes that an array takes compressed, but for what describes it."""
     shuffled = np.ascontiguousarray(value).view(np.uint8).reshape(-1, value.itemsize).T
     return len(zlib.compress(shuffled.tobytes(), LEVEL))

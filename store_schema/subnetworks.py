@@ -4,9 +4,9 @@
 
     /                 attributes: schema, task, expert, layers
     masks/<layer>     uint8, the packed bits of a mask; attribute shape
-    scores/<param>    float16, in units of attribute scale; of a parameter with a mask only the values that it selects
+    scores/<param>    float16 in units of attribute scale; of a parameter with a mask only what it selects
     image_scores/<param>    the same, of gradients scaled to unit length image by image (since schema 2)
-    calibration/<kind>, statistics/<name>, gate/<name>     plain arrays; directions also as in store_schema/directions.py
+    calibration/<kind>, statistics/<name>, gate/<name>     plain arrays; directions also packed (:mod:`.directions`)
     probe_outputs     float32 [P, C]
 
 Every array of some length is compressed by shuffle and gzip. In schemas 1 and 2 scores have the shape of their
@@ -211,9 +211,9 @@ def _decode(
                 found = _spread if schema >= 3 else _dense
                 arrays[kind][name] = found(reader, f"{kind}/{name}", scores, masks[name])
     for group_name in PLAIN:
-        for name, value in arrays[group_name].items():
-            if value.dtype.name in SINCE_SCHEMA_3:
-                arrays[group_name][name] = _unpacked(reader, f"{group_name}/{name}", value)
+        for name, read in arrays[group_name].items():
+            if read.dtype.name in SINCE_SCHEMA_3:
+                arrays[group_name][name] = _unpacked(reader, f"{group_name}/{name}", read)
     return SubnetworkRecord(
         task, expert, masks, arrays["scores"], scale["scores"],
         arrays["calibration"], arrays["statistics"], arrays["gate"], reader.values(probe),

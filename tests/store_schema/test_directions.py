@@ -52,8 +52,8 @@ def test_rounded_directions_take_about_as_many_bits_as_they_have(
     assert packed.dtype == np.uint16
     assert packed.shape == (20, 301)
     # Evenly drawn numbers have no fewer bits than they have; the sizes say what gzip adds.
-    assert directions._size(packed) <= value.size * bits / 8 * 1.2 + 300
-    assert directions._size(packed) < directions._size(value)
+    assert directions.size(packed) <= value.size * bits / 8 * 1.2 + 300
+    assert directions.size(packed) < directions.size(value)
     assert getattr(stored(value, group), group)["directions"].tobytes() == value.tobytes()
 
 
@@ -110,5 +110,5 @@ HOSTILE = {
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_what_nobody_packed_is_refused(value: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="directions of shape|exponents of|between those of half precision"):
+    with pytest.raises(ValueError, match=r"directions of shape|exponents of|between those of half precision"):
         directions.unpacked(value)

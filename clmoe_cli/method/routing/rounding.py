@@ -1,9 +1,9 @@
 """Directions of a covariance, rounded so that they take few bits and the covariance does not notice.
 
-Of a covariance Σ_k λ_k v_k v_kᵀ + ρ I on d features the K directions take nearly all of the room. A direction is rounded
-to multiples of a step, a power of two, so that half precision holds it exactly and the store keeps it in as many bits
-as it has (:mod:`store_schema.directions`). A step δ adds λ δ²/12 to the variance of every feature and δ²d/12 to the
-squared length of v. The step is the largest for which
+Of a covariance Σ_k λ_k v_k v_kᵀ + ρ I on d features the K directions take nearly all of the room. A direction is
+rounded to multiples of a step, a power of two, so that half precision holds it exactly and the store keeps it in as
+many bits as it has (:mod:`store_schema.directions`). A step δ adds λ δ²/12 to the variance of every feature and δ²d/12
+to the squared length of v. The step is the largest for which
 
 - the rounding of all directions together adds at most ``BESIDE`` ρ: large variances are rounded finely, small ones
   coarsely (reverse water-filling; Cover & Thomas 2006, section 10.3.3),
