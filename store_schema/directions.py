@@ -36,10 +36,12 @@ def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:
     if packed.ndim < 2 or packed.shape[-1] < 2:
         raise ValueError(f"directions of shape {packed.shape}")
     numbers = _signed(packed)
-    exponents, steps = numbers[..., :1], numbers[..., 1:]
+    exponents, steps = numbers[..., :1].astype(np.int64), numbers[..., 1:]
     if exponents.size and not (exponents.min() >= LEAST and exponents.max() <= -LEAST):
         raise ValueError(f"exponents of {exponents.min()} to {exponents.max()}")
-    exact = np.ldexp(steps.astype(np.float64), exponents.astype(np.int32))
+    # Products of such numbers and a power of two are exact.
+    kind = np.float32 if packed.dtype == np.uint16 else np.float64
+    exact = steps.astype(kind) * np.exp2(exponents).astype(kind)
     with np.errstate(over="ignore"):
         found = exact.astype(np.float16)
     if not np.array_equal(found, exact):
@@ -64,9 +66,9 @@ def _packed(value: NDArray[np.float16]) -> NDArray[Any] | None:
     return unsigned.astype(np.uint16 if most < 1 << 16 else np.uint32)
 
 
-def _signed(packed: NDArray[Any]) -> NDArray[np.int64]:
-    unsigned = packed.astype(np.int64)
-    return (unsigned >> 1) ^ -(unsigned & 1)
+def _signed(packed: NDArray[Any]) -> NDArray[Any]:
+    signed = np.int16 if packed.dtype == np.uint16 else np.int32
+    return (packed >> 1).view(signed) ^ -(packed & 1).view(signed)
 
 
 def size(value: NDArray[Any]) -> int:
