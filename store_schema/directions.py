@@ -40,7 +40,7 @@ def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:
     if exponents.size and not (exponents.min() >= LEAST and exponents.max() <= -LEAST):
         raise ValueError(f"exponents of {exponents.min()} to {exponents.max()}")
     # Products of such numbers and a power of two are exact.
-    kind = np.float32 if packed.dtype == np.uint16 else np.float64
+    kind: Any = np.float32 if packed.dtype == np.uint16 else np.float64
     exact = steps.astype(kind) * np.exp2(exponents).astype(kind)
     with np.errstate(over="ignore"):
         found = exact.astype(np.float16)
@@ -67,7 +67,7 @@ def _packed(value: NDArray[np.float16]) -> NDArray[Any] | None:
 
 
 def _signed(packed: NDArray[Any]) -> NDArray[Any]:
-    signed = np.int16 if packed.dtype == np.uint16 else np.int32
+    signed: Any = np.int16 if packed.dtype == np.uint16 else np.int32
     return (packed >> 1).view(signed) ^ -(packed & 1).view(signed)
 
 
