@@ -68,7 +68,8 @@ def _packed(value: NDArray[np.float16]) -> NDArray[Any] | None:
 
 def _signed(packed: NDArray[Any]) -> NDArray[Any]:
     signed: Any = np.int16 if packed.dtype == np.uint16 else np.int32
-    return (packed >> 1).view(signed) ^ -(packed & 1).view(signed)
+    found: NDArray[Any] = (packed >> 1).view(signed) ^ -(packed & 1).view(signed)
+    return found
 
 
 def size(value: NDArray[Any]) -> int:
