@@ -282,7 +282,7 @@ def to_record(learned: Learned, found: Subspaces) -> SubnetworkRecord:
     for name, gaussian in task.whitening.blocks.items():
         statistics |= {
             f"{name}.means": gaussian.means.numpy(),
-            # Exact: the directions were rounded to half precision when they were fitted.
+            # Exact: the directions were rounded when they were fitted.
             f"{name}.directions": gaussian.directions.half().numpy(),
             f"{name}.variances": gaussian.variances.numpy(),
             f"{name}.rest": gaussian.rest.reshape(1).numpy(),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from store_schema.errors import StoreDamaged
 
-DTYPES = ("uint8", "float16", "float32", "float64", "int64")
+DTYPES = ("uint8", "uint16", "uint32", "float16", "float32", "float64", "int64")
 PIPELINES = ((), (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE))
 MAX_ARRAY = 512 << 20
 MAX_TOTAL = 1 << 30
@@ -101,9 +101,13 @@ class Reader:
 
     def values(self, found: Any) -> NDArray[Any]:
         """The values of a data set that ``dataset`` let through; its chunks are expanded within bounds first."""
-        if found.chunks and found.nbytes:
-            self._chunks(found.name.lstrip("/"), found)
-        value: NDArray[Any] = found[()]
+        expanded = self._chunks(found.name.lstrip("/"), found) if found.chunks and found.nbytes else []
+        if len(expanded) == 1 and found.chunks == found.shape:
+            # Not expanded a second time; shuffled are the first bytes of all numbers, then the second ones, and so on.
+            shuffled = np.frombuffer(expanded[0], dtype=np.uint8).reshape(found.dtype.itemsize, -1)
+            value: NDArray[Any] = np.ascontiguousarray(shuffled.T).view(found.dtype).reshape(found.shape)
+        else:
+            value = found[()]
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise self.fail(found.name.lstrip("/"), "NaN or infinite values", "finite ones")
         return value
@@ -125,8 +129,9 @@ class Reader:
             raise self.fail(key, f"{declared} bytes declared", f"at most {limit}")
         self.declare(key, declared)
 
-    def _chunks(self, key: str, found: Any) -> None:
-        """Every chunk must expand to exactly its size: the library would go on for as long as the stream does."""
+    def _chunks(self, key: str, found: Any) -> list[bytes]:
+        """What the only chunk expands to, nothing of several. Every chunk must expand to exactly its size: the library
+        would go on for as long as the stream does."""
         size, stored = math.prod(found.chunks) * found.dtype.itemsize, found.id.get_storage_size()
         infos: list[Any] = []
         found.id.chunk_iter(lambda info: infos.append(info))
@@ -136,17 +141,22 @@ class Reader:
         for info in infos:
             if info.size > stored or info.filter_mask:
                 raise self.fail(key, f"a chunk of {info.size} bytes, filter mask {info.filter_mask}", "a whole one")
-            expanded = sum(self._expanded(found.id.read_direct_chunk(info.chunk_offset)[1], size))
+            pieces, expanded = [], 0
+            for piece in self._expanded(found.id.read_direct_chunk(info.chunk_offset)[1], size):
+                expanded += len(piece)
+                if wanted == 1:
+                    pieces.append(piece)
             if expanded != size:
                 raise self.fail(key, "a chunk that expands to another size", f"{size} bytes")
+        return [b"".join(pieces)] if wanted == 1 else []
 
     @staticmethod
-    def _expanded(packed: bytes, limit: int) -> Iterator[int]:
-        """Lengths of the pieces of an expanded chunk, up to one byte more than ``limit``."""
+    def _expanded(packed: bytes, limit: int) -> Iterator[bytes]:
+        """The pieces of an expanded chunk, up to one byte more than ``limit``."""
         stream, total = zlib.decompressobj(), 0
         while not stream.eof and total <= limit:
-            piece = len(stream.decompress(packed, min(1 << 20, limit + 1 - total)))
-            packed, total = stream.unconsumed_tail, total + piece
+            piece = stream.decompress(packed, min(1 << 20, limit + 1 - total))
+            packed, total = stream.unconsumed_tail, total + len(piece)
             if not piece and not packed:
                 break
             yield piece

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FORMAT_VERSION = 3
-SUBNETWORK_SCHEMA = 2
+FORMAT_VERSION = 4
+SUBNETWORK_SCHEMA = 3
 WEIGHTS_SCHEMA = 1
 STANDARDISED_SCHEMA = 2
 GATE_SCHEMA = 1

@@ -52,11 +52,13 @@ def changed(text: str, fault: Fault) -> str:
 
 
 LEARNING, TRAINING = "tests/method/test_learning.py", "tests/method/test_training.py"
+ROUNDING = "tests/method/test_rounding.py"
 ONSET, GATE, GAUSSIANS = (f"tests/method/test_{name}.py" for name in ("calibration_onset", "gate", "gaussians"))
 KERNELS, FUSION, IMAGES = (f"tests/method/test_{name}.py" for name in ("convolutions", "fusion", "image_scores"))
 STORE, DAMAGE, FAULTS, CODECS = (
     f"tests/store_schema/test_{name}.py" for name in ("store", "damage", "faults", "codecs")
 )
+HOSTILE, PACKED = (f"tests/store_schema/test_{name}.py" for name in ("hostile", "directions"))
 REPAIR, MIGRATIONS, STORED_GATES = (f"tests/store_schema/test_{name}.py" for name in ("repair", "migrations", "gates"))
 
 FAULTS_OF_LEARNING = (
@@ -344,6 +346,12 @@ FAULTS_OF_ROUTING = (
         (f"{GAUSSIANS}::test_scores_are_those_of_whole_covariance_matrices",),
     ),
     Fault(
+        "large variances are rounded as coarsely as small ones", "clmoe_cli/method/routing/rounding.py",
+        "/ max(1, count) / own)",
+        "/ max(1, count) / own.min())",
+        (f"{ROUNDING}::test_it_is_what_the_equations_say",),
+    ),
+    Fault(
         "alpha chosen by images of the fit", "clmoe_cli/method/routing/gaussians.py",
         "some = few.nonzero()[:, 0]",
         "some = (rest & known[y]).nonzero()[:, 0]",
@@ -550,10 +558,28 @@ FAULTS_OF_THE_STORE = (
         (f"{CODECS}::test_weights_that_are_not_finite_are_never_written",),
     ),
     Fault(
-        "scores outside the mask are read", "store_schema/subnetworks.py",
-        "if name in masks and scores[~masks[name]].any():",
-        "if name in masks and scores[~masks[name]].size < 0:",
+        "scores outside the mask are left out in silence", "store_schema/subnetworks.py",
+        "if scores.shape != mask.shape or scores[~mask].any():",
+        "if scores.shape != mask.shape:",
         (f"{CODECS}::test_what_could_not_be_read_is_never_written",),
+    ),
+    Fault(
+        "scores outside the mask are read", "store_schema/subnetworks.py",
+        "    if scores[~mask].any():\n",
+        "    if scores[~mask].size < 0:\n",
+        (f"{HOSTILE}::test_each_is_refused_by_the_check_that_is_meant_for_it",),
+    ),
+    Fault(
+        "packed numbers are rounded as they are read", "store_schema/directions.py",
+        "if not np.array_equal(found, exact):",
+        "if found.shape != exact.shape:",
+        (f"{PACKED}::test_what_nobody_packed_is_refused",),
+    ),
+    Fault(
+        "the sign of zero is lost", "store_schema/directions.py",
+        "if not np.isfinite(value).all() or np.signbit(value[value == 0]).any():",
+        "if not np.isfinite(value).all():",
+        (f"{PACKED}::test_what_has_no_packed_form_stays",),
     ),
     Fault(
         "links are followed", "store_schema/files.py",

@@ -52,6 +52,45 @@ def test_subnetworks_round_trip(mask: np.ndarray, name: str, value: float) -> No
     assert back.probe_outputs.tobytes() == record.probe_outputs.tobytes()
 
 
+@given(
+    seed=st.integers(0, 99),
+    density=st.floats(0, 1),
+    shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=12),
+    kind=st.sampled_from(["scores", "image_scores"]),
+)
+def test_scores_come_back_where_the_mask_selects_them(
+    seed: int, density: float, shape: tuple[int, ...], kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape) < density
+    found = {"w": np.where(mask, rng.random(shape), 0).astype(np.float16), "b": rng.random(3).astype(np.float16)}
+    changes = {"scores": {}, "score_scale": {}, kind: found, f"{kind[:-1]}_scale": dict.fromkeys(found, 1.0)}
+    record = replace(make_task("t", 0), masks={"w": mask}, **changes)
+    data = encode_subnetwork(record)
+    back = decode_subnetwork(data, "file", "t", "e1", {"w": shape})
+    assert np.array_equal(back.masks["w"], mask)
+    assert all(getattr(back, kind)[name].tobytes() == value.tobytes() for name, value in found.items())
+    # Scores are read with the masks that they belong to; what is not wanted is not read.
+    alone = decode_subnetwork(data, "file", "t", "e1", {"w": shape}, (kind,))
+    assert getattr(alone, kind)["w"].tobytes() == found["w"].tobytes()
+    assert decode_subnetwork(data, "file", "t", "e1", {"w": shape}, ("gate",)).masks == {}
+
+
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0])
+def test_masks_and_scores_take_about_their_entropy(density: float) -> None:
+    rng, shape = np.random.default_rng(0), (500, 784)
+    mask = rng.random(shape) < density
+    sizes = []
+    for scores in ({}, {"w": np.where(mask, rng.random(shape), 0).astype(np.float16)}):
+        bare = replace(make_task("t", 0), masks={"w": mask}, scores=scores, score_scale=dict.fromkeys(scores, 1.0))
+        sizes.append(len(encode_subnetwork(bare)))
+    empty = replace(make_task("t", 0), masks={"w": np.zeros((8, 8), bool)}, scores={}, score_scale={})
+    share = np.clip(mask.mean(), 1e-9, 1 - 1e-9)
+    entropy = mask.size / 8 * -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    assert sizes[0] - len(encode_subnetwork(empty)) <= 1.45 * entropy + 1500
+    assert sizes[1] - sizes[0] <= 2 * mask.sum() + 1500
+
+
 @given(task=NAMES, other=NAMES, seed=st.integers(0, 99))
 def test_weights_round_trip_whatever_tasks_are_called(task: str, other: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -95,6 +95,36 @@ def packed_twice(file: h5py.File) -> None:
     made.write(space, space, np.zeros(1000, "f4"))
 
 
+def bomb(key: str, size: int, dtype: str) -> Callable[[h5py.File], None]:
+    """A data set of so many zeros in a few bytes."""
+
+    def change(file: h5py.File) -> None:
+        attrs = dict(file[key].attrs)
+        del file[key]
+        how: dict[str, object] = {"shape": (1, size), "chunks": (1, size), "compression": "gzip", "shuffle": True}
+        made = file.create_dataset(key, dtype=dtype, **how)
+        made.id.write_direct_chunk((0, 0), zeros(made.nbytes >> 20))
+        made.attrs.update(attrs)
+
+    return change
+
+
+def packed(value: object, dtype: str = "u2") -> Callable[[h5py.File], None]:
+    return replaced("gate/directions", data=np.array(value, dtype))
+
+
+def older(change: Callable[[h5py.File], None]) -> Callable[[h5py.File], None]:
+    """The same in an object of schema 2, whose scores have the shape of their masks."""
+
+    def both(file: h5py.File) -> None:
+        file.attrs["schema"] = 2
+        for name, value in make_task("t", 0).scores.items():
+            replaced(f"scores/{name}", data=value)(file)
+        change(file)
+
+    return both
+
+
 def many(file: h5py.File) -> None:
     packed = zeros(400)
     for name in "abc":
@@ -119,7 +149,20 @@ HOSTILE: dict[str, Callable[[h5py.File], None]] = {
     "another filter": replaced("probe_outputs", data=np.zeros((8, 2), "f4"), scaleoffset=2),
     "not a number": replaced("calibration/fisher", data=np.array([np.nan])),
     "infinite score": replaced("scores/hidden1.bias", data=np.full(5, np.inf, "f2")),
-    "score outside the mask": replaced("scores/hidden1.weight", data=np.ones((5, 7), "f2")),
+    "scores of the mask's shape": replaced("scores/hidden1.weight", data=np.ones((5, 7), "f2")),
+    "a score too few": replaced("scores/hidden1.weight", data=np.ones(3, "f2")),
+    "more scores than weights": replaced("scores/hidden1.weight", data=np.ones(36, "f2")),
+    "score outside the mask of schema 2": older(replaced("scores/hidden1.weight", data=np.ones((5, 7), "f2"))),
+    "selected scores in schema 2": older(replaced("scores/hidden1.weight", data=np.ones(3, "f2"))),
+    "packed directions in schema 2": older(packed([[3, 4, 1, 6]])),
+    "a mask that is a bomb": bomb("masks/hidden1.weight", 300 << 20, "u1"),
+    "scores that are a bomb": bomb("scores/hidden1.weight", 100 << 20, "f2"),
+    "directions that are a bomb": bomb("gate/directions", 100 << 20, "u2"),
+    "packed directions of one row": packed([3, 4, 1, 6]),
+    "packed directions without numbers": packed([[3]]),
+    "packed directions between halves": packed([[0, 2 * 2049]]),
+    "packed directions beyond halves": packed([[20, 256]]),
+    "packed directions of a strange step": packed([[2**32 - 1, 2]], "u4"),
     "short mask": replaced("masks/hidden1.weight", data=np.zeros(2, "u1")),
     "unknown group": lambda f: f.create_group("extra") and None,
     "missing group": lambda f: f.__delitem__("gate"),
@@ -166,6 +209,10 @@ def test_hostile_hdf5_is_refused_in_one_line(change: Callable[[h5py.File], None]
         ("soft link", "soft or external link"), ("external link", "soft or external link"),
         ("external storage", "virtual or external"), ("virtual data set", "virtual or external"),
         ("huge chunked", "bytes declared;"), ("huge compact", "bytes declared;"), ("too much in all", "so far"),
+        ("directions that are a bomb", "so far"), ("a mask that is a bomb", "packed bits"),
+        ("scores that are a bomb", "each selected one"), ("a score too few", "that the mask selects"),
+        ("packed directions between halves", "numbers of half precision"), ("packed directions in schema 2", "uint16"),
+        ("score outside the mask of schema 2", "outside the mask"),
     ],
 )  # fmt: skip
 def test_each_is_refused_by_the_check_that_is_meant_for_it(kind: str, said: str) -> None:
@@ -174,8 +221,11 @@ def test_each_is_refused_by_the_check_that_is_meant_for_it(kind: str, said: str)
         decode_subnetwork(damaged_h5(HOSTILE[kind]), "file", "t", "e1", SHAPES)
 
 
-def test_the_unchanged_file_is_read() -> None:
-    decode_subnetwork(damaged_h5(lambda file: None), "file", "t", "e1", SHAPES)
+@pytest.mark.parametrize("change", [lambda file: None, older(lambda file: None)])
+def test_the_unchanged_file_is_read(change: Callable[[h5py.File], None]) -> None:
+    found, expected = decode_subnetwork(damaged_h5(change), "file", "t", "e1", SHAPES), make_task("t", 0)
+    for name, value in expected.scores.items():
+        assert found.scores[name].tobytes() == value.tobytes()
 
 
 FUZZ = """

@@ -38,6 +38,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.reproducible import at_least, settled
 from clmoe_cli.method.routing.calibration import LOWER, MINIMUM
 from clmoe_cli.method.routing.mahalanobis import leading
+from clmoe_cli.method.routing.rounding import rounded
 from clmoe_cli.method.routing.subspaces import BOUND, FOLDS, QUANTILES, SHORTLIST, Compared, Statistics, Subspaces
 
 OWN = 64
@@ -315,12 +316,14 @@ def fit_part(
 
 
 def _leading(scaled: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading directions [d, rank] in half precision, and variances [rank], of centred features [n, d].
+    """Leading directions [d, rank] as they are stored, and variances [rank], of centred features [n, d].
 
     Of few features all of them are wanted, and the decomposition is exact.
     """
     values, vectors = leading(scaled, rank, EXACT, PASSES)
-    return vectors.half(), (values / len(scaled)).clamp_min(0).float()
+    variances = (values / len(scaled)).clamp_min(0)
+    rest = float(scaled.square().sum(dim=1).double().mean()) - float(variances.double().sum())
+    return rounded(vectors, variances, rest / scaled.shape[1]), variances.float()
 
 
 EXACT = 600

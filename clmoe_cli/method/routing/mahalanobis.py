@@ -23,6 +23,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, traced
 from clmoe_cli.method.reproducible import settled
+from clmoe_cli.method.routing.rounding import rounded
 from clmoe_cli.runtime import limits
 
 RANKS = {"inputs": 32, "hidden": 128}
@@ -42,7 +43,7 @@ FARTHEST = 80.0
 class Gaussian:
     """Class means [C, d], leading directions [d, k], their variances [k], variance of the rest [].
 
-    d is the width of the block. Float32, the directions rounded to half precision, as stored.
+    d is the width of the block. Float32, the directions rounded (:mod:`.rounding`), as stored.
     """
 
     means: Tensor
@@ -123,7 +124,8 @@ def fit_gaussian(values: Tensor, y: Tensor, classes: int, rank: int) -> Gaussian
     # Without directions, all of the variance is the rest.
     floor = 1e-6 * (top.max() if k else whole).clamp_min(TINY)
     rest = ((whole - top.sum()).clamp_min(0) / (means.shape[1] - k)).clamp_min(floor)
-    return Gaussian(means.float(), vectors.half().float(), torch.maximum(top, rest).float(), rest.float())
+    stored = rounded(vectors, top, float(rest)).float()
+    return Gaussian(means.float(), stored, torch.maximum(top, rest).float(), rest.float())
 
 
 def leading(centred: Tensor, k: int, exact: int = EXACT, passes: int = 4) -> tuple[Tensor, Tensor]:
