@@ -6,6 +6,7 @@ some times a second, so that computing is not held up and what cannot be counted
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -22,7 +23,7 @@ from clmoe_cli.runtime.distributed.processes import leading
 if TYPE_CHECKING:
     from clmoe_cli.api.reports import Caution
     from clmoe_cli.api.session import Callbacks
-    from clmoe_cli.method.subnetwork.training import Epoch
+    from clmoe_cli.method.subnetwork.training import Cost, Epoch
     from clmoe_cli.runtime.events import Step
 
 SOON = 1.0
@@ -257,6 +258,13 @@ class Progress:
             with self._lock:
                 note(text)
 
+    def cost(self, cost: Cost) -> None:
+        """Says what training will take, before it begins."""
+        if cost.total >= SOON:
+            epochs = f"{cost.epochs} epochs of {cost.steps} step{'s' * (cost.steps != 1)}"
+            limit = f", time limit {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
+            self._note(f"training: at most about {duration(cost.total)} ({epochs}{limit})")
+
     def callbacks(self) -> Callbacks:
         """What ``learn`` calls."""
         return {
@@ -265,6 +273,7 @@ class Progress:
             "on_resume": self.resuming,
             "on_step": self.step,
             "on_warning": self.warning,
+            "on_cost": self.cost,
         }
 
 

@@ -53,6 +53,12 @@ class Tolerance:
     final_epochs: int = 20
     lr: float = 3e-3
 
+    @property
+    def rounds(self) -> int:
+        """Rounds, at most, where the first of ``starts`` is good enough."""
+        falls = math.floor(math.log(self.floor / self.starts[0], self.step)) if self.floor < self.starts[0] else 0
+        return 1 + falls + self.halvings
+
     def within(self, reference: Tensor, found: Tensor) -> bool:
         """Whether a mask errs more than ``reference`` by at most ``max_drop``, and the images can tell so.
 
@@ -129,6 +135,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     frozen ones may be selected, and never change). Rounds are judged against the dense network or, where the densest
     round errs more (the dense one's held-out loss is the least of many epochs, hence flattering), against that round.
     The sparsest round within the tolerance is consolidated; where the result is not within it, the next denser one is.
+    No round begins when its part of ``run.limit`` is over.
     """
     net, data, held_out = run.net, run.training, run.tuning
     dense = quality(net, params, held_out)
@@ -152,15 +159,20 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         levels.append(Level(density, threshold, reached))
         return _Round(density, trained, mask, errors(net, trained, held_out))
 
+    def late() -> bool:
+        if over := run.limit.over("prune"):
+            run.limit.end("prune")
+        return over
+
     everything = _Round(1.0, params, masks.ones_like(free), errors(net, params, held_out))
     for start in tolerance.starts:
         densest = pruned(everything, start)
-        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)):
+        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)) or late():
             break
     reference = max(everything.errors, densest.errors, key=lambda errors: float(errors.mean()))
     accepted, last, sparser, failed = [densest], densest, 0.0, 0
     floor = max(tolerance.floor, tolerance.least / sum(mask.numel() for mask in free.values()))
-    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor:
+    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor and not late():
         last = pruned(last, density)
         if tolerance.within(reference, last.errors):
             accepted.append(last)
@@ -169,6 +181,8 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
             sparser = sparser if failed else density
             failed += 1
     for _ in range(tolerance.halvings if failed else 0):
+        if late():
+            break
         middle = pruned(accepted[-1], math.sqrt(accepted[-1].density * sparser))
         if tolerance.within(reference, middle.errors):
             accepted.append(middle)
@@ -179,7 +193,8 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         final, _ = trained_on(chosen.params, chosen.mask, tolerance.final_epochs, "consolidate")
         final, mask = without_idle(net, final, chosen.mask, data)
         # The errors of short rounds promise what only the final weights can keep.
-        if not accepted or tolerance.within(reference, errors(net, final, held_out)):
+        ended = not accepted or run.limit.over("consolidate")
+        if ended or tolerance.within(reference, errors(net, final, held_out)):
             return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels))
 
 
