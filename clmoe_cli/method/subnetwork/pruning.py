@@ -24,6 +24,8 @@ from clmoe_cli.runtime.events import OnDone, begun
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
+PASSES = 5
+"""So many times what scores take is kept back for what follows training, where time is limited."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,10 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         return finetune(run, current, masks.intersection(mask, free), how)
 
     def pruned(before: _Round, density: float) -> _Round:
+        started = run.limit.clock()
         scores = importance(net, before.params, data, score, begun(run.on_step, "scores", len(data), "images"))
+        # What is idle, two kinds of scores and the statistics are still to come, all of them over all images.
+        run.limit.reserve = PASSES * (run.limit.clock() - started)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.

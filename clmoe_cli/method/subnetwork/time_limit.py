@@ -29,7 +29,8 @@ SPENT, CUT = "spent", "cut/"
 class TimeLimit:
     """The time of one ``learn``: ``seconds`` from now on, less those of earlier runs that it continues.
 
-    ``cut``: the phases that time has ended, in their order. Of several processes the first has the clock.
+    ``cut``: the phases that time has ended, in their order. ``reserve``: seconds that what follows training takes at
+    least, once somebody knows. Of several processes the first has the clock.
     """
 
     seconds: float = math.inf
@@ -37,6 +38,7 @@ class TimeLimit:
     cut: list[str] = field(default_factory=list)
     earlier: float = 0.0
     opened: float = 0.0
+    reserve: float = 0.0
 
     def __post_init__(self) -> None:
         self.began = self.clock()
@@ -59,6 +61,7 @@ class TimeLimit:
         if not self.limited:
             return math.inf
         end = self.opened + UNTIL.get(phase, REST) * max(0.0, self.seconds - self.opened)
+        end = min(end, self.seconds - self.reserve)
         mine = torch.tensor(max(0.0, end - self.spent()), dtype=torch.float64)
         return float(collectives.agreed(mine))
 

@@ -6,6 +6,7 @@ The optimizer is made anew for every phase, so that no state leaks from one task
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -212,9 +213,19 @@ def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor
     return collectives.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y.cpu(), reduction="none"))
 
 
+class PlainAdam(torch.optim.Adam):
+    """torch's own, without its first call for ``torch.compile``: importing that takes as long as importing torch."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 def adam(lr: float) -> MakeOptimizer:
     """Adam without weight decay."""
-    return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
+    return lambda values: PlainAdam(values, lr=lr, fused=True)
 
 
 def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> MakeDrop:
