@@ -1,4 +1,4 @@
-"""``--time-limit``: whole tasks, said in one line and in the report; values that mean nothing; runs that are continued."""
+"""``--time-limit``: whole tasks, one line and the report that say so; values that mean nothing; continued runs."""
 
 from __future__ import annotations
 

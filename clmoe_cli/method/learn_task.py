@@ -88,8 +88,8 @@ class Setting:
     def split(self, data: Labelled) -> Split:
         """:func:`split`, on the device that trains if there is room."""
         parts, device = split(data, self.generator), self.options.device
-        placed = [on_device.placed(part, device) for part in (parts.training, parts.tuning, parts.calibration)]
-        return Split(*placed, parts.held)
+        training, tuning = on_device.placed(parts.training, device), on_device.placed(parts.tuning, device)
+        return Split(training, tuning, on_device.placed(parts.calibration, device), parts.held)
 
     def begun(self, fresh: Params) -> Params:
         """Fresh parameters, with those of ``start`` in place of the ones that it names."""
@@ -124,11 +124,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any."""
+    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any.
+
+    ``scores``: the parameters' gradient scores on the training images, where these are known.
+    """
 
     params: Params
     mask: masks.Masks
     dense: Params | None = None
+    scores: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,7 @@ def _search(
     chosen = select(run, dense, free, tolerance, options.score)
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
-    return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense)
+    return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense, chosen.scores)
 
 
 def _epochs(options: Options) -> int:
@@ -267,7 +271,11 @@ def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
     params, mask, classes = trained.params, _on("cpu", trained.mask), identity.classes
     to = begun(on_step, "scores", len(parts.training), "images")
-    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
+    scores = trained.scores
+    if scores is None:
+        scores = gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to)
+    to(len(parts.training))
+    raw = _on("cpu", scores)
     by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
     if len(parts.training) < privacy.LEAST:
         # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.

@@ -88,13 +88,17 @@ class Level:
 
 @dataclass(frozen=True)
 class Selection:
-    """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds."""
+    """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds.
+
+    ``scores``: the parameters' gradient scores on the training images.
+    """
 
     params: Params
     mask: masks.Masks
     dense: Quality
     held_out: Quality
     rounds: tuple[Level, ...]
+    scores: Params
 
 
 def importance(net: Network, params: Params, data: Labelled, score: str, on_done: OnDone = lambda done: None) -> Params:
@@ -196,11 +200,11 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     while True:
         chosen = accepted.pop()
         final, _ = trained_on(chosen.params, chosen.mask, tolerance.final_epochs, "consolidate")
-        final, mask = without_idle(net, final, chosen.mask, data)
+        final, mask, scores = without_idle(net, final, chosen.mask, data)
         # The errors of short rounds promise what only the final weights can keep.
         ended = not accepted or run.limit.over("consolidate")
         if ended or tolerance.within(reference, errors(net, final, held_out)):
-            return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels))
+            return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels), scores)
 
 
 @dataclass(frozen=True)
@@ -222,14 +226,17 @@ def errors(net: Network, params: Params, data: Labelled) -> Tensor:
     return collectives.agreed(-torch.expm1(-losses(net, params, data)))
 
 
-def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks]:
+def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks, Params]:
     """Takes out selected weights whose score on ``data`` is zero as stored, until there are none.
+
+    Returns parameters, mask, and the scores of these parameters.
 
     A weight that is taken out may wake a unit that it kept at zero, so the scores are taken again.
     """
     while True:
-        scores = halved(gradient_scores(net, params, data.x, data.y))[0]
-        used = {name: own & (scores[name] > 0) for name, own in mask.items()}
+        scores = gradient_scores(net, params, data.x, data.y)
+        half = halved(scores)[0]
+        used = {name: own & (half[name] > 0) for name, own in mask.items()}
         if masks.count(used) == masks.count(mask):
-            return params, mask
+            return params, mask, scores
         params, mask = masks.apply(params, used), used
