@@ -82,7 +82,7 @@ class Setting:
             self.journal,
             self.on_epoch,
             self.on_step,
-            self.on_cost,
+            on_cost=self.on_cost,
         )
 
     def split(self, data: Labelled) -> Split:

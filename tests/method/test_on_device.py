@@ -1,4 +1,4 @@
-"""Training waits for nothing: no number is read and nothing is moved within an epoch; data and draws lie where it is."""
+"""Training waits for nothing: within an epoch no number is read and nothing moves; data and draws lie where it is."""
 
 from __future__ import annotations
 
