@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_params
+from launching import together
 from pictures import ramps
 
 from clmoe_cli.method import learn_task
@@ -141,6 +144,32 @@ def test_a_plan_is_kept_by_the_run_that_goes_on(rng: torch.Generator, monkeypatc
     whole = trained({}, limited(100.0, monkeypatch))
     again = trained(kept[0], TimeLimit())
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_processes_end_by_the_clock_of_the_first(tmp_path: Path) -> None:
+    """The second's clock has not moved at all; both end after the same step, with the same parameters."""
+
+    class Ticking(Clock):
+        def __init__(self, tick: float) -> None:
+            super().__init__()
+            self.tick = tick
+
+        def __call__(self) -> float:
+            self.now += self.tick
+            return self.now
+
+    def act(rank: int) -> dict[str, torch.Tensor]:
+        rng, told = torch.Generator().manual_seed(1), list[Epoch]()
+        limit = TimeLimit(100.0, Ticking(1.0 if rank == 0 else 0.0))
+        limit.open()
+        params = random_params(NET, 2, rng, torch.float32)
+        found, _ = train(run(limit, rng, told), params, everything())
+        assert limit.cut == ["train"]
+        return {**found, "epochs": torch.tensor(len(told)), "generator": rng.get_state()}
+
+    first, second = together(2, act, tmp_path / "found")
+    assert 0 < first["epochs"] < 12
+    assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_a_whole_task_in_no_time(rng: torch.Generator) -> None:
