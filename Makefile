@@ -7,7 +7,7 @@ PHOTOS ?= ../shared/photos
 OUT ?= demo-out
 
 .PHONY: docs help install demo demo-photos test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
-	bench bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos bench-unknown bench-pictures
+	bench bench-card bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos bench-unknown bench-pictures
 
 ##@ Use
 
@@ -104,6 +104,9 @@ bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
 bench: $(STAMP)  ## speed beside plain PyTorch, as ratios of one run; how it grows
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --root $(MNIST) --out bench-out/growth
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --root $(MNIST) --out bench-out/speed --grown bench-out/growth/store
+
+bench-card: $(STAMP)  ## a graphics card beside all cores of its machine's processor, in four minutes
+	$(BIN)/python benchmarks/card.py --root $(MNIST) --photos $(PHOTOS) --out bench-out/card
 
 bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
 	$(BIN)/python benchmarks/memory.py --out bench-out/memory

@@ -28,6 +28,7 @@ from clmoe_cli.api.segment import learn_stream
 from clmoe_cli.api.tasks import TasksOptions, make_tasks
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.method.learn_task import Options
+from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork.training import Epoch, Quality, Schedule
 from clmoe_cli.report.progress import Progress, duration
 from clmoe_cli.runtime.events import Step
@@ -337,7 +338,9 @@ def test_epochs_are_told_of_by_the_batch_and_never_by_the_image(tmp_path: Path) 
     assert images
     assert {step.epoch for step in training} == {(1, epochs), (2, epochs)}
     assert [step.done for step in training if step.epoch == (1, 2)][-1] == images
-    batches = math.ceil(images / Schedule().batch(images // 8))  # few images are passed over several times
+    batches = math.ceil(
+        images / Schedule().batch(images // 8, MLP(1, (1,)))
+    )  # few images are passed over several times
     assert len(training) <= epochs * (batches + 20) < images
 
 

@@ -93,6 +93,15 @@ def of_task(task: TaskRecord) -> list[Caution]:
     return [Caution("guessing", f"{text}: look at the data")]
 
 
+def of_time(limit: float | None, cut: Sequence[str]) -> list[Caution]:
+    """For a task whose training time has ended; ``limit``: minutes, if this run has a limit. ``cut``: phases."""
+    if not cut:
+        return []
+    allowed = "a time limit" if limit is None else f"the time limit of {limit:g} min"
+    text = f"{allowed} ended training early ({_listed(list(cut))}): a whole task, with fewer epochs than it might use"
+    return [Caution("time-limit", f"{text}; without --time-limit, or with --if-known refine later, it learns more")]
+
+
 def of_conflict(new: TaskRecord, task: str | None, confused: Sequence[Confusion]) -> list[Caution]:
     """For data whose labels conflict with known tasks; ``new``: the task that they were learned as.
 

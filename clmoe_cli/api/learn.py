@@ -75,6 +75,7 @@ def _learned(session: Session, locked: Writer, resuming: Resuming) -> LearnRepor
             report = _refine(session, step, locked, resuming)
         case New() as step:
             report = _learn(session, step, locked, resuming)
+    session.warn(*cautions.of_time(session.options.time_limit, resuming.limit.cut))
     return replace(report, warnings=tuple(session.warnings))
 
 
@@ -143,7 +144,13 @@ def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> lear
     """How a task of that name is trained."""
     listeners, journal = session.listeners, resuming.begin(name)
     return learn_task.Setting(
-        session.options.method, generator(seed), listeners.on_epoch, journal, session.start.params, listeners.on_step
+        session.options.method,
+        generator(seed),
+        listeners.on_epoch,
+        journal,
+        session.start.params,
+        listeners.on_step,
+        listeners.on_cost,
     )
 
 

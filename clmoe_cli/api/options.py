@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
@@ -25,7 +26,8 @@ class LearnOptions:
 
     ``expert``: an expert's id, ``new``, or None to let placement decide. ``alpha``: rate of false alarms of
     the onset. ``seed`` counts when the store is created; a store keeps its seed. ``weights``: a safetensors file that
-    free weights start from. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
+    free weights start from. ``time_limit``: minutes that learning a task may take, from when the store is locked; None
+    for as many as it needs. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
     """
 
     name: str | None = None
@@ -38,6 +40,7 @@ class LearnOptions:
     thresholds: Thresholds = field(default_factory=Thresholds)
     lock_timeout: float | None = None
     weights: str | None = None
+    time_limit: float | None = None
     evidence: str = "gate"
 
 
@@ -91,6 +94,14 @@ def check_options(options: LearnOptions) -> None:
             key="--name",
             found=ascii(options.name[:60]),
             expected="1 to 200 printable characters",
+        )
+    if options.time_limit is not None and not 0.0 < options.time_limit < math.inf:
+        raise UsageProblem(
+            "not a time to learn in",
+            key="--time-limit",
+            found=str(options.time_limit),
+            expected="a number of minutes above 0",
+            hint="leave it out to let training end by itself",
         )
     check_rate("--alpha", options.alpha)
     one_of("value of --if-known", options.if_known, IF_KNOWN)

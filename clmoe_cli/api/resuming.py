@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from clmoe_cli import __version__
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.spool import blocks, rows_of
+from clmoe_cli.method.subnetwork.time_limit import TimeLimit
 from clmoe_cli.method.subnetwork.training_state import Journal, State
 from clmoe_cli.runtime.distributed import collectives
 from clmoe_cli.runtime.distributed.processes import PeerLost
@@ -47,6 +49,7 @@ class Resuming:
         self.parent = hashlib.sha256(self.head).hexdigest()
         self.key, self.task, self.reached = "", "", ""
         self.number, self.next = 0, 0.0
+        self.limit = TimeLimit(math.inf if options.time_limit is None else 60 * options.time_limit)
 
     def begin(self, task: str) -> Journal:
         """The journal of training that task.
@@ -67,7 +70,7 @@ class Resuming:
                 where=self.batch.source,
                 expected="the same data, store, arguments, versions and threads in all of them",
             )
-        return Journal(kept, self._save)
+        return Journal(kept, self._save, self.limit)
 
     def _save(self, state: State, reached: str) -> None:
         started = time.monotonic()
@@ -97,7 +100,7 @@ class Resuming:
 def _key(batch: Batch, options: LearnOptions, parent: str, seed: int, on_step: OnStep) -> str:
     """sha256 of all that decides the result: data, arguments, parent generation, seed, version, environment."""
     arguments = asdict(options)
-    del arguments["lock_timeout"]
+    del arguments["lock_timeout"], arguments["time_limit"]
     arguments["method"]["device"] = options.method.device.partition(":")[0]  # whichever of several cards it is
     labels = batch.labels
     assert labels is not None

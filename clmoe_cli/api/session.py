@@ -18,7 +18,7 @@ from clmoe_cli.api.starting import Start
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
-from clmoe_cli.method.subnetwork.training import OnEpoch
+from clmoe_cli.method.subnetwork.training import OnCost, OnEpoch
 from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import one_of
 from clmoe_cli.store_tensors import Loader, derived_seed, generator
@@ -33,18 +33,21 @@ class Callbacks(TypedDict, total=False):
     on_resume: Callable[[str], None]
     on_step: OnStep
     on_warning: OnWarning
+    on_cost: OnCost
 
 
 @dataclass(frozen=True)
 class Listeners:
     """Who is told of epochs (``on_epoch``), of who holds the lock (``on_wait``), of what an interrupted run had reached
-    (``on_resume``), of all that may take long (``on_step``) and, at once, of what looks wrong (``on_warning``)."""
+    (``on_resume``), of all that may take long (``on_step``), of what training will take (``on_cost``) and, at once, of
+    what looks wrong (``on_warning``)."""
 
     on_epoch: OnEpoch = lambda epoch: None
     on_wait: Callable[[str], None] = lambda holder: None
     on_resume: Callable[[str], None] = lambda reached: None
     on_step: OnStep = silent
     on_warning: OnWarning = lambda caution: None
+    on_cost: OnCost = lambda cost: None
 
 
 @dataclass(frozen=True)

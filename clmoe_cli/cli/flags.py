@@ -116,6 +116,13 @@ WeightsOption = Annotated[
 EpochsOption = Annotated[
     int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
 ]
+TimeLimitOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MINUTES",
+        help="End training early, so that a task takes at most so long [default: as long as it needs].",
+    ),
+]
 ArchOption = Annotated[str, typer.Option(autocompletion=among(choices.ARCHS), help="Architecture of the experts.")]
 IfKnownOption = Annotated[
     str,

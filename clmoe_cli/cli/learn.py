@@ -36,6 +36,7 @@ def learn(
     features_weights: flags.FeaturesWeightsOption = None,
     feature_cache: flags.FeatureCacheOption = True,
     epochs: flags.EpochsOption = 40,
+    time_limit: flags.TimeLimitOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: flags.ScoreOption = "gradient-weight",
     max_drop: flags.MaxDropOption = 0.3,
@@ -74,7 +75,7 @@ def learn(
     early.check_source(data)
     from clmoe_cli.api.checks import check_names
     from clmoe_cli.api.learn import learn as learn_one
-    from clmoe_cli.api.options import LearnOptions
+    from clmoe_cli.api.options import LearnOptions, check_options
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, read
@@ -96,7 +97,9 @@ def learn(
         lock_timeout=lock_timeout,
         weights=weights,
         evidence=evidence,
+        time_limit=time_limit,
     )
+    check_options(options)
     unmeasured = quiet or dry_run
     backbone = BackboneSession(features, features_weights, arch, method.device, keep=feature_cache)
     curves = Curves()

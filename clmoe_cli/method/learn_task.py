@@ -17,12 +17,22 @@ from clmoe_cli.method.networks.base import Network, Params, logits
 from clmoe_cli.method.routing import mahalanobis
 from clmoe_cli.method.routing.calibration import Calibration
 from clmoe_cli.method.routing.paper import Subnetwork, deviations
-from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork import masks, on_device
 from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import Halved, gradient_scores, halved, restored
 from clmoe_cli.method.subnetwork.image_scores import ImageReference, batch_calibration, image_scores
 from clmoe_cli.method.subnetwork.pruning import Tolerance, select
-from clmoe_cli.method.subnetwork.training import Annealing, OnEpoch, Quality, Run, Schedule, quality, train
+from clmoe_cli.method.subnetwork.training import (
+    Annealing,
+    OnCost,
+    OnEpoch,
+    Quality,
+    Run,
+    Schedule,
+    cost,
+    quality,
+    train,
+)
 from clmoe_cli.method.subnetwork.training_state import Journal
 from clmoe_cli.method.tasks.shortlist import sketch
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
@@ -58,13 +68,28 @@ class Setting:
     journal: Journal = field(default_factory=Journal)
     start: Mapping[str, Tensor] | None = None
     on_step: OnStep = silent
+    on_cost: OnCost = lambda cost: None
 
     def run(self, net: Network, parts: Split) -> Run:
         """The training of a network on these images."""
-        schedule = self.options.schedule
+        self.journal.limit.open()
         return Run(
-            net, parts.training, parts.tuning, schedule, self.generator, self.journal, self.on_epoch, self.on_step
+            net,
+            parts.training,
+            parts.tuning,
+            self.options.schedule,
+            on_device.drawing(self.generator, self.options.device),
+            self.journal,
+            self.on_epoch,
+            self.on_step,
+            on_cost=self.on_cost,
         )
+
+    def split(self, data: Labelled) -> Split:
+        """:func:`split`, on the device that trains if there is room."""
+        parts, device = split(data, self.generator), self.options.device
+        training, tuning = on_device.placed(parts.training, device), on_device.placed(parts.tuning, device)
+        return Split(training, tuning, on_device.placed(parts.calibration, device), parts.held)
 
     def begun(self, fresh: Params) -> Params:
         """Fresh parameters, with those of ``start`` in place of the ones that it names."""
@@ -99,11 +124,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any."""
+    """A trained subnetwork: parameters, zero outside the mask; ``dense``: the network before pruning, if any.
+
+    ``scores``: the parameters' gradient scores on the training images, where these are known.
+    """
 
     params: Params
     mask: masks.Masks
     dense: Params | None = None
+    scores: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +196,7 @@ def learn_task(task: Identity, net: Network, shared: Shared, data: Labelled, set
     Free entries of the shared weights are drawn afresh, so nothing of what earlier tasks left there is used. Entries
     that are frozen and not readable count as zero for this task.
     """
-    parts = split(data, setting.generator)
+    parts = setting.split(data)
     start = _start(task, net, shared, setting)
     if task.classes == 1:  # nothing to tell apart, so nothing is trained and no weight is taken
         none = masks.zeros_like(shared.weights)
@@ -196,7 +225,7 @@ def refine_task(
     the task trains inside its mask. The statistics are taken anew from the new data. What makes the
     held-out loss worse is undone. ``setting.start`` is for the free weights.
     """
-    parts = split(data, setting.generator)
+    parts = setting.split(data)
     run, options = setting.run(net, parts), setting.options
     before = trained = Trained(setting.moved(task.params), setting.moved(task.mask))
     if task.classes == 1:
@@ -209,6 +238,7 @@ def refine_task(
     else:
         movable = masks.intersection(before.mask, setting.moved(masks.inverse(taken)))
         how = Annealing("refine", min(options.tolerance.final_epochs, options.schedule.epochs), options.schedule.lr)
+        run.on_cost(cost(run, before.params, movable, how.epochs))
         trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
     if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
         trained = replace(before, dense=trained.dense)
@@ -220,20 +250,32 @@ def _search(
 ) -> Trained:
     """Trains the free weights from ``start``, then finds the mask."""
     options, free, readable = setting.options, setting.moved(free), setting.moved(readable)
-    dense, _ = train(run, run.net.ordered(setting.moved(start)), free)
+    begun = run.net.ordered(setting.moved(start))
+    run.on_cost(cost(run, begun, free, _epochs(options)))
+    dense, _ = train(run, begun, free)
     # Training images cannot tell what a sparser mask would cost: the first round stands.
     tolerance = options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0)
     chosen = select(run, dense, free, tolerance, options.score)
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
-    return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense)
+    return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense, chosen.scores)
+
+
+def _epochs(options: Options) -> int:
+    """Epochs of all phases, at most, where the densest mask is good enough and the sparsest keeps what it promised."""
+    tolerance, most = options.tolerance, options.schedule.epochs
+    return most + tolerance.rounds * min(tolerance.epochs, most) + min(tolerance.final_epochs, most)
 
 
 def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_step: OnStep = silent) -> Learned:
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
     params, mask, classes = trained.params, _on("cpu", trained.mask), identity.classes
     to = begun(on_step, "scores", len(parts.training), "images")
-    raw = _on("cpu", gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to))
+    scores = trained.scores
+    if scores is None:
+        scores = gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to)
+    to(len(parts.training))
+    raw = _on("cpu", scores)
     by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
     if len(parts.training) < privacy.LEAST:
         # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
@@ -258,7 +300,7 @@ def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_
         dense = quality(net, trained.dense, held) if len(held) and trained.dense is not None else None
     params = _on("cpu", params)
     task = replace(task, params=params, calibration=calibration, drawn=drawn)
-    sketched, outputs = sketch(parts.training, classes), probe(net, params)
+    sketched, outputs = sketch(on_device.placed(parts.training, "cpu"), classes), probe(net, params)
     said = torch.empty(0, classes, dtype=torch.float64)
     if len(held):
         said = reproducible.logits(net, params, held.x).log_softmax(dim=1)

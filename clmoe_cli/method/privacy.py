@@ -43,7 +43,7 @@ def drawing(x: Rows) -> Draw:
     """
     digest = hashlib.sha256()
     for part in x.split(CHUNK):
-        digest.update(part.contiguous().numpy().tobytes())
+        digest.update(part.cpu().contiguous().numpy().tobytes())
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest()[:16], "big")))
     return lambda n, d: torch.from_numpy(rng.standard_normal((n, d)))
 

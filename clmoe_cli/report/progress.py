@@ -6,6 +6,7 @@ some times a second, so that computing is not held up and what cannot be counted
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -22,7 +23,7 @@ from clmoe_cli.runtime.distributed.processes import leading
 if TYPE_CHECKING:
     from clmoe_cli.api.reports import Caution
     from clmoe_cli.api.session import Callbacks
-    from clmoe_cli.method.subnetwork.training import Epoch
+    from clmoe_cli.method.subnetwork.training import Cost, Epoch
     from clmoe_cli.runtime.events import Step
 
 SOON = 1.0
@@ -81,11 +82,12 @@ class Item:
     line: str = ""
     reached: str = ""
 
-    def left(self, now: float) -> str:
-        """How long it will take, if that can be told and is a second at least."""
+    def left(self, now: float, until: float = math.inf) -> str:
+        """How long it will take, if that can be told and is a second at least; training ends by the time ``until``."""
         if self.total is None or self.done <= self.first:
             return ""
         seconds = (self.total - self.done) * (self.at - self.began) / (self.done - self.first) - (now - self.at)
+        seconds = min(seconds, until - now) if self.phase else seconds
         how = "at most" if self.phase and self.name in EARLY else "about"
         return f"{how} {duration(seconds)}" if seconds >= SOON else ""
 
@@ -107,6 +109,7 @@ class Progress:
 
     def __init__(self, quiet: bool, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.terminal, self.clock = quiet, terminal, clock
+        self._until = math.inf
         self._lock = threading.RLock()
         self._running: dict[str, Item] = {}  # the latest last
         self._said: dict[str, float] = {}
@@ -155,7 +158,7 @@ class Progress:
             item.text, item.line = item.reached, f"{item.head}  {item.reached}"
             self._said[item.name] = item.at
             if not self.terminal:
-                left = item.left(item.at)
+                left = item.left(item.at, self._until)
                 note(f"{item.line}, {left} left" if left else item.line)
             if epoch.epoch == epoch.epochs:
                 self._end_phase()
@@ -201,7 +204,7 @@ class Progress:
             due = item.began + SOON
             if now >= max(due, self._said.get(item.name, -PAUSE) + PAUSE):
                 self._said[item.name] = now
-                left = item.left(now)
+                left = item.left(now, self._until)
                 note(f"{item.line}, {left} left" if left else item.line)
 
     def _draw(self, item: Item, now: float) -> None:
@@ -220,7 +223,7 @@ class Progress:
             self._shown = True
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        left_or_passed = item.left(now) or duration(now - item.began)
+        left_or_passed = item.left(now, self._until) or duration(now - item.began)
         self._bar.add_task(item.head, total=item.total, completed=item.done, text=item.text, left=left_or_passed)
 
     def _clear(self) -> None:
@@ -257,6 +260,14 @@ class Progress:
             with self._lock:
                 note(text)
 
+    def cost(self, cost: Cost) -> None:
+        """Says what training will take, before it begins."""
+        self._until = self.clock() + cost.limit
+        if cost.total >= SOON:
+            epochs = f"{cost.epochs} epochs of {cost.steps} step{'s' * (cost.steps != 1)}"
+            limit = f", time limit {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
+            self._note(f"training: at most about {duration(cost.total)} ({epochs}{limit})")
+
     def callbacks(self) -> Callbacks:
         """What ``learn`` calls."""
         return {
@@ -265,6 +276,7 @@ class Progress:
             "on_resume": self.resuming,
             "on_step": self.step,
             "on_warning": self.warning,
+            "on_cost": self.cost,
         }
 
 

@@ -62,6 +62,8 @@ WHITENED_NUMBERS = 1 << 24
 """Numbers of a block that the statistics rest on: of more images, so many are taken evenly."""
 FLOAT_BYTES = 256 << 20
 """Bytes up to which images are kept as float32."""
+DEVICE_SHARE = 0.5
+"""Share of the free memory of a graphics card that images may take: scores, maps and gradients need the rest."""
 LOOKED_AT_NUMBERS = 1 << 22
 """Numbers looked at at a time, where all images are looked at once."""
 DECIDED_PIXELS = 1 << 25

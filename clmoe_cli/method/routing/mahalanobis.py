@@ -98,11 +98,11 @@ def fit(net: Network, params: Mapping[str, Tensor], training: Labelled, held_out
     widest = max(value.shape[1] for value in blocks(net, params, held_out.subsample(1)).values())
     training = training.subsample(max(1, MOST // widest))
     values, held = blocks(net, params, training), blocks(net, params, held_out)
-    draw = privacy.drawing(training.x)
+    draw, y = privacy.drawing(training.x), training.y.cpu()
     gaussians, standard = {}, {}
     for name, rank in RANKS.items():
-        fitted = fit_gaussian(values[name], training.y, classes, rank)
-        added = privacy.one_more(values[name], training.y, classes, draw)
+        fitted = fit_gaussian(values[name], y, classes, rank)
+        added = privacy.one_more(values[name], y, classes, draw)
         gaussian = replace(fitted, means=(fitted.means.double() + added).float())
         logs = _logs(gaussian, held[name])
         gaussians[name] = gaussian

@@ -24,6 +24,8 @@ from clmoe_cli.runtime.events import OnDone, begun
 
 SCORES = ("gradient-weight", "gradient", "last-batch")
 LAST_BATCH = 128
+PASSES = 5
+"""So many times what scores take is kept back for what follows training, where time is limited."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Tolerance:
     final_epochs: int = 20
     lr: float = 3e-3
 
+    @property
+    def rounds(self) -> int:
+        """Rounds, at most, where the first of ``starts`` is good enough."""
+        falls = math.floor(math.log(self.floor / self.starts[0], self.step)) if self.floor < self.starts[0] else 0
+        return 1 + falls + self.halvings
+
     def within(self, reference: Tensor, found: Tensor) -> bool:
         """Whether a mask errs more than ``reference`` by at most ``max_drop``, and the images can tell so.
 
@@ -80,13 +88,17 @@ class Level:
 
 @dataclass(frozen=True)
 class Selection:
-    """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds."""
+    """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds.
+
+    ``scores``: the parameters' gradient scores on the training images.
+    """
 
     params: Params
     mask: masks.Masks
     dense: Quality
     held_out: Quality
     rounds: tuple[Level, ...]
+    scores: Params
 
 
 def importance(net: Network, params: Params, data: Labelled, score: str, on_done: OnDone = lambda done: None) -> Params:
@@ -129,6 +141,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     frozen ones may be selected, and never change). Rounds are judged against the dense network or, where the densest
     round errs more (the dense one's held-out loss is the least of many epochs, hence flattering), against that round.
     The sparsest round within the tolerance is consolidated; where the result is not within it, the next denser one is.
+    No round begins when its part of ``run.limit`` is over.
     """
     net, data, held_out = run.net, run.training, run.tuning
     dense = quality(net, params, held_out)
@@ -139,7 +152,10 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         return finetune(run, current, masks.intersection(mask, free), how)
 
     def pruned(before: _Round, density: float) -> _Round:
+        started = run.limit.clock()
         scores = importance(net, before.params, data, score, begun(run.on_step, "scores", len(data), "images"))
+        # What is idle, two kinds of scores and the statistics are still to come, all of them over all images.
+        run.limit.reserve = PASSES * (run.limit.clock() - started)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
         threshold = threshold_at(scores, density, free)
         # What is frozen already is read as a whole: it costs no capacity, and few images could not choose from it.
@@ -152,15 +168,20 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         levels.append(Level(density, threshold, reached))
         return _Round(density, trained, mask, errors(net, trained, held_out))
 
+    def late() -> bool:
+        if over := run.limit.over("prune"):
+            run.limit.end("prune")
+        return over
+
     everything = _Round(1.0, params, masks.ones_like(free), errors(net, params, held_out))
     for start in tolerance.starts:
         densest = pruned(everything, start)
-        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)):
+        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)) or late():
             break
     reference = max(everything.errors, densest.errors, key=lambda errors: float(errors.mean()))
     accepted, last, sparser, failed = [densest], densest, 0.0, 0
     floor = max(tolerance.floor, tolerance.least / sum(mask.numel() for mask in free.values()))
-    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor:
+    while failed < tolerance.failures and (density := last.density * tolerance.step) >= floor and not late():
         last = pruned(last, density)
         if tolerance.within(reference, last.errors):
             accepted.append(last)
@@ -169,6 +190,8 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
             sparser = sparser if failed else density
             failed += 1
     for _ in range(tolerance.halvings if failed else 0):
+        if late():
+            break
         middle = pruned(accepted[-1], math.sqrt(accepted[-1].density * sparser))
         if tolerance.within(reference, middle.errors):
             accepted.append(middle)
@@ -177,10 +200,11 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     while True:
         chosen = accepted.pop()
         final, _ = trained_on(chosen.params, chosen.mask, tolerance.final_epochs, "consolidate")
-        final, mask = without_idle(net, final, chosen.mask, data)
+        final, mask, scores = without_idle(net, final, chosen.mask, data)
         # The errors of short rounds promise what only the final weights can keep.
-        if not accepted or tolerance.within(reference, errors(net, final, held_out)):
-            return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels))
+        ended = not accepted or run.limit.over("consolidate")
+        if ended or tolerance.within(reference, errors(net, final, held_out)):
+            return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels), scores)
 
 
 @dataclass(frozen=True)
@@ -202,14 +226,17 @@ def errors(net: Network, params: Params, data: Labelled) -> Tensor:
     return collectives.agreed(-torch.expm1(-losses(net, params, data)))
 
 
-def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks]:
+def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks, Params]:
     """Takes out selected weights whose score on ``data`` is zero as stored, until there are none.
+
+    Returns parameters, mask, and the scores of these parameters.
 
     A weight that is taken out may wake a unit that it kept at zero, so the scores are taken again.
     """
     while True:
-        scores = halved(gradient_scores(net, params, data.x, data.y))[0]
-        used = {name: own & (scores[name] > 0) for name, own in mask.items()}
+        scores = gradient_scores(net, params, data.x, data.y)
+        half = halved(scores)[0]
+        used = {name: own & (half[name] > 0) for name, own in mask.items()}
         if masks.count(used) == masks.count(mask):
-            return params, mask
+            return params, mask, scores
         params, mask = masks.apply(params, used), used

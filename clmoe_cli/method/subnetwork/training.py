@@ -6,17 +6,21 @@ The optimizer is made anew for every phase, so that no state leaks from one task
 
 from __future__ import annotations
 
+import inspect
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clmoe_cli.method.images import Labelled
-from clmoe_cli.method.networks.base import STATISTICS, Drop, Network, Params, device_of, logits
+from clmoe_cli.method.networks.base import STATISTICS, Convolution, Drop, Network, Params, device_of, logits
 from clmoe_cli.method.subnetwork.freezing import freeze_guard
+from clmoe_cli.method.subnetwork.time_limit import LEAST, TimeLimit
 from clmoe_cli.method.subnetwork.training_state import (
     Journal,
     Phase,
@@ -34,10 +38,26 @@ BATCHES = 30
 """Steps of an epoch, at least: so many mean the same to patience and learning rates at every size of the data."""
 PARTS = 8
 """A batch is at most such a part of few images: thirty passes over all of them at each step teach no more."""
+CONVOLVED_PARTS = BATCHES
+"""The same where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch."""
 SMALLEST = 16
 """Images of a batch all the same, where there are as many and ``--batch-size`` allows."""
+WARM = 2
+"""Steps that are taken to tell how long one takes, of which the last counts."""
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 MakeDrop = Callable[[collectives.Share], Drop]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of an epoch the first ``most`` steps, and, once there are ``LEAST``, none after ``late`` says so."""
+
+    most: float = math.inf
+    late: Callable[[], bool] | None = None
+
+    def ends(self, done: int) -> bool:
+        """Whether no step follows after so many."""
+        return done >= self.most or (self.late is not None and done >= LEAST and self.late())
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,27 @@ OnEpoch = Callable[[Epoch], None]
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What training will take, before it begins: at most ``epochs`` of ``steps``, each of so many ``seconds``.
+
+    ``limit``: seconds that it may take; infinite without a limit.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    limit: float
+
+    @property
+    def total(self) -> float:
+        """Seconds, at most."""
+        return min(self.epochs * self.steps * self.seconds, self.limit)
+
+
+OnCost = Callable[[Cost], None]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How long and how fast.
 
@@ -83,9 +124,22 @@ class Schedule:
     dropout: tuple[float, float] = (0.2, 0.3)
     annealing_dropout: tuple[float, float] = (0.05, 0.05)
 
-    def batch(self, images: int) -> int:
+    def batch(self, images: int, net: Network) -> int:
         """Images of one step, of so many in all."""
-        return min(self.batch_size, images, max(SMALLEST, images // PARTS))
+        parts = CONVOLVED_PARTS if _convolved(net) else PARTS
+        return min(self.batch_size, images, max(SMALLEST, images // parts))
+
+    def epoch(self, images: int, net: Network) -> int:
+        """Images of one epoch, of so many in all: each once, or of few so many that there are ``BATCHES`` steps.
+
+        Of perceptrons these are whole passes.
+        """
+        least = BATCHES * self.batch(images, net)
+        return max(images, least) if _convolved(net) else images * math.ceil(max(images, least) / images)
+
+    def steps(self, images: int, net: Network) -> int:
+        """Steps of one epoch."""
+        return math.ceil(self.epoch(images, net) / self.batch(images, net))
 
 
 @dataclass(frozen=True)
@@ -94,7 +148,8 @@ class Run:
 
     ``training`` and ``tuning``: images to train on, and held-out ones that decide when to stop and what to prune.
     ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
-    ``on_epoch`` and ``on_step`` hear of progress.
+    ``on_epoch`` and ``on_step`` hear of progress, ``on_cost`` of what it will take. ``generator``: draws where the
+    network trains (:func:`clmoe_cli.method.subnetwork.on_device.drawing`).
     """
 
     net: Network
@@ -105,6 +160,17 @@ class Run:
     journal: Journal = field(default_factory=Journal)
     on_epoch: OnEpoch = lambda epoch: None
     on_step: OnStep = silent
+    on_cost: OnCost = lambda cost: None
+
+    @property
+    def limit(self) -> TimeLimit:
+        """The time that there is."""
+        return self.journal.limit
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch."""
+        return self.schedule.steps(len(self.training), self.net)
 
 
 @dataclass(frozen=True)
@@ -136,19 +202,30 @@ class Moving:
 def quality(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Quality:
     """Loss and accuracy of a network on labelled images."""
     out = logits(net, params, data.x)
-    right = (out.argmax(dim=1) == data.y).double().mean()
-    loss, accuracy = collectives.agreed(torch.stack([F.cross_entropy(out, data.y).double(), right])).tolist()
+    y = data.y.cpu()
+    right = (out.argmax(dim=1) == y).double().mean()
+    loss, accuracy = collectives.agreed(torch.stack([F.cross_entropy(out, y).double(), right])).tolist()
     return Quality(loss, accuracy)
 
 
 def losses(net: Network, params: Mapping[str, Tensor], data: Labelled) -> Tensor:
     """Cross-entropy of each image in nats, [N] float64."""
-    return collectives.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y, reduction="none"))
+    return collectives.agreed(F.cross_entropy(logits(net, params, data.x).double(), data.y.cpu(), reduction="none"))
+
+
+class PlainAdam(torch.optim.Adam):
+    """torch's own, without its first call for ``torch.compile``: importing that takes as long as importing torch."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 def adam(lr: float) -> MakeOptimizer:
     """Adam without weight decay."""
-    return lambda values: torch.optim.Adam(values, lr=lr, fused=True)
+    return lambda values: PlainAdam(values, lr=lr, fused=True)
 
 
 def dropout(first: str, shares: tuple[float, float], generator: torch.Generator) -> MakeDrop:
@@ -172,27 +249,48 @@ def run_epoch(
     drop: MakeDrop | None = None,
     after_step: Callable[[], None] = lambda: None,
     on_part: Callable[[int, int], None] = lambda done, images: None,
+    part: Part | None = None,
 ) -> float:
     """One pass over the training images in random order; returns the mean loss. The parameters change in place.
 
-    Of several processes (:mod:`clmoe_cli.runtime.distributed.collectives`) each computes its share of every batch.
+    ``part``: how many of its steps there are, all of them by default. Few images are passed over several times, so that
+    an epoch always has at least ``BATCHES`` steps and means the same to patience, rounds and learning rates at every
+    size of the data.
+    """
+    total, seen = run_steps(run, moving, drop, after_step, on_part, part or Part())
+    collectives.summed([total])
+    return float(total) / max(1, seen)
 
-    Few images are passed over several times, so that an epoch always has at least ``BATCHES`` steps and means
-    the same to patience, rounds and learning rates at every size of the data.
+
+def run_steps(
+    run: Run,
+    moving: Moving,
+    drop: MakeDrop | None,
+    after_step: Callable[[], None],
+    on_part: Callable[[int, int], None],
+    part: Part,
+) -> tuple[Tensor, int]:
+    """The steps of an epoch: the summed loss [], where the parameters are, and of how many images it is.
+
+    No step waits for the device: nothing that is computed there is read here, and images that lie there are gathered
+    there. Of several processes (:mod:`clmoe_cli.runtime.distributed.collectives`) each computes its share of every
+    batch.
     """
     net, data, params = run.net, run.training, moving.params
-    batch_size = run.schedule.batch(len(data))
-    passes = _passes(len(data), batch_size)
-    order = torch.cat([torch.randperm(len(data), generator=run.generator) for _ in range(passes)])
-    device = device_of(params)
+    batch_size, images = run.schedule.batch(len(data), net), run.schedule.epoch(len(data), net)
+    device, drawn = device_of(params), run.generator.device
+    passes = range(math.ceil(images / len(data)))
+    orders = [torch.randperm(len(data), generator=run.generator, device=drawn) for _ in passes]
+    order = torch.cat(orders)[:images].to(data.y.device)
     total, seen = torch.zeros((), device=device), 0
-    for index in order.split(batch_size):
+    for number, index in enumerate(order.split(batch_size)):
+        if part.ends(number):
+            break
         if net.normalised and len(index) == 1 < len(order):
             continue  # a single image has no statistics of its own
         own = collectives.Share.of(len(index))
         x, y = data.x[index[own.rows]].to(device), data.y[index[own.rows]].to(device)
-        # Half of the bits of a float32, in its range: what graphics processors are fast with.
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with _halves(device):
             out = net.logits(params, x, drop and drop(own), training=True)
             loss = F.cross_entropy(out, y, reduction="sum") / len(index)
         moving.optimizer.zero_grad()
@@ -204,8 +302,29 @@ def run_epoch(
         total += loss.detach() * len(index)
         seen += len(index)
         on_part(seen, len(order))
-    collectives.summed([total])
-    return float(total) / seen
+    return total, seen
+
+
+def _halves(device: torch.device) -> AbstractContextManager[object]:
+    """Half of the bits of a float32, in its range: what graphics processors are fast with."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def step_seconds(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> float:
+    """Seconds of a step, taken from copies of the parameters; nothing changes by it, nor is anything drawn."""
+    own = torch.Generator(run.generator.device).manual_seed(0)
+    apart, moving = replace(run, generator=own), Moving.of(dict(params), trainable, adam(run.schedule.lr))
+    drop, found = dropout(run.net.layers[0], run.schedule.dropout, own), 0.0
+    for _ in range(WARM):
+        started = time.perf_counter()
+        run_epoch(apart, moving, drop, part=Part(most=1))  # which reads the loss, and so waits for it
+        found = time.perf_counter() - started
+    return float(collectives.agreed(torch.tensor(found, dtype=torch.float64)))
+
+
+def cost(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor], epochs: int) -> Cost:
+    """What so many epochs of a network will take."""
+    return Cost(epochs, run.steps, step_seconds(run, params, trainable), run.limit.left("consolidate"))
 
 
 def train(
@@ -239,13 +358,18 @@ def train(
         reached = Quality(*found)
         moving = Moving.of(anchor, trainable, optimizer(lr))
         restore_optimizer(moving.optimizer, below("optimizer", state))
+    limit = run.limit
+    part = Part(late=lambda: limit.over(phase)) if limit.limited else None
     for epoch in range(before + 1, schedule.epochs + 1):
-        loss = run_epoch(run, moving, drop, on_part=within(run.on_step, phase, epoch, schedule.epochs))
+        loss = run_epoch(run, moving, drop, on_part=within(run.on_step, phase, epoch, schedule.epochs), part=part)
         now = quality(net, moving.params, run.tuning)
         run.on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
         if now.loss < reached.loss:
             reached = now
             best = {name: value.detach().clone() for name, value in moving.params.items()}
+        if limit.over(phase):
+            limit.end(phase)
+            break
         if now.loss < mark - schedule.min_delta:
             mark, bad = now.loss, 0
         else:
@@ -282,26 +406,35 @@ def anneal(
     state = noted.reached()
     begin = _like(params, below("working", state)) if state else dict(params)
     moving = Moving.of(begin, trainable, optimizer(how.lr))
-    step, size = moving.optimizer, run.schedule.batch(images)
-    steps = how.epochs * math.ceil(_passes(images, size) * images / size)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
+    optimizing, limit, each = moving.optimizer, run.limit, run.steps
+    steps = whole = how.epochs * each
+    if state is not None:
+        steps = int(state.get("steps", torch.tensor(whole)))
+    elif limit.limited:
+        fitting = limit.left(how.phase) / step_seconds(run, begin, trainable)
+        steps = min(whole, max(LEAST, math.floor(fitting)))
+    if steps < whole:
+        limit.end(how.phase)
+    epochs = math.ceil(steps / each)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizing, steps)
     reached, before = quality(run.net, moving.params, run.tuning), 0
     if state is not None:
-        restore_optimizer(step, below("optimizer", state))
+        restore_optimizer(optimizing, below("optimizer", state))
         before, done = (int(n) for n in state["counts"])
-        step.param_groups[0]["lr"] = float(state["rate"])
+        optimizing.param_groups[0]["lr"] = float(state["rate"])
         rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
     # Images that are seen several times an epoch are soon known by heart.
-    shares = run.schedule.dropout if _passes(images, size) > 1 else run.schedule.annealing_dropout
+    several = run.schedule.epoch(images, run.net) > images
+    shares = run.schedule.dropout if several else run.schedule.annealing_dropout
     drop = dropout(run.net.layers[0], shares, run.generator)
-    for epoch in range(before + 1, how.epochs + 1):
-        part = within(run.on_step, how.phase, epoch, how.epochs)
-        loss = run_epoch(run, moving, drop, rate.step, part)
+    for epoch in range(before + 1, epochs + 1):
+        on_part, part = within(run.on_step, how.phase, epoch, epochs), Part(most=steps - (epoch - 1) * each)
+        loss = run_epoch(run, moving, drop, rate.step, on_part, part)
         reached = quality(run.net, moving.params, run.tuning)
-        run.on_epoch(Epoch(how.phase, epoch, how.epochs, loss, reached))
+        run.on_epoch(Epoch(how.phase, epoch, epochs, loss, reached))
         counts = torch.tensor([epoch, rate.last_epoch])
-        now = torch.tensor(step.param_groups[0]["lr"], dtype=torch.float64)
-        noted.keep(epoch, _state(moving) | {"counts": counts, "rate": now})
+        now = torch.tensor(optimizing.param_groups[0]["lr"], dtype=torch.float64)
+        noted.keep(epoch, _state(moving) | {"counts": counts, "rate": now, "steps": torch.tensor(steps)})
     final = {name: value.detach().clone() for name, value in moving.params.items()}
     _finish(noted, final, reached)
     return final, reached
@@ -325,5 +458,5 @@ def _like(params: Mapping[str, Tensor], found: State) -> Params:
     return {name: found[name].to(params[name].device) for name in params}
 
 
-def _passes(images: int, batch_size: int) -> int:
-    return max(1, math.ceil(BATCHES * batch_size / images))
+def _convolved(net: Network) -> bool:
+    return any(isinstance(kind, Convolution) for kind in net.kinds.values())

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clmoe_cli.method.subnetwork.time_limit import TimeLimit
+
 State = dict[str, Tensor]
 Save = Callable[[State, str], None]
 GENERATOR = "generator"
@@ -22,12 +24,18 @@ GENERATOR = "generator"
 class Journal:
     """``kept``: what an earlier run left, empty for a new one; ``save`` gets all of it and a line for people.
 
+    ``limit``: the time that this run and the ones that it continues may take together.
+
     What is handed to ``save`` must be written or copied at once: training goes on in the same memory.
     """
 
     kept: State = field(default_factory=dict)
     save: Save = lambda state, reached: None
+    limit: TimeLimit = field(default_factory=TimeLimit)
     begun: int = 0
+
+    def __post_init__(self) -> None:
+        self.limit.resume(self.kept)
 
     def phase(self, name: str, generator: torch.Generator) -> Phase:
         """The next phase, in the order in which a learn asks for them."""
@@ -71,7 +79,8 @@ class Phase:
     def _put(self, part: str, state: Mapping[str, Tensor], reached: str) -> None:
         kept = {key: value for key, value in self.journal.kept.items() if not key.startswith(self.prefix)}
         own = {**state, GENERATOR: self.generator.get_state()}
-        self.journal.kept = kept | {f"{self.prefix}{part}/{key}": value for key, value in own.items()}
+        noted = {f"{self.prefix}{part}/{key}": value for key, value in own.items()}
+        self.journal.kept = kept | noted | self.journal.limit.noted()
         self.journal.save(self.journal.kept, reached)
 
 

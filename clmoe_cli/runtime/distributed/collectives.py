@@ -74,7 +74,7 @@ class Share:
 
     def random(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Uniform numbers for own rows, ``shape`` [n, …], out of those that are drawn for the whole batch."""
-        return torch.rand((self.whole, *shape[1:]), generator=generator)[self.rows]
+        return torch.rand((self.whole, *shape[1:]), generator=generator, device=generator.device)[self.rows]
 
 
 class Lost(Exception):
