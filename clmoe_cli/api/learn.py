@@ -143,7 +143,13 @@ def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> lear
     """How a task of that name is trained."""
     listeners, journal = session.listeners, resuming.begin(name)
     return learn_task.Setting(
-        session.options.method, generator(seed), listeners.on_epoch, journal, session.start.params, listeners.on_step
+        session.options.method,
+        generator(seed),
+        listeners.on_epoch,
+        journal,
+        session.start.params,
+        listeners.on_step,
+        session.batch.input_shape,
     )
 
 

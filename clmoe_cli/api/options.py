@@ -13,7 +13,7 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork.pruning import SCORES, Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.placement import Thresholds
-from clmoe_cli.runtime.choices import EVIDENCE, IF_KNOWN
+from clmoe_cli.runtime.choices import AUGMENT, EVIDENCE, IF_KNOWN
 from clmoe_cli.runtime.devices import resolved
 from clmoe_cli.runtime.words import check_rate, one_of
 from store_schema import BadInput, UsageProblem
@@ -96,6 +96,8 @@ def check_options(options: LearnOptions) -> None:
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     one_of("evidence", options.evidence, EVIDENCE)
+    if options.method.augment is not None:
+        one_of("augmentation", options.method.augment, AUGMENT)
 
 
 def check(batch: Batch, options: LearnOptions) -> None:
@@ -113,3 +115,8 @@ def check(batch: Batch, options: LearnOptions) -> None:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:
         raise UsageProblem(str(error)) from error
+    if len(batch.input_shape) != 3 and options.method.augment in ("light", "strong"):
+        raise UsageProblem(
+            "only pictures can be augmented", key="--augment", found=f"vectors of {batch.input_shape[0]} numbers",
+            expected="none", hint="leave it out: what suits the data is chosen",
+        )  # fmt: skip

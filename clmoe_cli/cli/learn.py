@@ -36,6 +36,7 @@ def learn(
     features_weights: flags.FeaturesWeightsOption = None,
     feature_cache: flags.FeatureCacheOption = True,
     epochs: flags.EpochsOption = 40,
+    augment: flags.AugmentOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: flags.ScoreOption = "gradient-weight",
     max_drop: flags.MaxDropOption = 0.3,
@@ -65,6 +66,7 @@ def learn(
         ("value of --if-known", if_known, choices.IF_KNOWN),
         ("score", score, choices.SCORES),
         ("evidence", evidence, choices.EVIDENCE),
+        *(() if augment is None else (("augmentation", augment, choices.AUGMENT),)),
     )
     early.check_boundaries(boundaries, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
@@ -84,7 +86,7 @@ def learn(
     from clmoe_cli.runtime.devices import resolved
 
     schedule = Schedule(epochs=epochs, batch_size=batch_size)
-    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
+    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device), augment)
     options = LearnOptions(
         name=name,
         arch=arch,
