@@ -59,6 +59,11 @@ class ConvNet(Network):
         self.modules = {"output" if name == head else name: m for name, m in modules.layers_of(self.module).items()}
         self.names = {"output" if name == head else name: name for name in modules.layers_of(self.module)}
 
+    @property
+    def own(self) -> bool:
+        """Whether it is one of this project's networks, which neither torch nor torchvision can build."""
+        return "factor" in vars(self.module)
+
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
         """Layers named as in the module, the last one ``output``."""

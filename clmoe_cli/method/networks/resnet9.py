@@ -67,7 +67,22 @@ def resnet9(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Mo
         flat=nn.Flatten(),
         output=nn.Linear(8 * width, classes),
     )
-    return nn.Sequential(parts)
+    return _Net(parts)
+
+
+class _Net(nn.Sequential):
+    """The network; inputs are multiplied by ``factor`` first."""
+
+    def __init__(self, parts: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(parts)
+        self.factor = 1.0
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits [N, classes] of pictures [N, C, H, W]."""
+        x = pictures if self.factor == 1.0 else pictures * self.factor
+        for part in self:
+            x = part(x)
+        return x
 
 
 def _step(channels: int, width: int, stride: int) -> nn.Sequential:
