@@ -84,8 +84,8 @@ def told(epoch: Epoch) -> None:
     )
 
 
-def chosen(options: argparse.Namespace) -> LearnOptions:
-    schedule = Schedule(epochs=options.epochs)
+def chosen(options: argparse.Namespace, epochs: int) -> LearnOptions:
+    schedule = Schedule(epochs=epochs)
     return LearnOptions(arch=options.arch, seed=options.seed, method=Options(schedule, augment=options.augment))
 
 
@@ -102,7 +102,7 @@ def joint(data: Data, options: argparse.Namespace) -> dict[str, Any]:
     everything, asked = labelled(data.train), labelled(data.test)
     order = torch.randperm(len(everything), generator=rng)
     few_, rest = order[: len(order) // TUNING], order[len(order) // TUNING :]
-    learned = chosen(options)
+    learned = chosen(options, options.joint_epochs or options.epochs)
     net = parse_arch(options.arch, data.train[0].shape[1:])
     start = Start.of(learned, Batch(data.train[0][:1], data.train[1][:1], ""))
     setting = Setting(learned.method, rng, told, start=start.params, input_shape=data.train[0].shape[1:])
@@ -127,14 +127,14 @@ def given(out: Tensor, y: Tensor, data: Data) -> dict[str, Any]:
 
 def store(data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """The tasks one after another, all in one expert."""
-    where, seconds = str(options.out / "store"), []
+    where, how, seconds = str(options.out / "store"), chosen(options, options.epochs), []
     try:
         known = len(inspect(where).tasks)
     except StoreMissing:
         known = 0
     for number in range(known, len(data.tasks)):
         started, home = time.monotonic(), "e1" if number else None
-        report = learn(where, data.learned(number, options.seed), replace(chosen(options), expert=home), on_epoch=told)
+        report = learn(where, data.learned(number, options.seed), replace(how, expert=home), on_epoch=told)
         seconds.append(time.monotonic() - started)
         print(f"task {number + 1}: {report.accuracy}", file=sys.stderr, flush=True)
     right, shares, images = 0, [], 0
@@ -163,10 +163,8 @@ def store(data: Data, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     """What the columns have, as text."""
-    lines = [
-        f"{options.data}, {options.tasks} tasks, --arch {options.arch}, at most {options.epochs} epochs a phase",
-        "",
-    ]
+    how = f"--arch {options.arch}, {options.epochs} epochs a phase ({options.joint_epochs or options.epochs} of joint)"
+    lines = [f"{options.data}, {options.tasks} tasks, {how}", ""]
     lines += ["| | task given | no id | by task |", "| --- | --- | --- | --- |"]
     for column, row in found.items():
         by_task = ", ".join(f"{100 * share:.1f}" for share in row["by_task"])
@@ -189,6 +187,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--augment", choices=("none", "light", "strong"))
     parser.add_argument("--epochs", type=int, default=Schedule().epochs)
+    parser.add_argument("--joint-epochs", type=int, help="epochs of joint training [default: --epochs]")
     parser.add_argument("--columns", nargs="+", choices=("joint", "store"), default=("joint", "store"))
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from card import DEVICE, Card
 from oracle import pictures as slow
 from pictures import labelled_bars, stripes
 from torch import Tensor
@@ -161,3 +162,14 @@ def test_a_second_augmented_task_changes_no_bit_of_the_first(name: str, arch: st
         bits = [params[key][both].view(torch.int32) for params in (task.params, second.params)]
         assert torch.equal(*bits)
     assert torch.equal(logits(net, task.params, asked.x), before)
+
+
+def test_pictures_are_changed_where_they_are() -> None:
+    x = torch.rand((5, 3 * 16 * 20), generator=torch.Generator().manual_seed(4))
+    own = Share(5, slice(0, 5))
+    change = Augmentation(SHAPE, True, True)
+    here = change(x, own, torch.Generator().manual_seed(1))
+    with Card():
+        there = change(x.to("mps"), own, torch.Generator().manual_seed(1))
+        assert there.device == DEVICE
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=0)
