@@ -90,11 +90,12 @@ def _step(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width, eps=EPS), relu=nn.ReLU()))
 
 
-class _Residual(nn.Sequential):
+class _Residual(nn.Module):
     """``x`` and what two steps make of it, added up."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(OrderedDict(first=_step(width, width, 1), second=_step(width, width, 1)))
+        super().__init__()
+        self.first, self.second = _step(width, width, 1), _step(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, h, w] to maps of that shape."""

@@ -104,7 +104,8 @@ def _jittered(x: Tensor, drawn: Tensor) -> Tensor:
     """Contrast about each picture's mean, then brightness, by factors of their own."""
     bright, contrast = (1 + JITTER * (2 * drawn[:, 6:8] - 1)).to(x.dtype).T[:, :, None, None, None]
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return (mean + (x - mean) * contrast) * bright
+    found: Tensor = (mean + (x - mean) * contrast) * bright
+    return found
 
 
 def _emptied(x: Tensor, drawn: Tensor) -> Tensor:
