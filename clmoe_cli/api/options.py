@@ -48,6 +48,7 @@ class LearnFlags(TypedDict, total=False):
     arch: str
     weights: str | None
     epochs: int
+    augment: str | None
     seed: int | None
     score: str
     max_drop: float
@@ -75,7 +76,7 @@ def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
     check_rate("max_drop / 100", given.get("max_drop", 0.0) / 100)
     schedule = {name: given.pop(name) for name in ("epochs", "batch_size") if name in given}
     tolerance = Tolerance() if "max_drop" not in given else Tolerance(max_drop=given.pop("max_drop") / 100)
-    method: dict[str, Any] = {"score": given.pop("score")} if "score" in given else {}
+    method: dict[str, Any] = {name: given.pop(name) for name in ("score", "augment") if name in given}
     device = resolved(given.pop("device", "auto"))
     how = learn_task.Options(schedule=Schedule(**schedule), tolerance=tolerance, device=device, **method)
     return LearnOptions(**given, method=how)
