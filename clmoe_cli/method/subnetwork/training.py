@@ -326,7 +326,7 @@ def anneal(
 
 def _rate(step: Optimizer, steps: int, how: Annealing) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate of so many steps: down a cosine, after it has come up one where there is warming."""
-    if how.warming == 0.0:
+    if how.warming * steps < 2:  # nor is there a way up in a step
         return torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     # One step more than there are: the scheduler asks for a rate after the last one too.
     return torch.optim.lr_scheduler.OneCycleLR(
