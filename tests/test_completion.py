@@ -77,6 +77,7 @@ def offered(line: str, cwd: Path, **variables: str) -> list[str]:
         ("clmoe learn --if-known ", [*choices.IF_KNOWN]),
         ("clmoe learn --boundaries ", [*choices.BOUNDARIES]),
         ("clmoe learn --arch ", [*choices.ARCHS]),
+        ("clmoe learn --augment ", [*choices.AUGMENT]),
         ("clmoe detect --evidence ", [*choices.EVIDENCE]),
         ("clmoe inspect --format ", [*choices.FORMATS]),
         ("clmoe tasks m", ["mnist5k", "mnist"]),

@@ -142,6 +142,7 @@ def _task_record(session: Session, learned: Learned, origin: Origin, stored: _St
         sketch=tuple(tuple(round(v, 4) for v in row) for row in learned.sketch.tolist()),
         config={
             "score": method.score, "max_drop": method.tolerance.max_drop, "epochs": method.schedule.epochs,
+            **({"augment": learned.augmented} if learned.augmented else {}),
         },
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

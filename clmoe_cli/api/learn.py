@@ -151,6 +151,7 @@ def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> lear
         session.start.params,
         listeners.on_step,
         listeners.on_cost,
+        session.batch.input_shape,
     )
 
 

@@ -19,7 +19,7 @@ from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.method.tasks.novelty import Verdict, decide, listed, unseen
-from clmoe_cli.method.tasks.placement import IMAGES, Candidate, KnownTask, Placement, compare, place
+from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Placement, compare, images_of, place
 from clmoe_cli.runtime.events import counted
 from clmoe_cli.store_tensors import derived_seed, network
 from store_schema import BadInput, ExpertRecord, LayerRecord, TaskRecord
@@ -150,7 +150,7 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
 def _compared(session: Session, record: ExpertRecord, names: Sequence[str]) -> list[Candidate]:
     """The comparison of the batch with each of these tasks of an expert."""
     net, rng = network(record), session.generator
-    index = common.sample(len(session.batch.images), IMAGES, rng)
+    index = common.sample(len(session.batch.images), images_of(net), rng)
     scaling = session.loader.scaling(record.id)
     few = _as_read(session, common.part(session.batch, index), record, scaling, session.classes)
     draws = session.start.draws(net, rng)

@@ -14,7 +14,7 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork.pruning import SCORES, Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.placement import Thresholds
-from clmoe_cli.runtime.choices import EVIDENCE, IF_KNOWN
+from clmoe_cli.runtime.choices import AUGMENT, EVIDENCE, IF_KNOWN
 from clmoe_cli.runtime.devices import resolved
 from clmoe_cli.runtime.words import check_rate, one_of
 from store_schema import BadInput, UsageProblem
@@ -51,6 +51,7 @@ class LearnFlags(TypedDict, total=False):
     arch: str
     weights: str | None
     epochs: int
+    augment: str | None
     seed: int | None
     score: str
     max_drop: float
@@ -61,6 +62,7 @@ class LearnFlags(TypedDict, total=False):
     batch_size: int
     device: str
     lock_timeout: float | None
+    time_limit: float | None
 
 
 def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
@@ -78,7 +80,7 @@ def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
     check_rate("max_drop / 100", given.get("max_drop", 0.0) / 100)
     schedule = {name: given.pop(name) for name in ("epochs", "batch_size") if name in given}
     tolerance = Tolerance() if "max_drop" not in given else Tolerance(max_drop=given.pop("max_drop") / 100)
-    method: dict[str, Any] = {"score": given.pop("score")} if "score" in given else {}
+    method: dict[str, Any] = {name: given.pop(name) for name in ("score", "augment") if name in given}
     device = resolved(given.pop("device", "auto"))
     how = learn_task.Options(schedule=Schedule(**schedule), tolerance=tolerance, device=device, **method)
     return LearnOptions(**given, method=how)
@@ -107,6 +109,8 @@ def check_options(options: LearnOptions) -> None:
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)
     one_of("evidence", options.evidence, EVIDENCE)
+    if options.method.augment is not None:
+        one_of("augmentation", options.method.augment, AUGMENT)
 
 
 def check(batch: Batch, options: LearnOptions) -> None:
@@ -124,3 +128,8 @@ def check(batch: Batch, options: LearnOptions) -> None:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:
         raise UsageProblem(str(error)) from error
+    if len(batch.input_shape) != 3 and options.method.augment in ("light", "strong"):
+        raise UsageProblem(
+            "only pictures can be augmented", key="--augment", found=f"vectors of {batch.input_shape[0]} numbers",
+            expected="none", hint="leave it out: what suits the data is chosen",
+        )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.backbone import lite0
 from clmoe_cli.backbone.torchvision_models import pretrained
 from clmoe_cli.data import Batch
 from clmoe_cli.method.networks.architectures import parse_arch
@@ -28,11 +29,11 @@ class Start:
 
     @staticmethod
     def of(options: LearnOptions, batch: Batch) -> Start:
-        """What ``options.weights`` names, for images like these.
+        """What ``options.weights`` names, for images like these; ``lite0`` without it starts from its package's.
 
         Raises UsageProblem for an architecture that takes no file, BadInput for weights that do not fit it.
         """
-        if options.weights is None:
+        if options.weights is None and options.arch != lite0.ARCH:
             return Start()
         net = parse_arch(options.arch, batch.input_shape)
         if not isinstance(net, ConvNet):
@@ -40,7 +41,11 @@ class Start:
                 "--weights is for convolutional experts", key="--arch", found=repr(options.arch),
                 expected="a network of torchvision", hint="--features-weights is for a backbone",
             )  # fmt: skip
-        found, ours = pretrained(options.arch, net.module, options.weights), {v: k for k, v in net.names.items()}
+        if options.weights is None:
+            found = lite0.published(net.module)
+        else:
+            found = pretrained(options.arch, net.module, options.weights)
+        ours = {theirs: name for name, theirs in net.names.items()}
         layers = {key: key.rpartition(".") for key in found.tensors}
         params = {f"{ours[layers[key][0]]}.{layers[key][2]}": value for key, value in found.tensors.items()}
         return Start(net.ordered(params), found.sha256)

@@ -127,6 +127,14 @@ class _Runner:
         return self._for(device).run(pictures, device)
 
 
+def published(net: nn.Module) -> Weights:
+    """The package's weights for a network with the package's names, as an expert's skeleton; all but the output's.
+
+    Raises what :func:`load` raises for a missing or damaged package.
+    """
+    return _package(net)
+
+
 def _network(size: int) -> nn.Module:
     """The architecture for square pictures of that size, in evaluation mode."""
     try:

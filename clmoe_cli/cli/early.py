@@ -44,16 +44,18 @@ def check_arch(text: str) -> None:
         if re.fullmatch(r"\s*[1-9][0-9]{0,5}\s*(,\s*[1-9][0-9]{0,5}\s*)*", sizes):
             return
         close = None
+    elif kind == "resnet9" and re.fullmatch(r"([1-9][0-9]{0,4})?", sizes) and text != "resnet9:":
+        return
     else:
         known = torchvision_networks()
-        if not known or text in known:
+        if not known or text in (*known, "lite0"):
             return
-        close = next(iter(difflib.get_close_matches(kind, [*known, "mlp", "cnn"], n=1)), None)
+        close = next(iter(difflib.get_close_matches(kind, [*known, "mlp", "cnn", "resnet9", "lite0"], n=1)), None)
         close = f"{close}:{sizes}" if close in ("mlp", "cnn") and sizes else close
     raise UsageProblem(
         f"unknown architecture {text!r}",
         key="--arch",
-        expected="mlp:500,500 or cnn:32,64 and the like, or a network of torchvision",
+        expected="mlp:500,500 or cnn:32,64 and the like, resnet9, lite0, or a network of torchvision",
         hint=f"did you mean {close!r}?" if close else None,
     )
 

@@ -111,7 +111,10 @@ FeaturesWeightsOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="With --arch resnet18, …: weights to start from, safetensors [default: drawn]."),
+    typer.Option(
+        metavar="FILE",
+        help="With --arch resnet18, …: weights to start from, safetensors [default: drawn; lite0's: its own].",
+    ),
 ]
 EpochsOption = Annotated[
     int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
@@ -135,6 +138,15 @@ ScoreOption = Annotated[
     typer.Option(
         autocompletion=among(choices.SCORES),
         help="gradient-weight, gradient (the paper's) or last-batch (its code's).",
+    ),
+]
+AugmentOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=among(choices.AUGMENT),
+        help="Change training pictures a little in every step: none, light (moved) or strong (also cut, lit and with a "
+        "hole); mirrored as well where classes stay what they are [default: light for colour pictures with "
+        "convolutions, none otherwise].",
     ),
 ]
 RouteOption = Annotated[

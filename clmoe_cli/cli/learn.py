@@ -37,6 +37,7 @@ def learn(
     feature_cache: flags.FeatureCacheOption = True,
     epochs: flags.EpochsOption = 40,
     time_limit: flags.TimeLimitOption = None,
+    augment: flags.AugmentOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new store [default: 0].")] = None,
     score: flags.ScoreOption = "gradient-weight",
     max_drop: flags.MaxDropOption = 0.3,
@@ -66,6 +67,7 @@ def learn(
         ("value of --if-known", if_known, choices.IF_KNOWN),
         ("score", score, choices.SCORES),
         ("evidence", evidence, choices.EVIDENCE),
+        *(() if augment is None else (("augmentation", augment, choices.AUGMENT),)),
     )
     early.check_boundaries(boundaries, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
@@ -79,31 +81,29 @@ def learn(
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, read
-    from clmoe_cli.method.learn_task import Options
-    from clmoe_cli.method.subnetwork.pruning import Tolerance
-    from clmoe_cli.method.subnetwork.training import Schedule
-    from clmoe_cli.runtime.devices import resolved
 
-    schedule = Schedule(epochs=epochs, batch_size=batch_size)
-    method = Options(schedule, Tolerance(max_drop=max_drop / 100), score, resolved(device))
-    options = LearnOptions(
+    options = of_flags(
         name=name,
         arch=arch,
+        weights=weights,
+        epochs=epochs,
+        time_limit=time_limit,
+        augment=augment,
         seed=seed,
+        score=score,
+        max_drop=max_drop,
         expert=expert,
         if_known=if_known,
         alpha=alpha,
-        method=method,
-        lock_timeout=lock_timeout,
-        weights=weights,
         evidence=evidence,
-        time_limit=time_limit,
+        batch_size=batch_size,
+        device=device,
+        lock_timeout=lock_timeout,
     )
-    check_options(options)
     unmeasured = quiet or dry_run
-    backbone = BackboneSession(features, features_weights, arch, method.device, keep=feature_cache)
+    backbone = BackboneSession(features, features_weights, arch, options.method.device, keep=feature_cache)
     curves = Curves()
-    with together(method.device), progress(quiet) as shown:
+    with together(options.method.device), progress(quiet) as shown:
         opened = Opened.at(store)
         check_names(opened, options)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
@@ -123,7 +123,9 @@ def learn(
             reports = [plan(opened, batch, options, on_warning=shown.warning)]
         else:
             reports = [learn_one(opened, batch, options, **curves.hears(shown.callbacks()))]
-        for text in () if unmeasured else accuracy_texts(batch.others, store, method.device, replace(how, quiet=True)):
+        for text in (
+            () if unmeasured else accuracy_texts(batch.others, store, options.method.device, replace(how, quiet=True))
+        ):
             if not quiet:
                 note(text)
     drawn = curves.drawn(reports)

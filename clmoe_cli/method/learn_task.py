@@ -16,8 +16,10 @@ from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Network, Params, logits
 from clmoe_cli.method.routing import mahalanobis
 from clmoe_cli.method.routing.calibration import Calibration
+from clmoe_cli.method.routing.mirrors import may_mirror
 from clmoe_cli.method.routing.paper import Subnetwork, deviations
-from clmoe_cli.method.subnetwork import masks, on_device
+from clmoe_cli.method.subnetwork import augmentation, masks, on_device
+from clmoe_cli.method.subnetwork.augmentation import Augmentation
 from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import Halved, gradient_scores, halved, restored
 from clmoe_cli.method.subnetwork.image_scores import ImageReference, batch_calibration, image_scores
@@ -46,12 +48,16 @@ FEW = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is learned, and on which device; the defaults need no touch."""
+    """How a task is learned, and on which device; the defaults need no touch.
+
+    ``augment``: one of :data:`clmoe_cli.method.subnetwork.augmentation.NAMES`, None for what suits the data.
+    """
 
     schedule: Schedule = field(default_factory=Schedule)
     tolerance: Tolerance = field(default_factory=Tolerance)
     score: str = "gradient-weight"
     device: str = "cpu"
+    augment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Setting:
 
     ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
     ``start``: pretrained parameters, shared or the task's own, that are taken in place of fresh ones of their names.
+    ``input_shape``: of one image, [C, H, W] of pictures, which alone can be augmented.
     """
 
     options: Options
@@ -69,6 +76,7 @@ class Setting:
     start: Mapping[str, Tensor] | None = None
     on_step: OnStep = silent
     on_cost: OnCost = lambda cost: None
+    input_shape: tuple[int, ...] = ()
 
     def run(self, net: Network, parts: Split) -> Run:
         """The training of a network on these images."""
@@ -83,6 +91,7 @@ class Setting:
             self.on_epoch,
             self.on_step,
             on_cost=self.on_cost,
+            augment=self._augmentation(net, parts.training),
         )
 
     def split(self, data: Labelled) -> Split:
@@ -90,6 +99,15 @@ class Setting:
         parts, device = split(data, self.generator), self.options.device
         training, tuning = on_device.placed(parts.training, device), on_device.placed(parts.tuning, device)
         return Split(training, tuning, on_device.placed(parts.calibration, device), parts.held)
+
+    def _augmentation(self, net: Network, training: Labelled) -> Augmentation | None:
+        name, shape = self.options.augment or augmentation.default(net, self.input_shape), self.input_shape
+        if name == augmentation.NONE or len(shape) != 3:
+            return None
+        channels, height, width = shape
+        with whole(self.on_step, "mirrors"):
+            mirrors = may_mirror(training, (channels, height, width))
+        return Augmentation((channels, height, width), name == augmentation.STRONG, mirrors)
 
     def begun(self, fresh: Params) -> Params:
         """Fresh parameters, with those of ``start`` in place of the ones that it names."""
@@ -153,7 +171,7 @@ class Learned:
     """A learned task: its subnetwork, scores in half precision with their scales as stored, and what is reported.
 
     ``held``: positions of the calibration images among all; ``said`` [held, C] float64: log-probabilities that the
-    subnetwork gives to the classes of these.
+    subnetwork gives to the classes of these. ``augmented``: how its training pictures were changed, if they were.
     """
 
     subnetwork: Subnetwork
@@ -166,6 +184,7 @@ class Learned:
     sketch: Tensor
     held: Tensor
     said: Tensor
+    augmented: str | None = None
 
 
 def split(data: Labelled, generator: torch.Generator) -> Split:
@@ -202,8 +221,9 @@ def learn_task(task: Identity, net: Network, shared: Shared, data: Labelled, set
         none = masks.zeros_like(shared.weights)
         kept = {name: torch.zeros_like(value) if name in none else value for name, value in start.items()}
         return finish(task, net, Trained(kept, none), parts, setting.on_step)
-    trained = _search(start, masks.inverse(shared.frozen), shared.readable, setting.run(net, parts), setting, parts)
-    return finish(task, net, trained, parts, setting.on_step)
+    run = setting.run(net, parts)
+    trained = _search(start, masks.inverse(shared.frozen), shared.readable, run, setting, parts)
+    return replace(finish(task, net, trained, parts, setting.on_step), augmented=_augmented(run))
 
 
 def _start(task: Identity, net: Network, shared: Shared, setting: Setting) -> Params:
@@ -226,11 +246,12 @@ def refine_task(
     held-out loss worse is undone. ``setting.start`` is for the free weights.
     """
     parts = setting.split(data)
-    run, options = setting.run(net, parts), setting.options
+    options = setting.options
     before = trained = Trained(setting.moved(task.params), setting.moved(task.mask))
-    if task.classes == 1:
-        pass  # nothing to tell apart: only the statistics are taken anew
-    elif grow:
+    if task.classes == 1:  # nothing to tell apart: only the statistics are taken anew
+        return finish(Identity(task.name, task.expert, 1), net, before, parts, setting.on_step)
+    run = setting.run(net, parts)
+    if grow:
         free, fresh = masks.inverse(taken), setting.begun(net.initial_shared(setting.generator))
         known = _on("cpu", task.params)
         first = known | {key: torch.where(free[key] & ~own, fresh[key], known[key]) for key, own in task.mask.items()}
@@ -242,7 +263,12 @@ def refine_task(
         trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
     if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
         trained = replace(before, dense=trained.dense)
-    return finish(Identity(task.name, task.expert, task.classes), net, trained, parts, setting.on_step)
+    found = finish(Identity(task.name, task.expert, task.classes), net, trained, parts, setting.on_step)
+    return replace(found, augmented=_augmented(run))
+
+
+def _augmented(run: Run) -> str | None:
+    return run.augment.text if isinstance(run.augment, Augmentation) else None
 
 
 def _search(
@@ -270,13 +296,14 @@ def _epochs(options: Options) -> int:
 def finish(identity: Identity, net: Network, trained: Trained, parts: Split, on_step: OnStep = silent) -> Learned:
     """Scores and calibrates a trained subnetwork; nothing here depends on any other task. The result is on the CPU."""
     params, mask, classes = trained.params, _on("cpu", trained.mask), identity.classes
-    to = begun(on_step, "scores", len(parts.training), "images")
+    scored = net.scored(parts.training)
+    to = begun(on_step, "scores", len(scored), "images")
     scores = trained.scores
     if scores is None:
-        scores = gradient_scores(net, params, parts.training.x, parts.training.y, on_done=to)
-    to(len(parts.training))
+        scores = gradient_scores(net, params, scored.x, scored.y, on_done=to)
+    to(len(scored))
     raw = _on("cpu", scores)
-    by_image = _on("cpu", image_scores(net, params, parts.training.x, parts.training.y))
+    by_image = _on("cpu", image_scores(net, params, scored.x, scored.y))
     if len(parts.training) < privacy.LEAST:
         # Gradients of the first layer are the inputs, times a number each: of so few, only their mean is kept.
         raw = {name: torch.full_like(value, float(value.mean())) for name, value in raw.items()}

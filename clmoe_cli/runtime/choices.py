@@ -8,12 +8,13 @@ EVIDENCE = ("gate", "fisher", "gradient")
 SCORES = ("gradient-weight", "gradient", "last-batch")
 IF_KNOWN = ("skip", "refine", "new")
 BOUNDARIES = ("labels", "images")
+AUGMENT = ("none", "light", "strong")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMATS = ("csv", "md")
 LABELS = ("auto", "folder", "ignore")
 
 # Suggestions: more are possible.
-ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet18", "resnet34", "resnet50", "mobilenet_v2")
+ARCHS = ("mlp:500,500", "cnn:32,64,128", "resnet9", "lite0", "resnet18", "resnet34", "resnet50", "mobilenet_v2")
 BACKBONES = (
     "none",
     "lite0",

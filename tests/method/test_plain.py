@@ -22,6 +22,7 @@ SIDES = {
 }  # fmt: skip
 NETS: dict[str, tuple[int, ...]] = {
     "mlp:5": (2, 3, 4), "mlp:6,5,4": (11,), "cnn:4,6": (1, 9, 7), "cnn:3": (2, 3, 2), "cnn:4,5,6,7": (3, 30, 30),
+    "resnet9:2": (3, 16, 18), "lite0": (1, 33, 32),
     "resnet18": (1, 32, 32), **{name: (3, side, side) for name, side in SIDES.items()},
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from clmoe_cli.method.networks.modules import _Means, build, head_of, layers_of
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 # One of each family that passes, with the smallest pictures that all its variants read.
 FAMILIES = {
-    "cnn:4,6,8": 9, "alexnet": 64, "densenet121": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32, "googlenet": 32,
+    "cnn:4,6,8": 9, "resnet9:2": 16, "lite0": 32, "alexnet": 64,
+    "densenet121": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32, "googlenet": 32,
     "inception_v3": 75, "mnasnet0_5": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "regnet_x_400mf": 32,
     "regnet_y_400mf": 32, "resnet18": 32, "resnet50": 32, "resnext50_32x4d": 32, "shufflenet_v2_x0_5": 32,
 }  # fmt: skip

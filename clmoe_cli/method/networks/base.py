@@ -6,7 +6,7 @@ Layout of the parameters (``Params``: name → tensor, in the order of computati
 name                                        shape              who has it
 ==========================================  =================  ==========================================
 ``{layer}.weight`` of a dense layer         [out, in]          shared: masks say which entries a task uses
-``{layer}.weight`` of a convolution         [out, in, kh, kw]  shared
+``{layer}.weight`` of a convolution         [out, in, kh, kw]  shared, or owned (:class:`Traits`)
 ``{layer}.bias``                            [out]              owned by the task
 ``{layer}.weight`` of a normalisation       [channels]         owned
 ``{layer}.running_mean``, ``.running_var``  [channels]         owned: statistics, moved by no gradient
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clmoe_cli.method.images import Rows
+from clmoe_cli.method.images import Labelled, Rows
 from clmoe_cli.runtime import limits
 
 Params = dict[str, Tensor]
@@ -67,6 +67,23 @@ Kind = Dense | Convolution | Normalisation
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What an architecture asks of training and pruning, besides its layers.
+
+    ``owned``: convolutions so small that each task has their kernels for itself. ``peak``: training warms up to so many
+    times the learning rate and falls to zero from there (Smith & Topin 2018); None: it stays until the held-out loss
+    has converged. ``most``: the share of a layer's free weights that a task may freeze, so that none runs out;
+    depthwise layers, which have a few weights a channel, are excepted. ``scored``: images that scores rest on, evenly
+    spaced among all: each has a gradient of every weight; None: all images.
+    """
+
+    owned: tuple[str, ...] = ()
+    peak: float | None = None
+    most: float | None = None
+    scored: int | None = None
+
+
+@dataclass(frozen=True)
 class Pass:
     """What one forward pass leaves behind.
 
@@ -93,6 +110,7 @@ class Network(ABC):
 
     input_size: int
     """Numbers of one image, D."""
+    traits = Traits()
 
     @property
     def chunk(self) -> int:
@@ -148,6 +166,10 @@ class Network(ABC):
             name: uniform(shape, math.sqrt(6.0 / math.prod(shape[1:])), generator)
             for name, shape in self.shared_shapes().items()
         }
+
+    def scored(self, data: Labelled) -> Labelled:
+        """The images that scores rest on."""
+        return data if self.traits.scored is None else data.subsample(self.traits.scored)
 
     def ordered(self, values: Mapping[str, Tensor]) -> Params:
         """The same parameters in the order of computation."""

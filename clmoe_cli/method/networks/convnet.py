@@ -50,7 +50,7 @@ class ConvNet(Network):
                 f"architecture {arch!r} cannot read vectors of {math.prod(input_shape)} numbers; expected mlp:…"
             )
         self.arch, self.input_shape, self.input_size = arch, input_shape, math.prod(input_shape)
-        self.module = modules.build(arch, input_shape, 2)
+        self.module, self.traits = modules.build(arch, input_shape, 2), modules.traits(arch)
         for module in self.module.modules():
             if "p" in vars(module):
                 vars(module)["p"] = 0.0  # what torchvision drops out is drawn from no generator of ours
@@ -58,6 +58,11 @@ class ConvNet(Network):
         head = modules.head_of(self.module)
         self.modules = {"output" if name == head else name: m for name, m in modules.layers_of(self.module).items()}
         self.names = {"output" if name == head else name: name for name in modules.layers_of(self.module)}
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of this project's networks, which neither torch nor torchvision can build."""
+        return "factor" in vars(self.module)
 
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
@@ -79,21 +84,28 @@ class ConvNet(Network):
         return min(BLOCK, self.chunk)
 
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every kernel, and of every dense weight but the output's."""
+        """Name → shape of every kernel that is not a task's own, and of every dense weight but the output's."""
         return {
             f"{name}.weight": tuple(_weight(module).shape)
             for name, module in self.modules.items()
-            if name != "output" and not isinstance(self.kinds[name], Normalisation)
+            if name not in self._owned and not isinstance(self.kinds[name], Normalisation)
         }
 
+    @property
+    def _owned(self) -> tuple[str, ...]:
+        return (*self.traits.owned, "output")
+
     def initial_owned(self, classes: int, generator: torch.Generator) -> Params:
-        """Normalisations that change nothing yet, biases of zero, random output rows."""
+        """Normalisations that change nothing yet, biases of zero, random kernels and output rows."""
         owned: Params = {}
         for name, module in self.modules.items():
             if isinstance(self.kinds[name], Normalisation):
                 channels = len(_weight(module))
                 owned |= {f"{name}.weight": torch.ones(channels), f"{name}.running_mean": torch.zeros(channels)}
                 owned[f"{name}.running_var"] = torch.ones(channels)
+            if name in self.traits.owned:
+                shape = _weight(module).shape
+                owned[f"{name}.weight"] = uniform(shape, math.sqrt(6.0 / math.prod(shape[1:])), generator)
             if module.bias is not None and name != "output":
                 owned[f"{name}.bias"] = torch.zeros(len(_weight(module)))
         width = _weight(self.modules["output"]).shape[1]

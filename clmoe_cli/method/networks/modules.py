@@ -10,6 +10,8 @@ architecture     network
 ===============  ==========================================================================================
 ``cnn:32,64``    for each width: convolution 3×3 without bias, max pooling by 2 while both sides are at least 4,
                  batch norm, ReLU; then the mean over a 2×2 grid (1×1 for smaller maps) and ``output``
+``resnet9``      nine layers with residual blocks (:mod:`clmoe_cli.method.networks.resnet9`)
+``lite0``        EfficientNet-Lite0 (:mod:`clmoe_cli.method.networks.lite0`)
 ``resnet18`` …   torchvision's network of that name, with the stem made for photographs however small the
                  pictures are: a 32×32 picture reaches the last block as a single pixel
 ===============  ==========================================================================================
@@ -28,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from clmoe_cli.method.networks.base import MAX_WEIGHTS, MAX_WIDTH
+from clmoe_cli.method.networks import lite0, resnet9
+from clmoe_cli.method.networks.base import MAX_WEIGHTS, MAX_WIDTH, Traits
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 PLAIN: dict[str, dict[str, Any]] = {
@@ -105,6 +108,12 @@ def build(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     """
     if arch.startswith("cnn:"):
         net = _cnn(arch, input_shape, classes)
+    elif arch.partition(":")[0] == resnet9.NAME:
+        with EmptyOnMeta():
+            net = resnet9.resnet9(arch, input_shape, classes).train(False)
+    elif arch == lite0.NAME:
+        with EmptyOnMeta():
+            net = lite0.Lite0(input_shape, classes).train(False)
     elif arch in torchvision_names():
         if input_shape[0] not in (1, 3):
             raise ValueError(f"architecture {arch!r} cannot read {input_shape[0]} channels; expected 1 or 3")
@@ -135,6 +144,13 @@ def build(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
         size = "x".join(map(str, input_shape))
         raise ValueError(f"architecture {arch!r} cannot read inputs of {size}; expected larger ones") from error
     return net
+
+
+def traits(arch: str) -> Traits:
+    """What the architecture of that name asks of training and pruning."""
+    if arch == lite0.NAME:
+        return lite0.TRAITS
+    return resnet9.TRAITS if resnet9.width_of(arch) else Traits()
 
 
 def layers_of(module: nn.Module) -> dict[str, nn.Module]:
@@ -181,7 +197,7 @@ def _cnn(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modul
 def _unknown(arch: str) -> str:
     close = closest(arch)
     hint = f"; did you mean {close!r}?" if close else ""
-    known = "mlp:500,500 or cnn:32,64 and the like, or a network of torchvision"
+    known = "mlp:500,500 or cnn:32,64 and the like, resnet9, lite0, or a network of torchvision"
     return f"unknown architecture {arch!r}; expected {known}{hint}"
 
 

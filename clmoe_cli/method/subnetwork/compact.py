@@ -19,6 +19,7 @@ from clmoe_cli.method import reproducible
 from clmoe_cli.method.images import Images, Labelled
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.networks.mlp import MLP
+from clmoe_cli.method.subnetwork.augmentation import Augment
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Compact:
             read = data.x.read
             return Labelled(Images(lambda rows: read(rows)[:, inputs], data.x.rows, len(inputs)), data.y)
         return Labelled(data.x[:, inputs], data.y)
+
+    def after(self, augment: Augment) -> Augment:
+        """What makes of whole images [n, D] changed copies of the numbers that are read, [n, d]."""
+        if (inputs := self.inputs) is None:
+            return augment
+        return lambda x, own, generator: augment(x, own, generator).index_select(1, inputs.to(x.device))
 
     def of(self, values: Mapping[str, Tensor]) -> Params:
         """The part [o, i] of whole weights or masks [out, in], or [o] of biases [out], that is here."""

@@ -27,5 +27,7 @@ def finetune(
     """
     small = inside(run.net, params, trainable)
     inner = replace(run, net=small.net, training=small.images(run.training), tuning=small.images(run.tuning))
+    if run.augment is not None:  # pictures are changed as a whole
+        inner = replace(inner, training=run.training, augment=small.after(run.augment))
     found, reached = anneal(inner, small.params, small.of(trainable), how)
     return small.put(found, params), reached

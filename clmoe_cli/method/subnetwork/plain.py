@@ -5,6 +5,7 @@ A network is described by plain values from which anyone can build it again:
 =============================================  ==================================================================
 ``{"layers": [[name, kind, options], …]}``     an ``nn.Sequential`` of these, each ``getattr(nn, kind)(**options)``
 ``{"torchvision": name, "options": options}``  ``torchvision.models.get_model(name, **options)``
+``{"clmoe": arch, "shape": …, …}``             :func:`clmoe_cli.method.networks.modules.build`, for these ``classes``
 =============================================  ==================================================================
 
 Names of parameters are those of the module's ``state_dict``. An expert that standardises its inputs begins with two
@@ -59,6 +60,8 @@ def described(net: Network, classes: int, scaling: Scaling) -> Described:
         found = [_layer(name, module) for name, module in net.module.named_children()]
         found[-1][2]["out_features"] = classes
         return {"layers": found}
+    if net.own:
+        return {"clmoe": net.arch, "shape": list(net.input_shape), "classes": classes, "factor": scaling.factor}
     wanted = {**modules.PLAIN.get(net.arch, {}), "num_classes": classes}
     return {"torchvision": net.arch, "options": wanted, "colour": net.input_shape[0] == 1}
 
@@ -73,10 +76,10 @@ def state(net: Network, params: Mapping[str, Tensor], scaling: Scaling) -> Param
     """The ``state_dict`` of that module: a subnetwork's parameters under the module's names.
 
     ``scaling``: how the expert reads its inputs. Its factor is in the first layer's weights, whose bits are others
-    where it is not 1; where inputs are standardised it is in what does that, and no bit changes. Counters of batches,
-    which nothing reads, are zero.
+    where it is not 1; where inputs are standardised, or the description has a ``factor``, it is there, and no bit
+    changes. Counters of batches, which nothing reads, are zero.
     """
-    scale = 1.0 if scaling.standardised else scaling.factor
+    scale = 1.0 if scaling.standardised or (isinstance(net, ConvNet) and net.own) else scaling.factor
     names = net.names if isinstance(net, ConvNet) else {name: name for name in net.layers}
     first = f"{net.layers[0]}.weight"
     found = _standardising(scaling, params[first])
@@ -115,6 +118,9 @@ def module(network: Described, values: Mapping[str, Tensor]) -> nn.Module:
             net: nn.Module = nn.Sequential(
                 OrderedDict((name, getattr(nn, kind)(**options)) for name, kind, options in network["layers"])
             )
+    elif "clmoe" in network:
+        net = modules.build(network["clmoe"], tuple(network["shape"]), network["classes"])
+        vars(net)["factor"] = network["factor"]
     else:
         net = modules.torchvision_net(network["torchvision"], num_classes=network["options"]["num_classes"])
     given = OrderedDict(values)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clmoe_cli.method.images import Labelled
-from clmoe_cli.method.networks.base import Network, Params
+from clmoe_cli.method.networks.base import Convolution, Network, Params
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores, halved, normalised
@@ -142,8 +142,9 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     round errs more (the dense one's held-out loss is the least of many epochs, hence flattering), against that round.
     The sparsest round within the tolerance is consolidated; where the result is not within it, the next denser one is.
     No round begins when its part of ``run.limit`` is over.
+    Where the architecture has a ``most``, the densest round has that much of each layer, after rounds that lead there.
     """
-    net, data, held_out = run.net, run.training, run.tuning
+    net, scored, held_out = run.net, run.net.scored(run.training), run.tuning
     dense = quality(net, params, held_out)
     levels: list[Level] = []
 
@@ -151,9 +152,9 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         how = Annealing(phase, min(epochs, run.schedule.epochs), tolerance.lr)
         return finetune(run, current, masks.intersection(mask, free), how)
 
-    def pruned(before: _Round, density: float) -> _Round:
-        started = run.limit.clock()
-        scores = importance(net, before.params, data, score, begun(run.on_step, "scores", len(data), "images"))
+    def pruned(before: _Round, density: float, bounded: bool = True) -> _Round:
+        started, to = run.limit.clock(), begun(run.on_step, "scores", len(scored), "images")
+        scores = importance(net, before.params, scored, score, to)
         # What is idle, two kinds of scores and the statistics are still to come, all of them over all images.
         run.limit.reserve = PASSES * (run.limit.clock() - started)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
@@ -164,6 +165,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
             name: ((value >= threshold) | ~free[name]) & (value > 0) & before.mask[name]
             for name, value in scores.items()
         }
+        mask = within_most(net, mask, scores, free) if bounded else mask
         trained, reached = trained_on(masks.apply(before.params, mask), mask, tolerance.epochs, "prune")
         levels.append(Level(density, threshold, reached))
         return _Round(density, trained, mask, errors(net, trained, held_out))
@@ -174,10 +176,16 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
         return over
 
     everything = _Round(1.0, params, masks.ones_like(free), errors(net, params, held_out))
-    for start in tolerance.starts:
-        densest = pruned(everything, start)
-        if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)) or late():
-            break
+    if net.traits.most is None:
+        for start in tolerance.starts:
+            densest = pruned(everything, start)
+            if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)) or late():
+                break
+    else:
+        densest, density = everything, tolerance.step
+        while density > net.traits.most and not late():
+            densest, density = pruned(densest, density, bounded=False), density * tolerance.step
+        densest = pruned(densest, net.traits.most)
     reference = max(everything.errors, densest.errors, key=lambda errors: float(errors.mean()))
     accepted, last, sparser, failed = [densest], densest, 0.0, 0
     floor = max(tolerance.floor, tolerance.least / sum(mask.numel() for mask in free.values()))
@@ -200,11 +208,32 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
     while True:
         chosen = accepted.pop()
         final, _ = trained_on(chosen.params, chosen.mask, tolerance.final_epochs, "consolidate")
-        final, mask, scores = without_idle(net, final, chosen.mask, data)
+        final, mask, scores = without_idle(net, final, chosen.mask, scored)
         # The errors of short rounds promise what only the final weights can keep.
         ended = not accepted or run.limit.over("consolidate")
         if ended or tolerance.within(reference, errors(net, final, held_out)):
             return Selection(final, mask, dense, quality(net, final, held_out), tuple(levels), scores)
+
+
+def within_most(net: Network, mask: masks.Masks, scores: Mapping[str, Tensor], free: masks.Masks) -> masks.Masks:
+    """The mask with at most the share ``most`` of each layer's free weights, those with the largest scores.
+
+    What is frozen already costs nothing and stays, and so do depthwise layers
+    (:class:`clmoe_cli.method.networks.base.Traits`).
+    """
+    if (most := net.traits.most) is None:
+        return mask
+    found = {}
+    for name, selected in mask.items():
+        kind, fresh = net.kinds[name.rpartition(".")[0]], selected & free[name]
+        limit = int(most * int(free[name].sum()))
+        found[name] = selected
+        if int(fresh.sum()) > limit and not (isinstance(kind, Convolution) and kind.groups > 1):
+            ranked = torch.where(fresh, scores[name], 0.0).flatten().argsort(descending=True, stable=True)
+            kept = torch.zeros_like(fresh.flatten())
+            kept[ranked[:limit]] = True
+            found[name] = (selected & ~free[name]) | kept.view_as(fresh)
+    return found
 
 
 @dataclass(frozen=True)

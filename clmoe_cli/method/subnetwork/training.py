@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import STATISTICS, Convolution, Drop, Network, Params, device_of, logits
+from clmoe_cli.method.subnetwork.augmentation import Augment
 from clmoe_cli.method.subnetwork.freezing import freeze_guard
 from clmoe_cli.method.subnetwork.time_limit import LEAST, TimeLimit
 from clmoe_cli.method.subnetwork.training_state import (
@@ -46,6 +47,8 @@ WARM = 2
 """Steps that are taken to tell how long one takes, of which the last counts."""
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 MakeDrop = Callable[[collectives.Share], Drop]
+WARMING = 0.25
+"""Share of a training in which its learning rate rises, where the architecture asks for that."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Run:
     ``training`` and ``tuning``: images to train on, and held-out ones that decide when to stop and what to prune.
     ``journal``: what an interrupted run of the same arguments has left, and where this one notes how far it is.
     ``on_epoch`` and ``on_step`` hear of progress, ``on_cost`` of what it will take. ``generator``: draws where the
-    network trains (:func:`clmoe_cli.method.subnetwork.on_device.drawing`).
+    network trains (:func:`clmoe_cli.method.subnetwork.on_device.drawing`). ``augment``: what a step trains on in place
+    of the images themselves; None for these.
     """
 
     net: Network
@@ -161,6 +165,7 @@ class Run:
     on_epoch: OnEpoch = lambda epoch: None
     on_step: OnStep = silent
     on_cost: OnCost = lambda cost: None
+    augment: Augment | None = None
 
     @property
     def limit(self) -> TimeLimit:
@@ -175,11 +180,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Annealing:
-    """A phase of so many epochs in which the learning rate falls from ``lr`` to zero; ``phase`` names it for people."""
+    """A phase of so many epochs in which the learning rate falls from ``lr`` to zero; ``phase`` names it for people.
+
+    ``warming``: the share of its steps in which the rate first rises to ``lr`` (Smith & Topin 2018). ``dropout``: as in
+    :class:`Schedule`, None for that of annealing.
+    """
 
     phase: str
     epochs: int
     lr: float
+    warming: float = 0.0
+    dropout: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +301,7 @@ def run_steps(
             continue  # a single image has no statistics of its own
         own = collectives.Share.of(len(index))
         x, y = data.x[index[own.rows]].to(device), data.y[index[own.rows]].to(device)
+        x = x if run.augment is None else run.augment(x, own, run.generator)
         with _halves(device):
             out = net.logits(params, x, drop and drop(own), training=True)
             loss = F.cross_entropy(out, y, reduction="sum") / len(index)
@@ -337,10 +349,15 @@ def train(
 ) -> tuple[Params, Quality]:
     """Trains until the held-out loss has converged; returns the best parameters and their quality.
 
+    Where the architecture has a ``peak``, the learning rate rises to it and falls to zero instead, over all epochs, and
+    the last parameters are returned: normalised convolutions learn more that way than by waiting for each fall.
     ``trainable`` holds a mask for each shared weight; parameters that it does not name are owned and all
     trained. The arguments are not changed. Training goes on from where the journal stands, and notes every epoch in it.
     """
     net, schedule = run.net, run.schedule
+    if (peak := net.traits.peak) is not None:
+        how = Annealing(phase, schedule.epochs, peak * schedule.lr, WARMING, schedule.dropout)
+        return anneal(run, params, trainable, how, optimizer=optimizer)
     noted = run.journal.phase(phase, run.generator)
     if (result := noted.result()) is not None:
         return _ended(result, params)
@@ -416,17 +433,17 @@ def anneal(
     if steps < whole:
         limit.end(how.phase)
     epochs = math.ceil(steps / each)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizing, steps)
+    rate = _rate(optimizing, steps, how)
     reached, before = quality(run.net, moving.params, run.tuning), 0
     if state is not None:
         restore_optimizer(optimizing, below("optimizer", state))
         before, done = (int(n) for n in state["counts"])
-        optimizing.param_groups[0]["lr"] = float(state["rate"])
         rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
+        optimizing.param_groups[0]["lr"] = float(state["rate"])
     # Images that are seen several times an epoch are soon known by heart.
     several = run.schedule.epoch(images, run.net) > images
     shares = run.schedule.dropout if several else run.schedule.annealing_dropout
-    drop = dropout(run.net.layers[0], shares, run.generator)
+    drop = dropout(run.net.layers[0], how.dropout or shares, run.generator)
     for epoch in range(before + 1, epochs + 1):
         on_part, part = within(run.on_step, how.phase, epoch, epochs), Part(most=steps - (epoch - 1) * each)
         loss = run_epoch(run, moving, drop, rate.step, on_part, part)
@@ -438,6 +455,16 @@ def anneal(
     final = {name: value.detach().clone() for name, value in moving.params.items()}
     _finish(noted, final, reached)
     return final, reached
+
+
+def _rate(step: Optimizer, steps: int, how: Annealing) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate of so many steps: down a cosine, after it has come up one where there is warming."""
+    if how.warming * steps < 2:  # nor is there a way up in a step
+        return torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
+    # One step more than there are: the scheduler asks for a rate after the last one too.
+    return torch.optim.lr_scheduler.OneCycleLR(
+        step, how.lr, total_steps=steps + 1, pct_start=how.warming, cycle_momentum=False
+    )
 
 
 def _state(moving: Moving) -> State:

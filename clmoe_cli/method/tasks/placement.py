@@ -61,6 +61,12 @@ class Thresholds:
         return replace(self, overlap=overlap, divergence=divergence, least=least)
 
 
+def images_of(net: Network) -> int:
+    """Images that are compared: where few have to do for scores, a quarter of these, since each is compared anew with
+    every draw."""
+    return IMAGES if net.traits.scored is None else net.traits.scored // 4
+
+
 @dataclass(frozen=True)
 class KnownTask:
     """What is compared: the task's own subnetwork (zero outside its mask), its mask, its stored scores."""
