@@ -111,3 +111,39 @@ def test_help_fits_into_eighty_columns(args: tuple[str, ...], tmp_path: Path) ->
     commands = lines[lines.index("Commands:") + 1 :]
     assert len(commands) >= 7
     assert all(line.endswith(".") and not line.endswith("...") for line in commands), commands
+
+
+def spoken(args: str, cwd: Path, **variables: str) -> str:
+    done = shells.spawn(*args.split(), cwd=cwd, light=True, **variables)
+    assert done.returncode != 0
+    return done.stderr.decode()
+
+
+def test_settings_of_a_folder_hold_in_the_folders_below(tmp_path: Path) -> None:
+    below = tmp_path / "photos" / "today"
+    below.mkdir(parents=True)
+    (tmp_path / "clmoe.toml").write_text('store = "experts"\n')
+    assert f"no store: {tmp_path / 'experts'}" in spoken("inspect", below)
+    assert "no store: experts" in spoken("inspect", tmp_path)
+    assert "no store: /else/where" in spoken("inspect --store /else/where", below)
+    (tmp_path / "photos" / "clmoe.toml").write_text('store = "/near"\n')
+    assert "no store: /near" in spoken("inspect", below)
+    (tmp_path / "photos" / "clmoe.toml").write_text("stroe = 1\n")
+    assert f"unknown setting: {tmp_path / 'photos' / 'clmoe.toml'} [stroe]" in spoken("inspect", below)
+
+
+def test_the_store_may_stand_before_the_command(tmp_path: Path) -> None:
+    (tmp_path / "clmoe.toml").write_text('store = "settings"\n')
+    assert "no store: said" in spoken("--store said inspect", tmp_path, CLMOE_STORE="variable")
+    assert "no store: later" in spoken("--store said inspect --store later", tmp_path)
+    assert "schema has no store; found --store" in spoken("--store said schema learn", tmp_path)
+    assert "Did you mean 'inspect'?" in spoken("--store said inspekt", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["learn", "detect"])
+def test_data_may_stand_behind_the_command(command: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no npz")
+    assert "no data given" in spoken(command, tmp_path)
+    said = spoken(f"{command} a.npz --data b.npz", tmp_path)
+    assert "data given twice; found a.npz and --data b.npz" in said
+    assert "cannot read the data: missing.npz" in spoken(f"{command} missing.npz", tmp_path)

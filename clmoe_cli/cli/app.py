@@ -15,7 +15,7 @@ from clmoe_cli.cli.learn import learn
 from clmoe_cli.cli.predict import predict
 from clmoe_cli.cli.prune import prune
 from clmoe_cli.cli.schema import schema
-from clmoe_cli.cli.settings import PREFIX, Command
+from clmoe_cli.cli.settings import PREFIX, Command, for_command
 from clmoe_cli.cli.tasks import tasks
 from clmoe_cli.runtime.distributed.processes import has_a_part, leave
 
@@ -39,11 +39,16 @@ def _version(context: typer.Context, value: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Folder of the store, for the command that follows.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Continual learning: each task lives as a frozen subnetwork in a store that keeps it."""
+    if store is not None:
+        for_command(context, store)
     if not has_a_part(context.invoked_subcommand):
         raise typer.Exit
 

@@ -14,9 +14,10 @@ EXITS = {"new": 10, "undecided": 11}
 
 
 def detect(
+    source: flags.DataArgument = None,
     data: Annotated[
-        str, typer.Option("--data", "--batch", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
-    ],
+        str | None, typer.Option("--data", "--batch", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
+    ] = None,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
@@ -41,7 +42,7 @@ def detect(
     from clmoe_cli.runtime import choices
 
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
-    early.check_source(data)
+    given = early.source_of(source, data)
     from clmoe_cli.api.detect import detect as call
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
     from clmoe_cli.runtime.devices import resolved
@@ -52,7 +53,7 @@ def detect(
     opened = Opened.existing(store)
     with progress(quiet) as shown:
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = read(data, labels, opened.expected, how)
+        batch = read(given, labels, opened.expected, how)
         report = call(
             opened, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )

@@ -18,7 +18,7 @@ _NETWORK = re.compile(
     r"^@register_model\((?:name=\"(?P<given>\w+)\")?.*\)\n(?:@.*\n)*def (?P<name>\w+)\(", re.MULTILINE
 )
 
-__all__ = ["check_arch", "check_boundaries", "check_source", "check_sources", "check_words"]
+__all__ = ["check_arch", "check_boundaries", "check_source", "check_sources", "check_words", "source_of"]
 
 
 def check_source(source: str) -> None:
@@ -28,6 +28,20 @@ def check_source(source: str) -> None:
     """
     if leading():
         sources.check_source(source)
+
+
+def source_of(argument: str | None, option: str | None) -> str:
+    """The data that a command is to read, which stand as an argument or behind ``--data``.
+
+    Raises UsageProblem for none and for two, and what :func:`check_source` does.
+    """
+    if (argument is None) == (option is None):
+        if argument is None:
+            raise UsageProblem("no data given", expected="a file or a folder, or - for stdin", hint="--data FILE")
+        raise UsageProblem("data given twice", found=f"{argument} and --data {option}", expected="one of them")
+    source = argument if argument is not None else str(option)
+    check_source(source)
+    return source
 
 
 def check_sources(given: Sequence[str]) -> None:

@@ -23,6 +23,10 @@ def _folder(value: str) -> str:
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="CLMOE_STORE", callback=_folder, help="Folder of the store.")
 ]
+DataArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATA]", help="The data: what --data names.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
 QuietOption = Annotated[
     bool,

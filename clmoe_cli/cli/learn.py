@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def learn(
+    source: flags.DataArgument = None,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(help="Labelled images: an .npz, a .csv, a folder of class folders, or - (npz or csv on stdin)."),
-    ],
+    ] = None,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
     skip_broken: flags.SkipBrokenOption = False,
@@ -74,7 +75,7 @@ def learn(
 
     if plot is not None:
         check_plot(plot)
-    early.check_source(data)
+    given = early.source_of(source, data)
     from clmoe_cli.api.checks import check_names
     from clmoe_cli.api.learn import learn as learn_one
     from clmoe_cli.api.options import LearnOptions, check_options
@@ -107,7 +108,7 @@ def learn(
         opened = Opened.at(store)
         check_names(opened, options)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = read(data, "required", opened.expected, how)
+        batch = read(given, "required", opened.expected, how)
         if segment:
             stream = learn_stream(
                 opened,

@@ -23,6 +23,8 @@ from store_schema.errors import UsageProblem
 CONFIG = "clmoe.toml"
 PREFIX = "CLMOE_"
 DEBUG = "CLMOE_DEBUG"
+PATHS = ("store", "weights", "features-weights")
+"""Settings that are paths."""
 
 
 class Command(TyperCommand):
@@ -39,15 +41,17 @@ class Command(TyperCommand):
 def from_file(group: Any) -> dict[str, Any]:
     """``clmoe.toml`` as defaults: top-level keys for every command of the group that has them, a table per command.
 
-    Raises UsageProblem for a file that is no TOML or has a key that no command knows.
+    It is looked for in this folder and those above it; the nearest counts. Its paths start from its own folder. Raises
+    UsageProblem for a file that is no TOML or has a key that no command knows.
     """
-    path = Path(CONFIG)
-    if not path.is_file():
+    path = _nearest()
+    if path is None:
         return {}
+    where = str(path)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageProblem("not a valid TOML file", where=CONFIG, found=str(error)) from error
+        raise UsageProblem("not a valid TOML file", where=where, found=str(error)) from error
     result: dict[str, Any] = {}
     names = {command: {p.name for p in sub.params} for command, sub in group.commands.items()}
     tables = {key: value for key, value in found.items() if isinstance(value, dict)}
@@ -56,19 +60,51 @@ def from_file(group: Any) -> dict[str, Any]:
     for key in common:
         if _parameter(key) not in every:
             hint = _closest(key, (*map(_setting, every), *names)) or "settings are named like the options"
-            raise UsageProblem("unknown setting", where=CONFIG, key=key, hint=hint)
+            raise UsageProblem("unknown setting", where=where, key=key, hint=hint)
     for table, values in tables.items():
         if table not in names:
             expected = f"one of {', '.join(names)}"
-            raise UsageProblem("unknown table", where=CONFIG, key=table, expected=expected, hint=_closest(table, names))
+            raise UsageProblem("unknown table", where=where, key=table, expected=expected, hint=_closest(table, names))
         for key in values:
             if _parameter(key) not in names[table]:
                 near = _closest(key, map(_setting, names[table]))
-                raise UsageProblem("unknown setting", where=CONFIG, key=f"{table}.{key}", hint=near)
+                raise UsageProblem("unknown setting", where=where, key=f"{table}.{key}", hint=near)
     for command, known in names.items():
         merged = {**common, **tables.get(command, {})}
-        result[command] = {_parameter(k): v for k, v in merged.items() if _parameter(k) in known}
+        result[command] = {_parameter(k): _from(path.parent, k, v) for k, v in merged.items() if _parameter(k) in known}
     return result
+
+
+def _nearest() -> Path | None:
+    """``clmoe.toml`` of this folder, or of the nearest above it; the name alone where it lies here."""
+    here = Path(CONFIG)
+    if here.is_file():
+        return here
+    try:
+        above = Path.cwd().parents
+    except FileNotFoundError:  # the folder was deleted
+        return None
+    return next((folder / CONFIG for folder in above if (folder / CONFIG).is_file()), None)
+
+
+def _from(folder: Path, key: str, value: Any) -> Any:
+    """A setting that is a path, as one from the folder of the file that has it; others as they are."""
+    if not isinstance(value, str) or folder == Path():
+        return value
+    path = key in PATHS or (key == "features" and value.endswith(".onnx"))
+    return str(folder / value) if path and value else value
+
+
+def for_command(context: typer.Context, store: str) -> None:
+    """Takes a ``--store`` before the command as if it stood behind it: beyond variables and settings.
+
+    Raises UsageProblem for a command that has no store.
+    """
+    name = context.invoked_subcommand or ""
+    command = getattr(context.command, "commands", {}).get(name)
+    if command is not None and "store" not in {param.name for param in command.params}:
+        raise UsageProblem(f"{name} has no store", found="--store", hint="leave it out")
+    os.environ[f"{PREFIX}STORE"] = store
 
 
 def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
