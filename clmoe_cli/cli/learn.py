@@ -78,7 +78,7 @@ def learn(
     given = early.source_of(source, data)
     from clmoe_cli.api.checks import check_names
     from clmoe_cli.api.learn import learn as learn_one
-    from clmoe_cli.api.options import LearnOptions, check_options
+    from clmoe_cli.api.options import check_options, of_flags
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.segment import learn_stream
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, accuracy_texts, read
@@ -101,10 +101,12 @@ def learn(
         device=device,
         lock_timeout=lock_timeout,
     )
+    check_options(options)
+    where = options.method.device
     unmeasured = quiet or dry_run
-    backbone = BackboneSession(features, features_weights, arch, options.method.device, keep=feature_cache)
+    backbone = BackboneSession(features, features_weights, arch, where, keep=feature_cache)
     curves = Curves()
-    with together(options.method.device), progress(quiet) as shown:
+    with together(where), progress(quiet) as shown:
         opened = Opened.at(store)
         check_names(opened, options)
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
@@ -124,9 +126,7 @@ def learn(
             reports = [plan(opened, batch, options, on_warning=shown.warning)]
         else:
             reports = [learn_one(opened, batch, options, **curves.hears(shown.callbacks()))]
-        for text in (
-            () if unmeasured else accuracy_texts(batch.others, store, options.method.device, replace(how, quiet=True))
-        ):
+        for text in () if unmeasured else accuracy_texts(batch.others, store, where, replace(how, quiet=True)):
             if not quiet:
                 note(text)
     drawn = curves.drawn(reports)
