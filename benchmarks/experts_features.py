@@ -1,6 +1,6 @@
 """Learned features beside the gate's fixed ones: what the first task's images add to telling all tasks apart.
 
-    python benchmarks/experts_features.py --photos PHOTOS --mnist MNIST_ROOT --only cifar100 --eyes none patches net turns
+    python benchmarks/experts_features.py --photos PHOTOS --mnist MNIST --only cifar100 --eyes none patches turns
 
 Nothing is pretrained. An eye is made from the images of the first task alone and then never changes; its features are
 appended to the fixed ones, and every task has its statistics in that joint space. A fifth of the training images is
@@ -71,15 +71,15 @@ class Case:
 
     @staticmethod
     def of(data: Data, most: int, test: bool) -> Case:
-        parts = [data.train, data.test] if test else [data.train]
+        learned = data.train if test or not most else (data.train[0][:most], data.train[1][:most])
+        parts = [learned, data.test] if test else [learned]
         labels = np.concatenate([part[1] for part in parts])
         names, codes = np.unique(labels, return_inverse=True)
         y, x = torch.from_numpy(codes), torch.from_numpy(np.concatenate([part[0] for part in parts]))
-        held = torch.arange(len(y)) >= len(data.train[1]) if test else gaussians.folds(y, 5) == 0
+        held = torch.arange(len(y)) >= len(learned[1]) if test else gaussians.folds(y, 5) == 0
         at = {name: code for code, name in enumerate(names.tolist())}
         tasks = tuple(tuple(at[name] for name in task) for task in data.tasks)
-        kept = slice(None, None if test or not most else most)
-        return Case(x[kept].float() / 255, y[kept], held[kept], tasks)
+        return Case(x.float() / 255, y, held, tasks)
 
     def first(self) -> tuple[Tensor, Tensor]:
         """What the first task learns from: images, and their classes among its own."""
@@ -234,7 +234,7 @@ def looked(eye: Look, x: Tensor) -> Tensor:
 
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Every eye on one data set."""
-    case = Case.of(EVERY[NAMES[name]](Places(options.photos, options.mnist, Path("."))), options.most, options.test)
+    case = Case.of(EVERY[NAMES[name]](Places(options.photos, options.mnist, Path())), options.most, options.test)
     fixed = features(case.x.flatten(1), tuple(case.x.shape[1:]))
     x, y = case.first()
     mirrored = name.startswith("cifar")
