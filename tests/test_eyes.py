@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import batch
 
+from clmoe_cli.api.export import export
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
 from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.data import Batch
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.routing.features import EYED
 from clmoe_cli.method.subnetwork.training import Schedule
-from store_schema import Store, StoreDamaged, UsageProblem, verify
+from store_schema import ClmoeError, Interrupted, Store, StoreDamaged, UsageProblem, verify
 from store_schema.eyes import decode_eye, encode_eye
 from store_schema.layout import object_path
 
@@ -54,15 +58,13 @@ def test_all_tasks_are_seen_by_one_eye_and_answers_do_not_depend_on_the_batch(st
     assert verify(store) == []
 
 
-def batch_of(whole, at: int):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
+def batch_of(whole: Batch, at: int) -> Batch:
+    """One image of a batch."""
+    assert whole.labels is not None
     return replace(whole, images=whole.images[at : at + 1], labels=whole.labels[at : at + 1])
 
 
 def test_the_eye_stays_when_the_first_task_goes_and_goes_with_the_last(store: Path, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "store"
     shutil.copytree(store, root)
     before = eye_of(root)
@@ -94,11 +96,32 @@ def test_a_kind_of_input_keeps_to_how_it_was_begun(store: Path, tmp_path: Path) 
 
 
 def test_eyes_look_at_pictures_only(tmp_path: Path) -> None:
-    from clmoe_cli.data import Batch
-
     x = np.random.default_rng(0).random((60, 20)).astype(np.float32)
     with pytest.raises(UsageProblem, match="eyes look at pictures"):
         learn(str(tmp_path / "store"), Batch(x, np.arange(60) % 2, "table"), options("first"))
+
+
+def test_exports_answer_as_predict_does(store: Path, tmp_path: Path) -> None:
+    # A file that answers otherwise is not kept.
+    report = export(str(store), "task2", tmp_path / "task2.onnx")
+    assert (tmp_path / "task2.onnx").exists()
+    assert report.answers == "mixture"
+
+
+def test_an_interrupted_learn_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
+    epochs = 0
+
+    def stop(epoch: object) -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
+            raise KeyboardInterrupt
+
+    root = str(tmp_path / "store")
+    with pytest.raises(Interrupted):
+        learn(root, batch([0, 3], 120), options("first"), on_epoch=stop)
+    learn(root, batch([0, 3], 120), options("first"))
+    assert eye_of(Path(root)) == eye_of(store)
 
 
 def test_damaged_eyes_are_found(store: Path) -> None:
@@ -113,7 +136,5 @@ def test_damaged_eyes_are_found(store: Path) -> None:
     with pytest.raises(StoreDamaged, match="wrong shapes"):
         decode_eye(data, "here", (3, *gate.input_shape[1:]))
     nan = {**arrays, "offsets": np.full_like(arrays["offsets"], np.nan)}
-    from store_schema import ClmoeError
-
     with pytest.raises(ClmoeError, match="cannot be stored"):
         encode_eye(nan)

@@ -96,7 +96,8 @@ def even(patches: Tensor) -> Tensor:
 def whitening(centred: Tensor) -> Tensor:
     """What gives patches [n, p] without mean about unit variance in every direction, [p, p]; symmetric."""
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return (axes * (variances.clamp_min(0) + FAINT).rsqrt()) @ axes.T
+    found: Tensor = (axes * (variances.clamp_min(0) + FAINT).rsqrt()) @ axes.T
+    return found
 
 
 def grouped(patches: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
