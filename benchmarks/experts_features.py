@@ -7,10 +7,8 @@ appended to the fixed ones, and every task has its statistics in that joint spac
 held out and asked, each by itself, without a task id; ``--test`` learns from all of them and asks the test images, for
 final figures only. Gate, statistics and what they choose are the project's own.
 
-``patches``: random patches of the first task's images, brought to one contrast, whitened, in ``--filters`` groups by
-the angle between them (Coates & Ng, "The Importance of Encoding Versus Training", 2011; here spherical k-means without
-the sign). Responses beyond a threshold, above and below, are averaged over windows. No label is used. ``net``: a small
-residual network trained on the first task's classes; ``turns``: the same with the images in four turns as classes of
+``patches``: what ``learn --eyes first`` makes; no label is used. ``net``: a small residual network trained on the first
+task's classes; ``turns``: the same with the images in four turns as classes of
 their own (Tack et al., CSI, 2020; Kim et al., CLOM, 2022). Their features are averages of two layers.
 """
 
@@ -32,22 +30,13 @@ from torch import Tensor, nn
 
 from clmoe_cli.method import privacy
 from clmoe_cli.method.routing import gaussians
-from clmoe_cli.method.routing.features import features
+from clmoe_cli.method.routing.eye import SCALE
+from clmoe_cli.method.routing.features import features, new_eye
 
 EYES = ("none", "patches", "net", "turns", "patches+turns")
 NAMES = {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "mnist": "split-mnist"}
-SIDE = 6
-"""Pixels of a patch."""
-PATCHES = 50_000
-FLAT = 10 / 255**2
-"""Variance of a patch below which its contrast is left as it is, of pixels from 0 to 1."""
-FAINT = 0.1
-"""Added to the variances of patches of one contrast before they are whitened."""
-ROUNDS = 10
-THRESHOLD = 0.5
-"""In deviations of the responses to the first task's patches."""
 WINDOWS = 2
-"""Windows along each side over which responses are averaged."""
+"""Windows along each side over which maps are averaged."""
 WIDTH = 24
 """Maps of the network's first layer; the last has four times as many."""
 BATCH = 64
@@ -111,51 +100,10 @@ def measured(case: Case, values: Tensor) -> dict[str, Any]:
     return {"right": right, "asked": int(case.held.sum()), "d": values.shape[1], "seconds": seconds}
 
 
-def drawn(x: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """So many random patches of images, [count, C · SIDE²]."""
-    n, _, height, width = x.shape
-    image = torch.randint(n, (count,), generator=rng)
-    top, left = (torch.randint(size - SIDE + 1, (count,), generator=rng) for size in (height, width))
-    return x.unfold(2, SIDE, 1).unfold(3, SIDE, 1)[image, :, top, left].flatten(1)
-
-
-def even(patches: Tensor) -> Tensor:
-    """Patches [n, p] without their mean and of one contrast."""
-    centred = patches - patches.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True) + FLAT).sqrt()
-
-
-def patches(x: Tensor, filters: int, seed: int) -> Look:
-    """An eye from patches of images [N, C, H, W]."""
-    rng = torch.Generator().manual_seed(seed)
-    seen = even(drawn(x, PATCHES, rng).double())
-    mean = seen.mean(dim=0)
-    variances, axes = torch.linalg.eigh((seen - mean).T @ (seen - mean) / len(seen))
-    white = (axes * (variances.clamp_min(0) + FAINT).rsqrt()) @ axes.T
-    turned = ((seen - mean) @ white).float()
-    units = F.normalize(turned)
-    middles = units[torch.randperm(len(units), generator=rng)[:filters]]
-    for _ in range(ROUNDS):
-        found = units @ middles.T
-        nearest = found.abs().argmax(dim=1)
-        sign = found.gather(1, nearest[:, None]).sign()
-        sums = torch.zeros_like(middles).index_add_(0, nearest, turned * sign)
-        some = torch.bincount(nearest, minlength=filters) > 0
-        middles = F.normalize(sums).where(some[:, None], middles)
-    weights = middles.double() @ white
-    offset = (weights @ mean).float()
-    level = THRESHOLD * float((seen.float() @ weights.float().T - offset).std())
-    kernel = (weights - weights.mean(dim=1, keepdim=True)).float().reshape(filters, -1, SIDE, SIDE)
-    box = torch.full((1, x.shape[1], SIDE, SIDE), 1 / (x.shape[1] * SIDE**2))
-
-    def look(images: Tensor) -> Tensor:
-        middle, squares = F.conv2d(images, box), F.conv2d(images.square(), box)
-        contrast = ((squares - middle.square()).clamp_min(0) + FLAT).sqrt()
-        found = F.conv2d(images, kernel) / contrast - offset[:, None, None]
-        both = [F.adaptive_avg_pool2d((side * found - level).relu(), WINDOWS) for side in (1, -1)]
-        return F.normalize(torch.cat(both, dim=1).flatten(1).sqrt())
-
-    return look
+def patches(x: Tensor, seed: int) -> Look:
+    """The eye of ``learn --eyes first``, of unit length, from images [N, C, H, W]."""
+    eye = new_eye(x.flatten(1), x.shape[1:], torch.Generator().manual_seed(seed))
+    return lambda images: (eye.look(images) / SCALE).float()
 
 
 def _layer(before: int, after: int, stride: int = 1) -> nn.Module:
@@ -239,7 +187,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     x, y = case.first()
     mirrored = name.startswith("cifar")
     makers: dict[str, Callable[[], Look]] = {
-        "patches": lambda: patches(x, options.filters, options.seed),
+        "patches": lambda: patches(x, options.seed),
         "net": lambda: trained(x, y, options.epochs, False, mirrored, options.seed),
         "turns": lambda: trained(x, y, options.epochs, True, mirrored, options.seed),
     }
@@ -268,7 +216,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--eyes", nargs="+", choices=EYES, default=list(EYES))
     parser.add_argument("--scales", nargs="+", type=float, default=[0.5])
-    parser.add_argument("--filters", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--most", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--test", action="store_true", help="learn from all training images, ask the test images")
