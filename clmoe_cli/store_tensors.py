@@ -17,6 +17,7 @@ from clmoe_cli.method.learn_task import KINDS, Learned
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.routing.calibration import Calibration
+from clmoe_cli.method.routing.eye import Eye
 from clmoe_cli.method.routing.gaussians import GRID, GaussianGate, Gaussians, Solved
 from clmoe_cli.method.routing.mahalanobis import RANKS, Gaussian, Whitening
 from clmoe_cli.method.routing.paper import Subnetwork
@@ -30,6 +31,7 @@ from clmoe_cli.runtime.events import OnStep, counted, silent
 from store_schema import (
     ExpertRecord,
     ExpertWeights,
+    GateRecord,
     InputRecord,
     Manifest,
     SolvedGaussians,
@@ -83,6 +85,7 @@ class Loader:
         self._gaussians: dict[str, Gaussians] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Compact]] = {}
+        self._eyes: dict[str, Eye] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -140,6 +143,18 @@ class Loader:
         if isinstance(solved, SolvedGaussians):
             return GaussianGate.of(Solved(**{key: tensor(value) for key, value in solved.arrays.items()}), classes)
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
+
+    def eye(self, record: GateRecord) -> Eye | None:
+        """What looks at this kind of input beside the fixed features; None for nothing."""
+        if record.eye is None:
+            return None
+        if record.eye.sha256 not in self._eyes:
+            found = self.store.read_eye(record)
+            assert found is not None
+            self._eyes[record.eye.sha256] = Eye(
+                tensor(found["filters"]), tensor(found["offsets"]), float(found["level"][0])
+            )
+        return self._eyes[record.eye.sha256]
 
     def answering(self, name: str) -> tuple[Subspaces, Compact]:
         """What the gate and a task's subnetwork answer with, and nothing else of its file."""
@@ -268,6 +283,12 @@ def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
     """The gate's statistics of a task as they go to disk."""
     arrays = {field.name: getattr(found, field.name).numpy() for field in fields(found)}
     return {name: value for name, value in arrays.items() if name not in (NEAR, BEST) or value.size}
+
+
+def eye_arrays(eye: Eye) -> dict[str, NDArray[Any]]:
+    """An eye as it goes to disk."""
+    level = np.array([eye.level], dtype=np.float64)
+    return {"filters": eye.filters.numpy(), "offsets": eye.offsets.numpy(), "level": level}
 
 
 def solved_arrays(found: Solved) -> SolvedGaussians:

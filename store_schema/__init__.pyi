@@ -13,6 +13,7 @@ from .errors import (
     StoreMissing as StoreMissing,
     UsageProblem as UsageProblem,
 )
+from .eyes import encode_eye as encode_eye
 from .gates import (
     SolvedGate as SolvedGate,
     SolvedGaussians as SolvedGaussians,

@@ -27,7 +27,7 @@ def _answers(fields: Fields) -> Fields:
 
 
 def _smaller(fields: Fields) -> Fields:
-    """Format 4: tasks' objects are smaller; the manifest is the same."""
+    """Format 4: tasks' objects are smaller, and gates may have an eye."""
     return fields
 
 

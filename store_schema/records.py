@@ -223,6 +223,9 @@ class GateRecord(Record):
     ``input_range``: between which two values the largest magnitude of an image lies, over the images of all tasks;
     ``input_lowest``: the same of the least value. None for stores that were made before format 3.
 
+    ``eye``: what was made from the images of the first task and looks at those of all, beside fixed features; it stays
+    until no task of the kind is left. None for nothing, and before format 4.
+
     A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
     another kind.
     """
@@ -235,6 +238,13 @@ class GateRecord(Record):
     input_range: tuple[float, float] | None = None
     input_lowest: tuple[float, float] | None = None
     rule: Literal["gaussians"] | None = None
+    eye: ObjectRef | None = None
+
+    @model_validator(mode="after")
+    def _eye_is_named(self) -> GateRecord:
+        if (self.eye is None) == ("+" in self.features):
+            raise ValueError(f"features {self.features!r} and the eye do not agree")
+        return self
 
 
 class HistoryEntry(Record):
@@ -311,6 +321,7 @@ class Manifest(Record):
         yield from (e.weights for e in self.experts if e.weights is not None)
         yield from (t.subnetwork for t in self.tasks)
         yield from (g.solved for g in self.gates)
+        yield from (g.eye for g in self.gates if g.eye is not None)
 
     def expert(self, expert_id: str) -> ExpertRecord:
         """The expert of that id (KeyError when there is none)."""

@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from store_schema import files, layout, objects
 from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
+from store_schema.eyes import decode_eye
 from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
-from store_schema.records import InputRecord, Manifest, ObjectRef
+from store_schema.records import GateRecord, InputRecord, Manifest, ObjectRef
 from store_schema.subnetworks import GROUPS, SubnetworkRecord, decode_subnetwork
 from store_schema.weights import ExpertWeights, decode_weights
 
@@ -80,6 +83,13 @@ class Store:
         classes = sum(len(t.classes) for t in self.manifest.tasks_of_shape(input_shape, input))
         decode = decode_gate if record.rule is None else decode_gaussians
         return decode(self.read_object(record.solved), where, record.features, classes)
+
+    def read_eye(self, record: GateRecord) -> dict[str, NDArray[Any]] | None:
+        """The arrays of the eye of a kind of input, as :mod:`store_schema.eyes` has them; None when there is none."""
+        if record.eye is None:
+            return None
+        where = str(layout.object_path(self.root, record.eye.sha256, record.eye.suffix))
+        return decode_eye(self.read_object(record.eye), where, record.input_shape)
 
 
 def read_consistently(path: str | Path, use: Callable[[Store], T], known: Store | None = None) -> T:

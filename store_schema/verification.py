@@ -160,6 +160,7 @@ def check_contents(store: Store, found: Report, on_done: OnDone = _silent) -> No
         tasks = [t.name for t in store.manifest.tasks_of_shape(gate.input_shape, gate.input)]
         where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)
         try:
+            store.read_eye(gate)
             solved = store.read_gate(gate.input_shape, gate.input)
         except ClmoeError as error:
             found(error, store.root)

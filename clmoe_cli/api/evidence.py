@@ -87,7 +87,8 @@ def _seen(loader: Loader, batch: Batch) -> Tensor:
     """The gate's features [N, d] of all images of a batch."""
     record = loader.manifest.gate(batch.input_shape, batch.input)
     assert record is not None
-    return features(common.flat(batch, Scaling(record.input_scale)), batch.input_shape, record.features)
+    x = common.flat(batch, Scaling(record.input_scale))
+    return features(x, batch.input_shape, record.features, eye=loader.eye(record))
 
 
 def _of_gate(

@@ -144,7 +144,7 @@ def asked(loader: Loader, batch: Batch, names: Sequence[str], inputs: Sequence[R
             return said
         spaces, distances = loader.answering(task.name)[0], []
         for some in rows.split(gating.CHUNK):
-            values = features(taken(seen, some), batch.input_shape, record.features)
+            values = features(taken(seen, some), batch.input_shape, record.features, eye=loader.eye(record))
             distances.append(torch.stack([spaces.distances(values, c) for c in range(logs.shape[1])], dim=1))
         usual = spaces.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
         return Said(logs, said.deviation, said.p_value, torch.cat(distances).double(), usual)

@@ -234,11 +234,12 @@ def _with_gate(loader: Loader, model: _Model) -> _Model:
             hint="export to .safetensors, which holds the subnetwork alone",
         )
     own = loader.gaussians(record.name)
-    reading = Reading(expert.input_shape, found.input_scale, found.features)
+    reading = Reading(expert.input_shape, found.input_scale, found.features, loader.eye(found))
     with one_thread():
         gate = alone(own)
         within = Within(gate, 0, own, reading)
-    values = features(model.images.flatten(1) * found.input_scale, expert.input_shape, found.features)
+    x = model.images.flatten(1) * found.input_scale
+    values = features(x, expert.input_shape, found.features, eye=reading.eye)
     by_gate = gate.within(values, 0, lambda task: own).likely.log_softmax(dim=1)
     return replace(
         model,

@@ -24,21 +24,24 @@ from clmoe_cli.method.routing.decide import (
     decide_within,
     task_of_batch,
 )
-from clmoe_cli.method.routing.features import features, is_image, kind, known
+from clmoe_cli.method.routing.eye import Eye
+from clmoe_cli.method.routing.features import features, is_image, kind, known, new_eye, seen_by_eyes, with_eye
 from clmoe_cli.method.routing.gaussians import Gaussians, alone, one_unit, solve
 from clmoe_cli.method.routing.subspaces import COARSE, Subspaces
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
-from clmoe_cli.runtime.events import OnStep, begun, silent
-from clmoe_cli.store_tensors import Loader, gate_arrays, solved_arrays
+from clmoe_cli.runtime.events import OnStep, begun, silent, whole
+from clmoe_cli.store_tensors import Loader, eye_arrays, gate_arrays, solved_arrays
 from store_schema import (
     GateRecord,
     Manifest,
     SolvedGate,
     StoreIncompatible,
     TaskRecord,
+    UsageProblem,
     Writer,
     coarse_form,
+    encode_eye,
     encode_gate,
     encode_gaussians,
     rows_of,
@@ -86,14 +89,47 @@ def _amounts(batch: Batch) -> bool:
     return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
 
 
-def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float) -> Kind:
+def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None) -> None:
+    """UsageProblem where ``--eyes`` says other than what this kind of input was begun with, or cannot be had."""
+    record = manifest.gate(batch.input_shape, batch.input)
+    if wanted is None:
+        return
+    if record is not None:
+        has = "none" if record.eye is None else "first"
+        if has != wanted:
+            raise UsageProblem(
+                "this kind of input was begun with other eyes",
+                key="--eyes",
+                found=wanted,
+                expected=has,
+                hint="leave --eyes out, or begin another --store",
+            )
+    elif wanted == "first" and (not seen_by_eyes(batch.input_shape) or _through_backbone(batch)):
+        found = kind_text(batch.input_shape, batch.input)
+        raise UsageProblem("eyes look at pictures", key="--eyes", found=found, hint="leave --eyes out")
+
+
+def _through_backbone(batch: Batch) -> bool:
+    return batch.input is not None and batch.input.features is not None
+
+
+def eye_of(batch: Batch, scale: float, rng: torch.Generator, on_step: OnStep = silent) -> Eye:
+    """An eye made from the images of the first task of their kind."""
+    with whole(on_step, "eye"):
+        return new_eye(common.rows(batch, Scaling(scale)), batch.input_shape, rng)
+
+
+def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float, eye: Eye | None = None) -> Kind:
     """The batch's kind of input, with the tasks that read it but the one of number ``without``.
 
-    ``scale``: what inputs of this kind are multiplied by, fixed by the first task of the kind.
+    ``scale``: what inputs of this kind are multiplied by, and ``eye``, what looks at them: fixed by the first task of
+    the kind.
     """
     others = [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input) if t.number != without]
     record = manifest.gate(batch.input_shape, batch.input)
-    return Kind(features_of(manifest, batch), scale, tuple(others), record is not None and record.rule is None)
+    name = features_of(manifest, batch)
+    name = with_eye(name) if record is None and eye is not None else name
+    return Kind(name, scale, tuple(others), record is not None and record.rule is None, eye)
 
 
 def features_of_data(batch: Batch, kind: Kind, classes: tuple[Label, ...], on_step: OnStep = silent) -> DataFeatures:
@@ -122,6 +158,9 @@ def updated(
     else:
         data = encode_gate(_with_subspaces(locked, batch, number, statistics), name)
     old = manifest.gate(shape, through)
+    eye = None if old is None else old.eye
+    if old is None and kind.eye is not None:
+        eye = locked.put(encode_eye(eye_arrays(kind.eye)), "safetensors")
     record = GateRecord(
         input_shape=shape,
         input_scale=kind.scale,
@@ -129,6 +168,7 @@ def updated(
         solved=locked.put(data, "safetensors"),
         input=through,
         rule="gaussians" if isinstance(statistics, Gaussians) else None,
+        eye=eye,
     )
     record = record.model_copy(update=ranges.widened(old, batch))
     return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
@@ -196,7 +236,7 @@ def decide(
     check(manifest, batch, "choose another --router, as fisher")
     record = manifest.gate(batch.input_shape, batch.input)
     assert record is not None
-    scale, name = Scaling(record.input_scale), record.features
+    scale, name, eye = Scaling(record.input_scale), record.features, loader.eye(record)
     solved = alone(loader.gaussians(names[0])) if route.only else loader.gate(batch.input_shape, batch.input)
     chunk = _Chunk(batch)
     codes = torch.tensor([code for name in names for code in book.codes(manifest.task(name).classes)])
@@ -216,7 +256,7 @@ def decide(
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:
-        return features(common.flat(chunk.load(rows), scale), batch.input_shape, name)
+        return features(common.flat(chunk.load(rows), scale), batch.input_shape, name, eye=eye)
 
     everything = torch.arange(len(batch.images))
     to = begun(on_step, "deciding", len(everything), "images")

@@ -237,7 +237,7 @@ def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...
 def _bytes(manifest: Manifest) -> Bytes:
     experts = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
     tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
-    gates = {kind_text(g.input_shape, g.input): g.solved.size for g in manifest.gates}
+    gates = {kind_text(g.input_shape, g.input): g.solved.size + (g.eye.size if g.eye else 0) for g in manifest.gates}
     return Bytes(experts, tasks, gates, sum(sum(sizes.values()) for sizes in (experts, tasks, gates)))
 
 

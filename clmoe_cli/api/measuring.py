@@ -20,6 +20,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.routing import decide, gaussians, subspaces
+from clmoe_cli.method.routing.eye import Eye
 from clmoe_cli.method.routing.features import ROOT, VECTOR, features, width
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
 from clmoe_cli.method.routing.subspaces import Subspaces
@@ -76,13 +77,15 @@ class Measured:
 class Kind:
     """A kind of input as the gate sees it: the name of its features, their scale, and the tasks that read it.
 
-    ``subspaces``: whether its gate is one of formats 1 and 2, which goes on with subspaces.
+    ``subspaces``: whether its gate is one of formats 1 and 2, which goes on with subspaces. ``eye``: what looks at
+    images beside the fixed features, None for nothing.
     """
 
     features: str
     scale: float
     names: tuple[str, ...]
     subspaces: bool = False
+    eye: Eye | None = None
 
     @property
     def even(self) -> bool:
@@ -117,12 +120,12 @@ class DataFeatures:
         if not kind.subspaces:
             rows = _some(y, NUMBERS // width(shape, kind.features))
             seen = begun(on_step, "features", len(rows), "images")
-            values = features(taken(x, rows), shape, kind.features, seen)
+            values = features(taken(x, rows), shape, kind.features, seen, kind.eye)
         return DataFeatures(shape, kind, classes, x, y, rows, values)
 
     def at(self, rows: Tensor, on_done: OnDone = lambda done: None) -> Tensor:
         """The features [m, d] of images at these positions [m] among all."""
-        return features(taken(self.x, rows), self.shape, self.kind.features, on_done)
+        return features(taken(self.x, rows), self.shape, self.kind.features, on_done, self.kind.eye)
 
 
 def measured_subspaces(data: DataFeatures, on_step: OnStep = silent) -> Measured:

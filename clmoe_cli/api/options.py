@@ -14,7 +14,7 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.subnetwork.pruning import SCORES, Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.placement import Thresholds
-from clmoe_cli.runtime.choices import AUGMENT, EVIDENCE, IF_KNOWN
+from clmoe_cli.runtime.choices import AUGMENT, EVIDENCE, EYES, IF_KNOWN
 from clmoe_cli.runtime.devices import resolved
 from clmoe_cli.runtime.words import check_rate, one_of
 from store_schema import BadInput, UsageProblem
@@ -28,6 +28,8 @@ class LearnOptions:
     the onset. ``seed`` counts when the store is created; a store keeps its seed. ``weights``: a safetensors file that
     free weights start from. ``time_limit``: minutes that learning a task may take, from when the store is locked; None
     for as many as it needs. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
+    ``eyes``: what looks at pictures beside the gate's fixed features, one of :data:`clmoe_cli.runtime.choices.EYES`;
+    None for what their kind was begun with, and for a new kind none.
     """
 
     name: str | None = None
@@ -42,6 +44,7 @@ class LearnOptions:
     weights: str | None = None
     time_limit: float | None = None
     evidence: str = "gate"
+    eyes: str | None = None
 
 
 class LearnFlags(TypedDict, total=False):
@@ -59,6 +62,7 @@ class LearnFlags(TypedDict, total=False):
     if_known: str
     alpha: float
     evidence: str
+    eyes: str | None
     batch_size: int
     device: str
     lock_timeout: float | None
@@ -111,6 +115,8 @@ def check_options(options: LearnOptions) -> None:
     one_of("evidence", options.evidence, EVIDENCE)
     if options.method.augment is not None:
         one_of("augmentation", options.method.augment, AUGMENT)
+    if options.eyes is not None:
+        one_of("value of --eyes", options.eyes, EYES)
 
 
 def check(batch: Batch, options: LearnOptions) -> None:

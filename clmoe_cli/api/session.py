@@ -125,7 +125,11 @@ class Session:
         """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number."""
         record = self.manifest.gate(self.batch.input_shape, self.batch.input)
         scale = self.input_scale if record is None else record.input_scale
-        return gating.kind_of(self.manifest, self.batch, number, scale)
+        eye = None if record is None else self.loader.eye(record)
+        if record is None and self.options.eyes == "first":
+            drawn = generator(derived_seed(self.manifest.seed, number, "eye"))
+            eye = gating.eye_of(self.batch, scale, drawn, self.on_step)
+        return gating.kind_of(self.manifest, self.batch, number, scale, eye)
 
     def warn(self, *cautions: Caution) -> None:
         """Tells whoever listens at once, and keeps it for the report."""
@@ -140,4 +144,5 @@ class Session:
         if self.options.expert not in (None, "new"):
             one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
         check_backbone(self.expected.backbone, self.batch)
+        gating.check_eyes(self.manifest, self.batch, self.options.eyes)
         gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

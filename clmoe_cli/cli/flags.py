@@ -83,6 +83,14 @@ BatchSizeOption = Annotated[
     int,
     typer.Option(min=2, help="Images of one step of training; of fewer than a thousand images an eighth, at least 16."),
 ]
+EyesOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=among(choices.EYES),
+        help="What tells tasks of pictures apart beside fixed features: none, or first: filters made from the first "
+        "task's pictures, for all tasks [default: the store's, or none].",
+    ),
+]
 RejectOption = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Mark images unknown whose p-value is below this.")
 ]

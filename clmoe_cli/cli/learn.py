@@ -48,6 +48,7 @@ def learn(
     if_known: flags.IfKnownOption = "skip",
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
     evidence: flags.EvidenceOption = "gate",
+    eyes: flags.EyesOption = None,
     batch_size: flags.BatchSizeOption = 128,
     device: flags.DeviceOption = "auto",
     dry_run: flags.DryRunOption = False,
@@ -69,6 +70,7 @@ def learn(
         ("score", score, choices.SCORES),
         ("evidence", evidence, choices.EVIDENCE),
         *(() if augment is None else (("augmentation", augment, choices.AUGMENT),)),
+        *(() if eyes is None else (("value of --eyes", eyes, choices.EYES),)),
     )
     early.check_boundaries(boundaries, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
@@ -97,6 +99,7 @@ def learn(
         if_known=if_known,
         alpha=alpha,
         evidence=evidence,
+        eyes=eyes,
         batch_size=batch_size,
         device=device,
         lock_timeout=lock_timeout,

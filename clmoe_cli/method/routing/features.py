@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clmoe_cli.method.images import Rows
+from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.networks.base import BLOCK
 from clmoe_cli.method.reproducible import in_blocks
+from clmoe_cli.method.routing import eye as eyes
+from clmoe_cli.method.routing.eye import Eye
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnDone
 
@@ -46,6 +48,8 @@ UNIT = "unit-1"
 VECTOR, ROOT, OLD_VECTOR = "vector-1", "vector-root-1", "relu-1"
 COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
 """Names of features; the old ones are those of stores of formats 1 and 2."""
+EYED = "+patches-1"
+"""Ends the name of features with which those of an eye (:mod:`clmoe_cli.method.routing.eye`) are."""
 MOST_COLUMNS = 2048
 """Columns of plain vectors that are taken as they are."""
 CHUNK = limits.FEATURE_IMAGES
@@ -74,8 +78,20 @@ def kind(input_shape: Sequence[int], backbone: bool = False, root: bool = False)
     return COLOURED if input_shape[0] == 3 else "scattering-1"
 
 
+def with_eye(name: str) -> str:
+    """Name of these features with those of an eye appended."""
+    return name + EYED
+
+
+def seen_by_eyes(input_shape: Sequence[int]) -> bool:
+    """Whether an eye can look at inputs of this shape."""
+    return is_image(input_shape) and min(_shrunk_to(*input_shape[1:])) >= eyes.SIDE
+
+
 def known(name: str, input_shape: Sequence[int]) -> bool:
     """Whether this version computes features of that name for inputs of this shape."""
+    if name.endswith(EYED):
+        return seen_by_eyes(input_shape) and known(name.removesuffix(EYED), input_shape)
     if not is_image(input_shape):
         return name in (VECTOR, ROOT, OLD_VECTOR, UNIT)
     return name == UNIT or name in ((COLOURED, OLD_COLOURED) if input_shape[0] == 3 else ("scattering-1",))
@@ -84,6 +100,8 @@ def known(name: str, input_shape: Sequence[int]) -> bool:
 def width(input_shape: Sequence[int], name: str | None = None) -> int:
     """Number d of features of that name (None: of :func:`kind`) for inputs of this shape."""
     name = name or kind(input_shape)
+    if name.endswith(EYED):
+        return width(input_shape, name.removesuffix(EYED)) + eyes.WIDTH
     if name == UNIT:
         return math.prod(input_shape)
     if name in (VECTOR, ROOT):
@@ -98,17 +116,21 @@ def width(input_shape: Sequence[int], name: str | None = None) -> int:
 
 
 def features(
-    x: Rows, input_shape: Sequence[int], name: str | None = None, on_done: OnDone = lambda done: None
+    x: Rows,
+    input_shape: Sequence[int],
+    name: str | None = None,
+    on_done: OnDone = lambda done: None,
+    eye: Eye | None = None,
 ) -> Tensor:
     """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
 
-    ``name``: which ones; None for those of :func:`kind`. Those of an image are the same to the last bit whatever other
-    images there are (:mod:`clmoe_cli.method.reproducible`).
+    ``name``: which ones; None for those of :func:`kind`. ``eye``: of names that have one. Those of an image are the
+    same to the last bit whatever other images there are (:mod:`clmoe_cli.method.reproducible`).
     """
     of = name or kind(input_shape)
 
     def block(inputs: Tensor) -> tuple[Tensor]:
-        return (calculated(inputs.reshape(-1, *input_shape), of).to(inputs.dtype),)
+        return (calculated(inputs.reshape(-1, *input_shape), of, eye).to(inputs.dtype),)
 
     found: Tensor | None = None
     done = 0
@@ -123,9 +145,30 @@ def features(
     return torch.empty((0, width(input_shape, name))) if found is None else found
 
 
-def calculated(x: Tensor, name: str) -> Tensor:
+def calculated(x: Tensor, name: str, eye: Eye | None = None) -> Tensor:
     """Features [N, d] of that name, float64 or of the type of ``x``, of inputs [N, …], all of them at once."""
-    return _BY_NAME[name](x)
+    if not name.endswith(EYED):
+        return _BY_NAME[name](x)
+    assert eye is not None
+    return torch.cat([_BY_NAME[name.removesuffix(EYED)](x).double(), eye.look(shrunk(x))], dim=1)
+
+
+def new_eye(x: Rows, input_shape: Sequence[int], rng: torch.Generator) -> Eye:
+    """An eye made from images [N, D]; of more than ``eyes.IMAGES``, so many are taken evenly."""
+    some = torch.linspace(0, len(x) - 1, min(len(x), eyes.IMAGES)).round().long()
+    return eyes.fit(torch.cat([shrunk(part.reshape(-1, *input_shape)) for part in taken(x, some).split(CHUNK)]), rng)
+
+
+def _shrunk_to(height: int, width: int) -> tuple[int, int]:
+    scale = min(1.0, LONGEST / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def shrunk(x: Tensor) -> Tensor:
+    """Images [N, C, H, W] with a longer side of at most ``LONGEST``."""
+    if max(x.shape[-2:]) <= LONGEST:
+        return x
+    return F.interpolate(x, size=_shrunk_to(*x.shape[-2:]), mode="bilinear", antialias=True)
 
 
 def gabor(size: int, orientations: int, cycles: float) -> Tensor:
@@ -182,11 +225,8 @@ def _means(x: Tensor) -> Tensor:
 
 
 def _of_images(x: Tensor) -> Tensor:
-    n, channels, height, width = x.shape
-    if max(height, width) > LONGEST:
-        scale = LONGEST / max(height, width)
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    n, channels = x.shape[:2]
+    x = shrunk(x)
     colours = []
     if channels == 3:
         opponents = torch.tensor(OPPONENTS, dtype=torch.float64)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clmoe_cli.method.routing.eye import Eye
 from clmoe_cli.method.routing.features import MOST_COLUMNS, ROOT, VECTOR, calculated, columns, projection
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians, own_directions
 
@@ -53,11 +54,12 @@ def closed_form(gate: GaussianGate, task: int, own: Gaussians) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the gate reads inputs: their shape, what they are multiplied by, and the name of the features."""
+    """How the gate reads inputs: their shape, what they are multiplied by, the name of the features, and their eye."""
 
     input_shape: tuple[int, ...]
     scale: float
     features: str
+    eye: Eye | None = None
 
 
 class Within(nn.Module):
@@ -91,7 +93,7 @@ class Within(nn.Module):
         if self.projected:
             values = columns(x, self.reading.features)
         else:
-            values = calculated(x, self.reading.features).to(x.dtype).double() - self.centre.double()
+            values = calculated(x, self.reading.features, self.reading.eye).to(x.dtype).double() - self.centre.double()
         found = values @ self.matrix.double() + self.offset
         scores = found[:, : self.classes]
         if found.shape[1] > self.classes:
