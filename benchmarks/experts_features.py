@@ -65,7 +65,7 @@ class Case:
         labels = np.concatenate([part[1] for part in parts])
         names, codes = np.unique(labels, return_inverse=True)
         y, x = torch.from_numpy(codes), torch.from_numpy(np.concatenate([part[0] for part in parts]))
-        held = torch.arange(len(y)) >= len(learned[1]) if test else gaussians.folds(y, 5) == 0
+        held = torch.arange(len(y)) >= len(learned[1]) if test else gaussians.folds(y, count=5) == 0
         at = {name: code for code, name in enumerate(names.tolist())}
         tasks = tuple(tuple(at[name] for name in task) for task in data.tasks)
         return Case(x.float() / 255, y, held, tasks)
