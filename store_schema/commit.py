@@ -45,16 +45,18 @@ class Writer:
         return objects.put(self.root, data, suffix)
 
     def commit(self, manifest: Manifest, keep: int = KEEP) -> Manifest:
-        """Makes ``manifest`` the next generation; generation, parent and time are set here.
+        """Makes ``manifest`` the next generation; generation, parent and times are set here.
 
         Afterwards all but the last ``keep`` generations are swept. Raises StoreDamaged when an object is not
         there, and DiskProblem; the old state stands then, unless the message says otherwise.
         """
-        generation = self.manifest.generation + 1
+        generation, now = self.manifest.generation + 1, datetime.now(UTC).isoformat(timespec="seconds")
+        history = [e.model_copy(update={"at": now}) if e.generation == generation else e for e in manifest.history]
         update = {
             "generation": generation,
             "parent": json.loads(self.store.head)["sha256"],
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created_at": now,
+            "history": tuple(history),
         }
         # Parsed again: whatever is written has passed every check that reading makes.
         data = manifest.model_copy(update=update).to_bytes()

@@ -248,13 +248,20 @@ class GateRecord(Record):
 
 
 class HistoryEntry(Record):
-    """What a commit did: frozen weights per expert and layer, and output rows per expert, after it."""
+    """What a commit did: frozen weights per expert and layer, and output rows per expert, after it.
+
+    ``at``: when, UTC; ``images`` of the file ``source`` (its name alone; of a renamed task the old name). None before
+    format 4.
+    """
 
     generation: Count
-    action: Literal["learn", "refine", "prune"]
+    action: Literal["learn", "refine", "prune", "undo", "rename"]
     task: Name | None
     frozen: dict[str, dict[str, Count]]
     output_rows: dict[str, Count]
+    at: Annotated[str, StringConstraints(max_length=40)] | None = None
+    images: Count | None = None
+    source: Name | None = None
 
 
 class Manifest(Record):

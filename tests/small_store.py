@@ -16,6 +16,7 @@ import numpy as np
 from pictures import bars
 from trained import once
 
+from clmoe_cli.api.generations import rename, undo
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
@@ -66,10 +67,16 @@ def prune_second(root: Path) -> None:
     prune(str(root), PruneOptions(task="task2"), lambda plan: True)
 
 
+def only(report: object) -> None:
+    """Leaves out what an act returns."""
+
+
 COMMANDS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "first learn": (0, lambda root: learn_next(root, 1)),
     "later learn": (2, lambda root: learn_next(root, 3)),
     "prune": (3, prune_second),
+    "undo": (3, lambda root: only(undo(str(root)))),
+    "rename": (3, lambda root: only(rename(str(root), "task2", "birds"))),
 }
 """Name → tasks of the store before, and what is done to it."""
 

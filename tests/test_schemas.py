@@ -34,12 +34,18 @@ CONTRACT = {
     "inspect": ["schema experts tasks overlap history bytes frozen_percent"],
     "export": ["schema output format task expert arch classes input_shape parameters nonzero bytes deviation"],
     "prune": ["schema removed freed_parameters frozen_percent"],
+    "log": ["schema generation commits"],
+    "undo": ["schema applied generation restored removed returned"],
+    "checkout": ["schema applied generation restored removed returned"],
+    "rename": ["schema generation old new"],
     "tasks": ["schema files"],
     "prediction": ["index label task expert confidence known p_value"],
     "error": ["schema error"],
 }
 NUMBERS = {"detect": 2, "learn": 2}
 """Editions of the objects whose meaning has changed; all others are the first."""
+SAME = {"checkout": "undo"}
+"""Commands that print another's object."""
 NESTED = {
     "learn": {
         "Accuracy": "answer within subnetwork dense guessing held_out",
@@ -171,7 +177,7 @@ def test_what_the_contract_names_is_required(name: str) -> None:
     for kind, keys in zip(kinds(published), CONTRACT[name], strict=True):
         assert set(keys.split()) <= set(kind["required"])
         assert kind["properties"].get("schema", {}).get("const") == (
-            None if name == "prediction" else f"clmoe.{name}/{NUMBERS.get(name, 1)}"
+            None if name == "prediction" else f"clmoe.{SAME.get(name, name)}/{NUMBERS.get(name, 1)}"
         )
     for nested, keys in NESTED.get(name, {}).items():
         assert set(keys.split()) <= set(published["$defs"][nested]["required"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Literal
 
 from clmoe_cli.api import common, gating, reports
@@ -36,6 +37,7 @@ from store_schema import (
     encode_weights,
     subnetwork_digest,
 )
+from store_schema.records import MAX_NAME as LONGEST
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ def commit_learned(
         record.id: sum(len(t.classes) for t in tasks if t.expert == record.id),
     }
     history = HistoryEntry(
-        generation=manifest.generation + 1, action=origin.action, task=task.name, frozen=now_frozen, output_rows=rows
+        generation=manifest.generation + 1,
+        action=origin.action,
+        task=task.name,
+        frozen=now_frozen,
+        output_rows=rows,
+        images=len(batch.images),
+        source=_named(batch.source),
     )
     update = {
         "tasks": tuple(tasks),
@@ -226,3 +234,9 @@ def learn_report(
         seed=manifest.seed,
         seconds=0.0,
     )
+
+
+def _named(source: str) -> str | None:
+    """The name of the file that a batch is from, without its folder; None where it is no clean name."""
+    name = PurePath(source).name or source
+    return name if name.strip() and name.isprintable() and len(name) <= LONGEST else None

@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from clmoe_cli.api.contents import Rows
+from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.predictions import Considered, Prediction, Predictions, Written
 from clmoe_cli.api.reports import (
@@ -39,6 +40,10 @@ _REPORTS: dict[str, Any] = {
     "inspect": InspectReport,
     "export": ExportReport,
     "prune": RemovalReport,
+    "log": LogReport,
+    "undo": UndoReport,
+    "checkout": UndoReport,
+    "rename": RenameReport,
     "tasks": TasksReport,
     "prediction": Prediction,
     "error": ErrorReport,

@@ -12,11 +12,14 @@ from clmoe_cli.cli.detect import detect
 from clmoe_cli.cli.export import export
 from clmoe_cli.cli.inspect import inspect
 from clmoe_cli.cli.learn import learn
+from clmoe_cli.cli.log import log
 from clmoe_cli.cli.predict import predict
 from clmoe_cli.cli.prune import prune
+from clmoe_cli.cli.rename import rename
 from clmoe_cli.cli.schema import schema
 from clmoe_cli.cli.settings import PREFIX, Command, for_command
 from clmoe_cli.cli.tasks import tasks
+from clmoe_cli.cli.undo import checkout, undo
 from clmoe_cli.runtime.distributed.processes import has_a_part, leave
 
 app = typer.Typer(
@@ -53,7 +56,7 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, export, prune, tasks, schema):
+for command in (learn, detect, predict, inspect, export, prune, log, undo, checkout, rename, tasks, schema):
     # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
     variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
     app.command(cls=Command, context_settings=variables)(command)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
@@ -59,6 +60,31 @@ def tables(report: Any) -> list[Any]:
 @tables.register
 def _(report: InspectReport) -> list[Any]:
     return overview(report)
+
+
+@tables.register
+def _(report: LogReport) -> list[Any]:
+    table = columns("generation", "what", "task", "images", "from", "when", "can go back")
+    for done in report.commits:
+        whence = f"was {done.source}" if done.action == "rename" else done.source or ""
+        here = "now" if done.generation == report.generation else "yes" if done.there else ""
+        cells = (done.task or "", "" if done.images is None else str(done.images), whence, done.at or "", here)
+        table.add_row(str(done.generation), done.action, *cells)
+    return [table]
+
+
+@tables.register
+def _(report: UndoReport) -> list[Any]:
+    gone, back = ", ".join(report.removed), ", ".join(report.returned)
+    what = "back to" if report.applied else "nothing was changed; it would go back to"
+    lines = [f"{what} generation {report.restored}, as generation {report.generation}"]
+    lines += [f"gone:  {gone}"] if gone else []
+    return lines + ([f"back:  {back}"] if back else [])
+
+
+@tables.register
+def _(report: RenameReport) -> list[Any]:
+    return [f"{report.old} is now {report.new}"]
 
 
 @tables.register

@@ -27,7 +27,7 @@ SOON = 5.0
 """Seconds after which a process says what it waits for."""
 _LOOK = 0.1
 SINGLE = ("detect", "inspect", "export", "schema")
-WRITING = ("prune", "tasks")
+WRITING = ("prune", "undo", "checkout", "rename", "tasks")
 
 _first: bool | None = None
 

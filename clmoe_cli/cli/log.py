@@ -1,0 +1,18 @@
+"""``clmoe log``: its flags."""
+
+from __future__ import annotations
+
+from clmoe_cli.cli import flags
+
+
+def log(
+    store: flags.StoreOption = flags.DEFAULT_STORE,
+    json_: flags.JsonOption = False,
+    quiet: flags.QuietOption = False,
+    verbose: flags.VerboseOption = False,
+) -> None:
+    """List what was done to the store, and what it can go back to."""
+    from clmoe_cli.api.generations import log as call
+    from clmoe_cli.report import render
+
+    render.show(call(store), json_)
