@@ -86,7 +86,9 @@ def told(epoch: Epoch) -> None:
 
 def chosen(options: argparse.Namespace, epochs: int) -> LearnOptions:
     schedule = Schedule(epochs=epochs)
-    return LearnOptions(arch=options.arch, seed=options.seed, method=Options(schedule, augment=options.augment))
+    return LearnOptions(
+        arch=options.arch, seed=options.seed, eyes=options.eyes, method=Options(schedule, augment=options.augment)
+    )
 
 
 def joint(data: Data, options: argparse.Namespace) -> dict[str, Any]:
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet9")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--augment", choices=("none", "light", "strong"))
+    parser.add_argument("--eyes", choices=("none", "first"), help="of the gate")
     parser.add_argument("--epochs", type=int, default=Schedule().epochs)
     parser.add_argument("--joint-epochs", type=int, help="epochs of joint training [default: --epochs]")
     parser.add_argument("--columns", nargs="+", choices=("joint", "store"), default=("joint", "store"))
