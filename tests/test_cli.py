@@ -482,7 +482,8 @@ def test_outputs_of_predict(call: Call, data: dict[str, Path], tmp_path: Path) -
     for key in ("confidence", "p_value"):
         assert [float(r[key]) for r in table] == [r[key] for r in rows]
     arrays = np.load(tmp_path / "out.npz", allow_pickle=False)
-    assert set(arrays) == FIELDS
+    assert set(arrays) == FIELDS | {"reject"}
+    assert float(arrays["reject"]) == 0.2
     for key in FIELDS:
         assert arrays[key].tolist() == [r[key] for r in rows]
     assert arrays["known"].dtype == bool
@@ -492,7 +493,14 @@ def test_outputs_of_predict(call: Call, data: dict[str, Path], tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.json", "out.ndjson", "out.npz"]
     unrejected = result(call, "predict", "--batch", data["pets.test"])["predictions"]
     assert [r["label"] for r in unrejected] == [r["label"] for r in rows]
-    assert all(r["known"] for r in unrejected)
+    assert all(r["known"] is None for r in unrejected)
+    assert result(call, "predict", "--batch", data["pets.test"], "--output", tmp_path / "plain.npz")["rejected"] == 0
+    plain = np.load(tmp_path / "plain.npz", allow_pickle=False)
+    assert plain["known"].all()
+    assert np.isnan(plain["reject"])
+    assert call("predict", "--batch", data["pets.test"], "--output", tmp_path / "plain.csv")[0] == 0
+    with (tmp_path / "plain.csv").open(encoding="utf-8") as file:
+        assert {row["known"] for row in csv.DictReader(file)} == {""}
 
 
 def test_the_same_command_gives_the_same_bytes(call: Call, data: dict[str, Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ CONTRACT = {
     "prediction": ["index label task expert confidence known p_value"],
     "error": ["schema error"],
 }
-NUMBERS = {"detect": 2, "learn": 2}
+NUMBERS = {"detect": 2, "learn": 2, "predict": 2}
 """Editions of the objects whose meaning has changed; all others are the first."""
 SAME = {"checkout": "undo"}
 """Commands that print another's object."""

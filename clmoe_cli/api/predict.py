@@ -45,7 +45,8 @@ class PredictReport(Report):
     [N] bool (the image is not rejected), ``p_value`` [N] (NaN: not available). ``scores``: when the file has labels.
     ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
     the first row, of a part of the file. ``explained``: why, where it was asked for. ``warnings``: what looks
-    wrong with the file as a whole.
+    wrong with the file as a whole. ``reject``: the p-value below which images are marked unknown; None where none is:
+    then all are known, and nobody has asked.
     """
 
     schema: ClassVar[str] = Predicted.schema
@@ -64,6 +65,7 @@ class PredictReport(Report):
     first: int = 0
     explained: explaining.Explanation | None = None
     warnings: tuple[Caution, ...] = ()
+    reject: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -85,7 +87,7 @@ class PredictReport(Report):
             self.task.tolist(),
             self.expert.tolist(),
             self.confidence.tolist(),
-            self.known.tolist(),
+            [None] * len(self.labels) if self.reject is None else self.known.tolist(),
             [None if np.isnan(p) else p for p in self.p_value.tolist()],
             strict=True,
         )
@@ -239,6 +241,7 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
             skipped=len(batch.skipped),
             first=first,
             explained=explaining.explained(found, case, names, homes, book),
+            reject=asked.reject,
         )
 
     parts, done = [], 0

@@ -37,7 +37,10 @@ class Considered:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer to one image; ``file`` where images come from a folder. A line of NDJSON is one of these."""
+    """The answer to one image; ``file`` where images come from a folder. A line of NDJSON is one of these.
+
+    ``known`` is null where ``--reject`` was not given.
+    """
 
     index: int
     file: str | None = field(default=None, metadata=OPTIONAL)
@@ -45,7 +48,7 @@ class Prediction:
     task: str
     expert: str
     confidence: float
-    known: bool
+    known: bool | None
     p_value: float | None
     runner_up_task: str | None = field(default=None, metadata=OPTIONAL)
     runner_up_label: int | str | None = field(default=None, metadata=OPTIONAL)
@@ -67,7 +70,7 @@ class Confusion:
 class Predicted(Report):
     """What ``predict`` found over all images; what needs labels in the file is null without them."""
 
-    schema: ClassVar[str] = "clmoe.predict/1"
+    schema: ClassVar[str] = "clmoe.predict/2"
     router: str | None
     route: Route
     rejected: int

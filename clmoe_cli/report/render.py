@@ -244,12 +244,14 @@ def show_predictions(
     else:
         screen = console()
         first = "image" if report.file is None else "file"
-        table = columns(first, "label", "task", "expert", "confidence", "known", "p-value")
+        judged = () if report.reject is None else ("known",)
+        table = columns(first, "label", "task", "expert", "confidence", *judged, "p-value")
         rows = report.rows(candidates=False)[:ROWS_SHOWN]
         for row in rows:
             p = "–" if row.p_value is None else f"{row.p_value:.3f}"
             about = row.file or str(row.index), str(row.label), row.task, row.expert
-            table.add_row(*about, f"{row.confidence:.3f}", "yes" if row.known else "no", p)
+            known = ("yes" if row.known else "no",) if judged else ()
+            table.add_row(*about, f"{row.confidence:.3f}", *known, p)
         screen.print(table if report.explained is None else reasons_table(first, rows))
         if len(report.labels) > ROWS_SHOWN:
             screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
@@ -265,10 +267,13 @@ def show_predictions(
 
 
 def _write(report: PredictReport, path: Path) -> None:
+    import numpy as np
+
     from clmoe_cli.data.npz import replacing, write_npz
 
     if path.suffix == ".npz":
-        write_npz(str(path), report.arrays())
+        rate = np.array(math.nan if report.reject is None else report.reject)
+        write_npz(str(path), report.arrays() | {"reject": rate})
         return
     if path.suffix == ".json":
         text = to_text(report.to_json()) + "\n"
