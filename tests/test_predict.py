@@ -179,9 +179,9 @@ def test_a_large_batch_is_answered_in_parts(store: str, monkeypatch: pytest.Monk
     wanted = predict(store, batch, route="batch")
     seen: list[int] = []
 
-    def spy(x: torch.Tensor, shape: tuple[int, ...], name: str) -> torch.Tensor:
+    def spy(x: torch.Tensor, shape: tuple[int, ...], name: str, **more: Any) -> torch.Tensor:
         seen.append(len(x))
-        return features(x, shape, name)
+        return features(x, shape, name, **more)
 
     monkeypatch.setattr("clmoe_cli.api.gating.features", spy)
     monkeypatch.setattr("clmoe_cli.api.gating.CHUNK", 50)

@@ -43,6 +43,9 @@ class _InCell(Progress):
             self._bar.update(_html(""))
             self._bar = None
 
+    def _note(self, text: str) -> None:
+        """Lines are for terminals."""
+
     def _end_phase(self) -> None:
         """What a phase has reached is in the report."""
         for item in [item for item in self._running.values() if item.phase]:
