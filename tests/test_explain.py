@@ -368,7 +368,7 @@ def test_outputs(call: Call, tmp_path: Path) -> None:
     assert list(table[0]) == ["index", *ANSWERS, *flat]
     assert [[r[k] for k in flat] for r in table] == [[str(row[k]) for k in flat] for row in rows]
     arrays = np.load(tmp_path / "out.npz")
-    assert list(arrays) == [*ANSWERS, *flat]
+    assert list(arrays) == [*ANSWERS, *flat, "reject"]
     for key in flat:
         assert arrays[key].tolist() == [row[key] for row in rows]
     call("--output", tmp_path / "plain.npz")
