@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from clmoe_cli.api.contents import Unfinished, unfinished
 from clmoe_cli.api.names import new_task
 from clmoe_cli.api.reports import Report
 from clmoe_cli.runtime.words import one_of
@@ -46,11 +47,15 @@ class Done:
 
 @dataclass(frozen=True)
 class LogReport(Report):
-    """All commits of a store in their order; ``generation``: the one that stands."""
+    """All commits of a store in their order; ``generation``: the one that stands.
+
+    ``unfinished``: learns that were interrupted, or run now.
+    """
 
     schema: ClassVar[str] = "clmoe.log/1"
     generation: int
     commits: tuple[Done, ...]
+    unfinished: tuple[Unfinished, ...]
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,14 @@ class RenameReport(Report):
 
 def log(store: str) -> LogReport:
     """What was done to a store, from its beginning; it is only read. Raises StoreMissing and the store's errors."""
-
-    def use(opened: Store) -> LogReport:
-        now = opened.manifest.generation
-        there = {number for _, number in manifests(opened.root) if number <= now}
-        commits = [
-            Done(e.generation, e.action, e.task, e.at, e.images, e.source, e.generation in there)
-            for e in opened.manifest.history
-        ]
-        return LogReport(now, tuple(commits))
-
-    return read_consistently(store, use)
+    opened = Store.open(store, empty=True)
+    now = opened.manifest.generation
+    there = {number for _, number in manifests(opened.root) if number <= now}
+    commits = [
+        Done(e.generation, e.action, e.task, e.at, e.images, e.source, e.generation in there)
+        for e in opened.manifest.history
+    ]
+    return LogReport(now, tuple(commits), unfinished(opened))
 
 
 def undo(

@@ -13,7 +13,7 @@ from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
 from clmoe_cli.report.cells import columns, headline, percent
-from clmoe_cli.report.overview import overview
+from clmoe_cli.report.overview import overview, unfinished
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
@@ -70,7 +70,7 @@ def _(report: LogReport) -> list[Any]:
         here = "now" if done.generation == report.generation else "yes" if done.there else ""
         cells = (done.task or "", "" if done.images is None else str(done.images), whence, done.at or "", here)
         table.add_row(str(done.generation), done.action, *cells)
-    return [table]
+    return [*([table] if report.commits else ["nothing was committed yet"]), *unfinished(report.unfinished)]
 
 
 @tables.register
@@ -193,6 +193,9 @@ def _(report: DetectReport) -> list[Any]:
 @tables.register
 def _(report: RemovalReport) -> list[Any]:
     verb = "removed" if report.applied else "would remove"
+    if report.unfinished:
+        freed = f": {report.freed_bytes} bytes freed" if report.applied else ""
+        return [headline(f"{verb} what the unfinished learn of {', '.join(report.unfinished)} had reached", freed)]
     names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
     keeps = report.applied and not report.gc and bool(report.removed)
     return [
