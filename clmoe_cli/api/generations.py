@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clmoe_cli.api.contents import Unfinished, unfinished
-from clmoe_cli.api.names import new_task
+from clmoe_cli.api.names import check_name, new_task
 from clmoe_cli.api.reports import Report
 from clmoe_cli.runtime.words import one_of
 from store_schema import (
@@ -162,8 +162,7 @@ def rename(
 
     Raises UsageProblem for an unknown task and for a name that is taken or none, and the store's errors.
     """
-    if not (new.strip() and new.isprintable() and len(new) <= 200):
-        raise UsageProblem("not a name for a task", found=ascii(new[:60]), expected="1 to 200 printable characters")
+    check_name(new)
     known = Store.open(store)
     with writer(store, seed=known.manifest.seed, timeout=lock_timeout, on_wait=on_wait, known=known) as locked:
         manifest = locked.manifest

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
+from clmoe_cli.api.names import check_name
 from clmoe_cli.data import Batch
 from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.targets import check_names
@@ -95,15 +96,8 @@ def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
 
 def check_options(options: LearnOptions) -> None:
     """Refuses options that mean nothing, whatever the data (UsageProblem)."""
-    if options.name is not None and not (
-        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
-    ):
-        raise UsageProblem(
-            "not a name for a task",
-            key="--name",
-            found=ascii(options.name[:60]),
-            expected="1 to 200 printable characters",
-        )
+    if options.name is not None:
+        check_name(options.name, "--name")
     if options.time_limit is not None and not 0.0 < options.time_limit < math.inf:
         raise UsageProblem(
             "not a time to learn in",

@@ -25,6 +25,7 @@ __all__ = [
     "check_source",
     "check_sources",
     "check_words",
+    "renamed",
     "source_of",
 ]
 
@@ -107,6 +108,18 @@ def check_refine(refine: str | None, segment: bool) -> None:
     """Refuses a stream of tasks as data of one (UsageProblem)."""
     if refine is not None and segment:
         raise UsageProblem("--refine is one task, --segment several", found="both", hint="leave out --segment")
+
+
+def renamed(given: Sequence[str]) -> dict[str, str]:
+    """Old names → new names, of texts like ``OLD=NEW``; UsageProblem for what is none, or said twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        old, equals, new = text.rpartition("=")
+        if not (old and equals) or old in found:
+            what = "renamed twice" if old in found else "not a pair of names"
+            raise UsageProblem(what, key="--rename", found=repr(text), expected="OLD=NEW, once for a task")
+        found[old] = new
+    return found
 
 
 def check_words(*asked: tuple[str, str, tuple[str, ...]]) -> None:

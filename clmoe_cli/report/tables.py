@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
@@ -85,6 +86,16 @@ def _(report: UndoReport) -> list[Any]:
 @tables.register
 def _(report: RenameReport) -> list[Any]:
     return [f"{report.old} is now {report.new}"]
+
+
+@tables.register
+def _(report: CopyReport) -> list[Any]:
+    table = columns("task", "expert", "was", "in expert")
+    for task in report.tasks:
+        table.add_row(task.task, task.expert, task.old_task, task.old_expert)
+    store = "a new store" if report.new_store else f"generation {report.generation}"
+    count = f"{len(report.tasks)} task{'' if len(report.tasks) == 1 else 's'}"
+    return [f"copied {count} into {store}" if report.applied else f"would copy {count} into {store}", table]
 
 
 @tables.register
