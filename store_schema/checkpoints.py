@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialise
 
 from store_schema import files, layout, objects
-from store_schema.errors import StoreDamaged, disk_errors
-from store_schema.weights import check_header
+from store_schema.errors import DiskProblem, StoreDamaged, disk_errors
+from store_schema.locking import locked
+from store_schema.store import Store
+from store_schema.weights import MAX_HEADER, check_header
 
 Arrays = Mapping[str, NDArray[Any]]
 DTYPES = {"F32": 4, "F64": 8, "I64": 8, "U8": 1, "BOOL": 1}
@@ -37,6 +40,22 @@ class Checkpoint:
     task: str
     reached: str
     arrays: Arrays
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A learn that has not committed: the ``task`` that it was learning, and what it had ``reached``.
+
+    ``resumable``: the store is still as it was when that began, so that the same command goes on from there; else
+    nothing will. ``bytes``: of the file.
+    """
+
+    key: str
+    task: str
+    reached: str
+    number: int
+    resumable: bool
+    bytes: int
 
 
 def save(root: Path, key: str, checkpoint: Checkpoint) -> int:
@@ -81,6 +100,59 @@ def read(path: Path, key: str) -> Checkpoint:
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreDamaged("not a valid checkpoint", where=str(path), found=str(error)) from error
     return checkpoint
+
+
+def unfinished(store: Store) -> list[Unfinished]:
+    """What interrupted learns (and one that runs) have reached, by task; files that are damaged are left out.
+
+    Raises DiskProblem.
+    """
+    head, found = hashlib.sha256(store.head).hexdigest(), []
+    for key in present(store.root):
+        each = []
+        with suppress(StoreDamaged):
+            each = files_of(store.root, key)
+        for path in each:
+            with suppress(StoreDamaged):
+                about, size = _about(path)
+                task, reached = str(about["task"]), str(about["reached"])
+                found.append(Unfinished(key, task, reached, int(about["number"]), about["parent"] == head, size))
+    newest = {each.key: each for each in sorted(found, key=lambda each: each.number)}
+    return sorted(newest.values(), key=lambda each: (each.task, each.key))
+
+
+def _about(path: Path) -> tuple[dict[str, Any], int]:
+    """What the header of a checkpoint says, and the size of the file; its arrays are neither read nor checked."""
+    (data, size) = files.read_beginning(path, layout.MAX_OBJECT, 8 + MAX_HEADER)
+    metadata = check_header(data, str(path), DTYPES, size)
+    try:
+        about = json.loads(metadata["clmoe"])
+        if about["schema"] != layout.CHECKPOINT_SCHEMA or not {"task", "reached", "number", "parent"} <= set(about):
+            raise ValueError("another schema")
+        int(about["number"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreDamaged("not a valid checkpoint", where=str(path), found=str(error)) from error
+    return about, size
+
+
+def discard_all(
+    root: Path, keys: Sequence[str], *, timeout: float | None, on_wait: Callable[[str], None] = lambda holder: None
+) -> int:
+    """Deletes the checkpoints of these keys, under the lock; returns their bytes.
+
+    Raises StoreLocked where another process holds it longer than ``timeout`` seconds, None for however long, and
+    DiskProblem where something could not be deleted.
+    """
+    with locked(root, timeout, on_wait):
+        freed = 0
+        for key in keys:
+            with disk_errors(str(layout.checkpoint_path(root, key))):
+                freed += sum(path.lstat().st_size for path in files_of(root, key))
+            discard(root, key)
+        left = [str(path) for key in keys for path in files_of(root, key)]
+    if left:
+        raise DiskProblem("cannot delete the file", where=left[0], hint="check the permissions of the folder")
+    return freed
 
 
 def discard(root: Path, key: str) -> None:

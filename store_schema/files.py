@@ -146,6 +146,12 @@ def read_regular(path: Path, limit: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size + 1)
 
 
+def read_beginning(path: Path, limit: int, count: int) -> tuple[bytes, int]:
+    """At most the first ``count`` bytes of a regular file, and its size; raises as :func:`read_regular` does."""
+    with _regular(path, limit) as file:
+        return file.read(count), os.fstat(file.fileno()).st_size
+
+
 def digest(path: Path, limit: int) -> str:
     """sha256 of a regular file, in bounded memory; raises as :func:`read_regular` does."""
     with _regular(path, limit) as file:

@@ -29,6 +29,8 @@ KEY = re.compile("[0-9a-f]{64}")
 MAX_OBJECT = 4 << 30
 MAX_MANIFEST = 256 << 20
 MAX_HEAD = 4096
+MAX_NAME = 200
+"""Characters of the name of a class or a task."""
 
 
 def object_path(root: Path, sha256: str, suffix: str) -> Path:

@@ -16,9 +16,7 @@ from store_schema.migrations import upgraded
 
 Suffix = Literal["safetensors", "h5"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-MAX_NAME = 200
-"""Characters of the name of a class or a task."""
-Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=layout.MAX_NAME, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scalar = str | bool | int | float | None
 Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
@@ -250,12 +248,12 @@ class GateRecord(Record):
 class HistoryEntry(Record):
     """What a commit did: frozen weights per expert and layer, and output rows per expert, after it.
 
-    ``at``: when, UTC; ``images`` of the file ``source`` (its name alone; of a renamed task the old name). None before
-    format 4.
+    ``at``: when, UTC; ``images`` of the file ``source`` (its name alone; of a renamed task the old name; of a copied
+    one the name of the folder of its store). None before format 4.
     """
 
     generation: Count
-    action: Literal["learn", "refine", "prune", "undo", "rename"]
+    action: Literal["learn", "refine", "prune", "undo", "rename", "copy"]
     task: Name | None
     frozen: dict[str, dict[str, Count]]
     output_rows: dict[str, Count]

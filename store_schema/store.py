@@ -39,15 +39,15 @@ class Store:
             return (root / layout.FORMAT).exists() or (root / layout.HEAD).exists() or committed(root)
 
     @staticmethod
-    def open(path: str | Path) -> Store:
-        """Opens a store for reading.
+    def open(path: str | Path, *, empty: bool = False) -> Store:
+        """Opens a store for reading; ``empty``: also one that has no commit yet.
 
         Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged.
         """
         root = Path(path)
         check_format(root)
         store = newest(root)
-        if store.manifest.generation == 0:
+        if store.manifest.generation == 0 and not empty:
             raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
         return store
 

@@ -104,14 +104,14 @@ def _image(record: SubnetworkRecord) -> bytes:
             ("image_scores", record.image_scores, record.image_score_scale),
         ):
             file.require_group(kind)
-            for name, scores in found.items():
+            for name, scores in sorted(found.items()):
                 path = f"{kind}/{name}"
                 put = _put(file, path, _selected(path, scores, record.masks.get(name)))
                 put.attrs["scale"] = float(scale[name])
         for group in ("calibration", "statistics", "gate"):
             arrays: Mapping[str, NDArray[Any]] = getattr(record, group)
             file.create_group(group)
-            for name, value in arrays.items():
+            for name, value in sorted(arrays.items()):
                 _put(file, f"{group}/{name}", directions.smaller(value) if group != "calibration" else value)
         _put(file, "probe_outputs", record.probe_outputs)
     return image.getvalue()

@@ -16,6 +16,7 @@ import numpy as np
 from pictures import bars
 from trained import once
 
+from clmoe_cli.api.copying import CopyOptions, copy
 from clmoe_cli.api.generations import rename, undo
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
@@ -77,6 +78,8 @@ COMMANDS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "prune": (3, prune_second),
     "undo": (3, lambda root: only(undo(str(root)))),
     "rename": (3, lambda root: only(rename(str(root), "task2", "birds"))),
+    "copy": (2, lambda root: only(copy(str(learned(3)), str(root), CopyOptions(["task3"])))),
+    "first copy": (0, lambda root: only(copy(str(learned(3)), str(root)))),
 }
 """Name → tasks of the store before, and what is done to it."""
 

@@ -41,8 +41,10 @@ def check_expert(opened: Opened, expert: str | None) -> None:
 
 
 def check_names(opened: Opened, options: LearnOptions) -> None:
-    """Refuses an expert and a seed that the store has not (UsageProblem); data need not be read for that."""
+    """Refuses an expert, a task and a seed that the store has not (UsageProblem); data need not be read for that."""
     check_expert(opened, options.expert)
+    if options.refine is not None:
+        one_of("task", options.refine, [] if opened.snapshot is None else list(opened.expected.classes))
     if opened.snapshot is not None:
         check_seed(opened.snapshot.manifest, options.seed)
 
@@ -148,6 +150,15 @@ def check_refining(batch: Batch, old: TaskRecord) -> None:
     Statistics are taken anew from them, so they must be many enough, and of every class of the task.
     """
     assert batch.labels is not None
+    foreign = LabelEncoder.of(old.classes, batch.classes()).labels[len(old.classes) :]
+    if foreign:
+        raise BadInput(
+            "classes that the task has not",
+            where=batch.source,
+            found=name_list([repr(label) for label in foreign]),
+            expected=f"classes of task {old.name}",
+            hint="leave these images out, or learn them as a task of their own",
+        )
     least = max(FEW, min(old.images, 8 * MINIMUM))
     if len(batch.labels) < least:
         raise BadInput(

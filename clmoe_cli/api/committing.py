@@ -10,6 +10,7 @@ from typing import Literal
 
 from clmoe_cli.api import common, gating, reports
 from clmoe_cli.api.measuring import Kind, Measured
+from clmoe_cli.api.names import proper
 from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, Status, accuracy_of, per_class_of
 from clmoe_cli.api.session import Session
 from clmoe_cli.method.learn_task import Learned
@@ -37,7 +38,6 @@ from store_schema import (
     encode_weights,
     subnetwork_digest,
 )
-from store_schema.records import MAX_NAME as LONGEST
 
 
 @dataclass(frozen=True)
@@ -239,4 +239,4 @@ def learn_report(
 def _named(source: str) -> str | None:
     """The name of the file that a batch is from, without its folder; None where it is no clean name."""
     name = PurePath(source).name or source
-    return name if name.strip() and name.isprintable() and len(name) <= LONGEST else None
+    return name if proper(name) else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clmoe_cli.api.reports import Accuracy, ClassAccuracy, Features
+from store_schema import Store, checkpoints
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,24 @@ class Repaired:
     generation: int
     found: tuple[str, ...]
     lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A ``learn`` that has not committed: its task, and what it had ``reached``.
+
+    ``resumable``: the same command goes on from there; false where the store has changed since. ``bytes``: of its file.
+    """
+
+    task: str
+    reached: str
+    resumable: bool
+    bytes: int
+
+
+def unfinished(store: Store) -> tuple[Unfinished, ...]:
+    """The learns of a store that were interrupted, or run now. Raises DiskProblem."""
+    return tuple(Unfinished(f.task, f.reached, f.resumable, f.bytes) for f in checkpoints.unfinished(store))
 
 
 def percent(part: int, whole: int) -> float:

@@ -36,6 +36,7 @@ from store_schema import (
     GateRecord,
     Manifest,
     SolvedGate,
+    Store,
     StoreIncompatible,
     TaskRecord,
     UsageProblem,
@@ -206,6 +207,33 @@ def without(locked: Writer, record: GateRecord, names: Collection[str]) -> GateR
         parts = [loader.gaussians(t.name) for t, stays in zip(tasks, kept, strict=True) if stays]
         data = encode_gaussians(solved_arrays(solve(parts)), record.features)
     return record.model_copy(update={"solved": locked.put(data, "safetensors")})
+
+
+def joined(locked: Writer, source: Store, record: GateRecord, names: Collection[str]) -> GateRecord:
+    """A gate with the classes of the named tasks of another store put in, whose gate of that kind is ``record``.
+
+    Where the store has no gate of the kind, it is as if ``source`` had never seen its other tasks.
+    """
+    shape, through = record.input_shape, record.input
+    here, own = locked.manifest.gate(shape, through), locked.manifest.tasks_of_shape(shape, through)
+    tasks = source.manifest.tasks_of_shape(shape, through)
+    kept = [t.name in names for t in tasks]
+    if record.rule is None:
+        solved = source.read_gate(shape, through)
+        assert isinstance(solved, SolvedGate)
+        solved = solved.taken(rows_of([len(t.classes) for t in tasks], kept))
+        before = locked.store.read_gate(shape, through) if own else None
+        data = encode_gate(before.joined(solved) if isinstance(before, SolvedGate) else solved, record.features)
+    elif all(kept) and not own:
+        data = source.read_object(record.solved)
+    else:
+        loaders = Loader(locked.store), Loader(source)
+        parts = [loaders[0].gaussians(t.name) for t in own]
+        parts += [loaders[1].gaussians(t.name) for t, comes in zip(tasks, kept, strict=True) if comes]
+        data = encode_gaussians(solved_arrays(solve(parts)), record.features)
+    eye = None if record.eye is None else locked.put(source.read_object(record.eye), "safetensors")
+    update = {"solved": locked.put(data, "safetensors"), "eye": eye} | ranges.united(here, record)
+    return record.model_copy(update=update)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from clmoe_cli.api.names import new_task
+from clmoe_cli.api.contents import Unfinished, unfinished
+from clmoe_cli.api.names import check_name, new_task
 from clmoe_cli.api.reports import Report
 from clmoe_cli.runtime.words import one_of
 from store_schema import (
@@ -46,11 +47,15 @@ class Done:
 
 @dataclass(frozen=True)
 class LogReport(Report):
-    """All commits of a store in their order; ``generation``: the one that stands."""
+    """All commits of a store in their order; ``generation``: the one that stands.
+
+    ``unfinished``: learns that were interrupted, or run now.
+    """
 
     schema: ClassVar[str] = "clmoe.log/1"
     generation: int
     commits: tuple[Done, ...]
+    unfinished: tuple[Unfinished, ...]
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,14 @@ class RenameReport(Report):
 
 def log(store: str) -> LogReport:
     """What was done to a store, from its beginning; it is only read. Raises StoreMissing and the store's errors."""
-
-    def use(opened: Store) -> LogReport:
-        now = opened.manifest.generation
-        there = {number for _, number in manifests(opened.root) if number <= now}
-        commits = [
-            Done(e.generation, e.action, e.task, e.at, e.images, e.source, e.generation in there)
-            for e in opened.manifest.history
-        ]
-        return LogReport(now, tuple(commits))
-
-    return read_consistently(store, use)
+    opened = Store.open(store, empty=True)
+    now = opened.manifest.generation
+    there = {number for _, number in manifests(opened.root) if number <= now}
+    commits = [
+        Done(e.generation, e.action, e.task, e.at, e.images, e.source, e.generation in there)
+        for e in opened.manifest.history
+    ]
+    return LogReport(now, tuple(commits), unfinished(opened))
 
 
 def undo(
@@ -160,8 +162,7 @@ def rename(
 
     Raises UsageProblem for an unknown task and for a name that is taken or none, and the store's errors.
     """
-    if not (new.strip() and new.isprintable() and len(new) <= 200):
-        raise UsageProblem("not a name for a task", found=ascii(new[:60]), expected="1 to 200 printable characters")
+    check_name(new)
     known = Store.open(store)
     with writer(store, seed=known.manifest.seed, timeout=lock_timeout, on_wait=on_wait, known=known) as locked:
         manifest = locked.manifest

@@ -22,10 +22,12 @@ from clmoe_cli.api.contents import (
     Shares,
     Task,
     Then,
+    Unfinished,
     percent,
     selected,
     shares,
     together,
+    unfinished,
 )
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
@@ -52,7 +54,8 @@ class InspectReport(Report):
     Of each layer of an expert, weights that one task reads (``single``), several tasks (``shared``) and none
     (``free``) add up to its ``parameters``; the first two are ``frozen``. ``overlap`` is of the stored masks, which
     overlap by construction, since later tasks read earlier ones whole; ``measured`` of a task is what placement
-    measured with its expert's tasks before it was learned (None: learned before that was kept).
+    measured with its expert's tasks before it was learned (None: learned before that was kept). ``unfinished``: learns
+    that were interrupted, or run now.
     """
 
     schema: ClassVar[str] = "clmoe.inspect/1"
@@ -68,6 +71,7 @@ class InspectReport(Report):
     verified: bool | None = None
     repaired: Repaired | None = None
     dry_run: bool = False
+    unfinished: tuple[Unfinished, ...] = ()
 
 
 def inspect(
@@ -137,6 +141,7 @@ def _inspect(opened: Store, check: bool, on_step: OnStep) -> InspectReport:
         history=_history(manifest),
         bytes=_bytes(manifest),
         verified=True if check else None,
+        unfinished=unfinished(opened),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clmoe_cli.runtime.words import nfc
 from store_schema import UsageProblem
+from store_schema.layout import MAX_NAME
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:
@@ -19,6 +20,18 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise UsageProblem("the output is a folder", where=str(path), expected="the name of a file")
     if not path.parent.is_dir():
         raise UsageProblem("no such folder", where=str(path.parent), hint="make it first")
+
+
+def proper(name: str) -> bool:
+    """Whether a task may be called so."""
+    return bool(name.strip()) and name.isprintable() and len(name) <= MAX_NAME
+
+
+def check_name(name: str, key: str | None = None) -> None:
+    """UsageProblem for what no task may be called; ``key``: the option that says it."""
+    if not proper(name):
+        expected = f"1 to {MAX_NAME} printable characters"
+        raise UsageProblem("not a name for a task", key=key, found=ascii(name[:60]), expected=expected)
 
 
 def new_task(wanted: str | None, number: int, taken: Sequence[str]) -> str:

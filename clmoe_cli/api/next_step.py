@@ -10,6 +10,7 @@ import torch
 
 from clmoe_cli.api import checks, common
 from clmoe_cli.api.evidence import onset_evidence, shortlisted
+from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.names import new_task
 from clmoe_cli.api.session import Session
 from clmoe_cli.api.starting import homes
@@ -21,8 +22,9 @@ from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.method.tasks.novelty import Verdict, decide, listed, unseen
 from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Placement, compare, images_of, place
 from clmoe_cli.runtime.events import counted
+from clmoe_cli.runtime.words import one_of
 from clmoe_cli.store_tensors import derived_seed, network
-from store_schema import BadInput, ExpertRecord, LayerRecord, TaskRecord
+from store_schema import BadInput, ExpertRecord, LayerRecord, TaskRecord, UsageProblem
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def next_step(session: Session) -> Skip | Refine | New:
 
     Raises BadInput for data that cannot be learned or refined, UsageProblem for an expert or a name that does not fit.
     """
+    if session.options.refine is not None:
+        return _refine(session, _as_asked(session, session.options.refine))
     verdict, near = _novelty(session)
     if verdict.known and session.options.if_known == "skip":
         return Skip(verdict)
@@ -72,6 +76,20 @@ def next_step(session: Session) -> Skip | Refine | New:
         record = session.manifest.expert(placement.expert)
         scaling = session.loader.scaling(record.id)
     return New(verdict, name, placement, candidates, record, scaling)
+
+
+def _as_asked(session: Session, wanted: str) -> Verdict:
+    """The verdict on data of a task that is named. Raises UsageProblem for one that is not there, or reads others."""
+    name = one_of("task", wanted, [t.name for t in session.manifest.tasks])
+    if name not in session.names:
+        record = session.manifest.expert(session.manifest.task(name).expert)
+        raise UsageProblem(
+            "the task to refine reads other inputs",
+            key="--refine",
+            found=kind_text(session.batch.input_shape, session.batch.input),
+            expected=f"{kind_text(record.input_shape, record.input)}, as task {name}",
+        )
+    return Verdict("known", (name,), None, f"of {name}, as asked: nothing was compared")
 
 
 def labelled(session: Session, record: ExpertRecord, scaling: Scaling, classes: tuple[Label, ...]) -> Labelled:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
+from clmoe_cli.api.names import check_name
 from clmoe_cli.data import Batch
 from clmoe_cli.data.batch import check_batch
 from clmoe_cli.data.targets import check_names
@@ -29,7 +30,8 @@ class LearnOptions:
     free weights start from. ``time_limit``: minutes that learning a task may take, from when the store is locked; None
     for as many as it needs. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
     ``eyes``: what looks at pictures beside the gate's fixed features, one of :data:`clmoe_cli.runtime.choices.EYES`;
-    None for what their kind was begun with, and for a new kind none.
+    None for what their kind was begun with, and for a new kind none. ``refine``: the task that the data improve,
+    whatever the onset would say.
     """
 
     name: str | None = None
@@ -45,6 +47,7 @@ class LearnOptions:
     time_limit: float | None = None
     evidence: str = "gate"
     eyes: str | None = None
+    refine: str | None = None
 
 
 class LearnFlags(TypedDict, total=False):
@@ -60,6 +63,7 @@ class LearnFlags(TypedDict, total=False):
     max_drop: float
     expert: str | None
     if_known: str
+    refine: str | None
     alpha: float
     evidence: str
     eyes: str | None
@@ -92,15 +96,8 @@ def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
 
 def check_options(options: LearnOptions) -> None:
     """Refuses options that mean nothing, whatever the data (UsageProblem)."""
-    if options.name is not None and not (
-        options.name.strip() and options.name.isprintable() and len(options.name) <= 200
-    ):
-        raise UsageProblem(
-            "not a name for a task",
-            key="--name",
-            found=ascii(options.name[:60]),
-            expected="1 to 200 printable characters",
-        )
+    if options.name is not None:
+        check_name(options.name, "--name")
     if options.time_limit is not None and not 0.0 < options.time_limit < math.inf:
         raise UsageProblem(
             "not a time to learn in",
@@ -109,6 +106,13 @@ def check_options(options: LearnOptions) -> None:
             expected="a number of minutes above 0",
             hint="leave it out to let training end by itself",
         )
+    if options.refine is not None:
+        said = {"--name": options.name is not None, "--expert": options.expert is not None}
+        clash = [flag for flag, given in (said | {"--if-known new": options.if_known == "new"}).items() if given]
+        if clash:
+            raise UsageProblem(
+                "a refined task keeps its name and its expert", key="--refine", found=clash[0], hint="leave it out"
+            )
     check_rate("--alpha", options.alpha)
     one_of("value of --if-known", options.if_known, IF_KNOWN)
     one_of("score", options.method.score, SCORES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from store_schema import (
     TaskRecord,
     UsageProblem,
     Writer,
+    checkpoints,
     encode_weights,
     read_consistently,
     remove_tasks,
@@ -30,13 +32,23 @@ AllBits = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """Exactly one of ``task``, ``expert``, ``to_frozen`` (percent), or ``gc`` alone or with one of them."""
+    """Exactly one of ``task`` (one or several), ``expert``, ``to_frozen`` (percent), ``unfinished``, or ``gc``.
 
-    task: str | None = None
+    ``unfinished``: the task that an interrupted ``learn`` was learning; what that had reached is discarded. ``gc``:
+    alone or with one of them; without ``unfinished``.
+    """
+
+    task: str | Sequence[str] | None = None
     expert: str | None = None
     to_frozen: float | None = None
     gc: bool = False
     lock_timeout: float | None = None
+    unfinished: str | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are named, in the order of their names."""
+        return (self.task,) if isinstance(self.task, str) else tuple(self.task or ())
 
 
 def prune(
@@ -46,8 +58,12 @@ def prune(
     *,
     on_wait: Callable[[str], None] = lambda holder: None,
     on_step: OnStep = silent,
+    on_change: Callable[[], None] = lambda: None,
 ) -> RemovalReport:
     """Plans a removal, asks ``confirm`` with the plan, and commits it if that says yes.
+
+    The store is locked once that has said yes. Where it has changed by then, ``on_change`` is told, the removal is
+    planned again, and ``confirm`` is asked again if other tasks or experts would go.
 
     ``to_frozen``: removes whole tasks, each time the one that frees most (the older one where two are equal),
     until no expert has more than that percentage of its shared weights frozen. An expert that loses its last task
@@ -57,52 +73,99 @@ def prune(
     Raises UsageProblem for unknown names or options that exclude each other, and the store's errors.
     """
     _check(options)
+    if options.unfinished is not None:
+        return _discarded(store, options, confirm, on_wait)
     known = Store.open(store)  # a missing store is an error, and no lock is made for it
-    with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait, known=known) as locked:
-        bits, names, plan, manifest = _planned(locked.store, options, on_step)
-        if not confirm(plan):
-            return plan
-        before = locked.bytes_on_disk()
-        if names or plan.removed_experts:
-            locked.commit(_stored(locked, manifest, bits, names), keep=1 if options.gc else 2)
-        elif options.gc:
-            locked.collect(keep=1)
-        freed = max(0, before - locked.bytes_on_disk())
-        return replace(plan, applied=True, freed_bytes=freed)
+    while True:
+        known, planned = read_consistently(store, lambda opened: (opened, _planned(opened, options, on_step)), known)
+        if not confirm(planned.report):
+            return planned.report
+        with writer(store, seed=0, timeout=options.lock_timeout, on_wait=on_wait, known=known) as locked:
+            if locked.store.head != known.head:
+                on_change()
+                agreed, planned, known = planned.goes, _planned(locked.store, options, on_step), locked.store
+                if planned.goes != agreed:
+                    continue
+            return _removed(locked, options, planned)
 
 
 def would_prune(store: str, options: PruneOptions) -> RemovalReport:
     """What :func:`prune` would remove; the store is only read, and not locked. Raises what that does."""
     _check(options)
-    return replace(read_consistently(store, lambda opened: _planned(opened, options)[2]), dry_run=True)
+    if options.unfinished is not None:
+        return replace(_unfinished(store, options.unfinished)[0], dry_run=True)
+    return replace(read_consistently(store, lambda opened: _planned(opened, options).report), dry_run=True)
+
+
+def _removed(locked: Writer, options: PruneOptions, planned: _Planned) -> RemovalReport:
+    before = locked.bytes_on_disk()
+    if any(planned.goes):
+        locked.commit(_stored(locked, planned), keep=1 if options.gc else 2)
+    elif options.gc:
+        locked.collect(keep=1)
+    freed = max(0, before - locked.bytes_on_disk())
+    return replace(planned.report, applied=True, freed_bytes=freed)
+
+
+def _discarded(
+    store: str, options: PruneOptions, confirm: Callable[[RemovalReport], bool], on_wait: Callable[[str], None]
+) -> RemovalReport:
+    """Discards what interrupted ``learn`` of a task had reached; a ``learn`` that runs is waited for."""
+    plan, keys = _unfinished(store, str(options.unfinished))
+    if not confirm(plan):
+        return plan
+    freed = checkpoints.discard_all(Path(store), keys, timeout=options.lock_timeout, on_wait=on_wait)
+    return replace(plan, applied=True, freed_bytes=freed)
+
+
+def _unfinished(store: str, name: str) -> tuple[RemovalReport, list[str]]:
+    """What discarding would do, and the keys of the checkpoints of that task."""
+    found = checkpoints.unfinished(Store.open(store, empty=True))
+    name = one_of("unfinished task", name, list(dict.fromkeys(each.task for each in found)))
+    keys = [each.key for each in found if each.task == name]
+    return RemovalReport(False, (), (), 0, {}, 0.0, False, 0, unfinished=(name,)), keys
 
 
 def _check(options: PruneOptions) -> None:
-    given = [v for v in (options.task, options.expert, options.to_frozen) if v is not None]
+    given = [v for v in (options.tasks or None, options.expert, options.to_frozen, options.unfinished) if v is not None]
     if len(given) > 1 or not (given or options.gc):
         raise UsageProblem(
             "prune needs one thing to remove",
             found=f"{len(given)} of them",
-            expected="one of --task, --expert, --to-frozen, or --gc",
+            expected="one of --task, --expert, --to-frozen, --unfinished, or --gc",
         )
+    if options.unfinished is not None and options.gc:
+        raise UsageProblem("an unfinished learn has no older generations", found="--gc", hint="leave out --gc")
     if options.to_frozen is not None and not 0 <= options.to_frozen <= 100:
         raise UsageProblem("--to-frozen is a percentage", found=str(options.to_frozen), expected="0 to 100")
 
 
-def _planned(
-    store: Store, options: PruneOptions, on_step: OnStep = silent
-) -> tuple[AllBits, list[str], RemovalReport, Manifest]:
+@dataclass(frozen=True)
+class _Planned:
     """Every task's masks, the tasks to remove, the plan, and the manifest without them."""
+
+    bits: AllBits
+    names: list[str]
+    report: RemovalReport
+    manifest: Manifest
+
+    @property
+    def goes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The tasks and experts that would be gone."""
+        return self.report.removed, self.report.removed_experts
+
+
+def _planned(store: Store, options: PruneOptions, on_step: OnStep = silent) -> _Planned:
     tasks = counted(store.manifest.tasks, on_step, "reading the store", "tasks")
     bits = {t.name: store.read_subnetwork(t.name, ("masks",)).masks for t in tasks}
     names = _chosen(store.manifest, bits, options)
-    return bits, names, *_plan(store.manifest, bits, names, options)
+    return _Planned(bits, names, *_plan(store.manifest, bits, names, options))
 
 
 def _chosen(manifest: Manifest, bits: AllBits, options: PruneOptions) -> list[str]:
-    if options.task is not None:
+    if options.tasks:
         names = [t.name for t in manifest.tasks]
-        return [one_of("task", options.task, names)]
+        return list(dict.fromkeys(one_of("task", name, names) for name in options.tasks))
     if options.expert is not None:
         ids = [e.id for e in manifest.experts]
         return [t.name for t in manifest.tasks_of(one_of("expert", options.expert, ids))]
@@ -167,8 +230,9 @@ def _without(task: TaskRecord, names: list[str]) -> TaskRecord:
     return task.model_copy(update={"measured": tuple(m for m in task.measured if m.task not in names)})
 
 
-def _stored(locked: Writer, manifest: Manifest, bits: AllBits, names: list[str]) -> Manifest:
+def _stored(locked: Writer, planned: _Planned) -> Manifest:
     """Writes the weights of the experts that lost tasks: freed entries are zero, owned parameters gone."""
+    bits, names, manifest = planned.bits, planned.names, planned.manifest
     experts = []
     for expert in manifest.experts:
         own = [t.name for t in locked.manifest.tasks_of(expert.id)]

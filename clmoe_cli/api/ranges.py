@@ -41,10 +41,20 @@ def widened(old: GateRecord | None, batch: Batch) -> dict[str, tuple[float, floa
         return {"input_range": None, "input_lowest": None}
     largest, lowest = _of_images(batch)
     fields = {"input_range": _ends(largest[largest > 0]), "input_lowest": _ends(lowest)}
-    for name, (low, high) in fields.items() if old is not None else ():
-        before = getattr(old, name)
-        fields[name] = (min(before[0], low), max(before[1], high))
-    return dict(fields)
+    return {name: _over(None if old is None else getattr(old, name), ends) for name, ends in fields.items()}
+
+
+def united(old: GateRecord | None, other: GateRecord) -> dict[str, tuple[float, float] | None]:
+    """The same fields with the tasks of another gate put in."""
+    fields = {name: getattr(other, name) for name in ("input_range", "input_lowest")}
+    if old is None:
+        return fields
+    known = old.input_range is not None and other.input_range is not None
+    return {name: _over(getattr(old, name), ends) if known else None for name, ends in fields.items()}
+
+
+def _over(before: tuple[float, float] | None, ends: tuple[float, float]) -> tuple[float, float]:
+    return ends if before is None else (min(before[0], ends[0]), max(before[1], ends[1]))
 
 
 def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:

@@ -273,7 +273,10 @@ class DetectReport(Report):
 
 @dataclass(frozen=True)
 class RemovalReport(Report):
-    """What ``prune`` did, or (``applied`` false) would do; ``dry_run``: nobody was asked whether it should."""
+    """What ``prune`` did, or (``applied`` false) would do; ``dry_run``: nobody was asked whether it should.
+
+    ``unfinished``: the task of which what an interrupted ``learn`` had reached is discarded.
+    """
 
     schema: ClassVar[str] = "clmoe.prune/1"
     applied: bool
@@ -285,6 +288,7 @@ class RemovalReport(Report):
     gc: bool
     freed_bytes: int
     dry_run: bool = False
+    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

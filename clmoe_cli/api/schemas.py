@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from clmoe_cli.api.contents import Rows
+from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.predictions import Considered, Prediction, Predictions, Written
@@ -44,6 +45,7 @@ _REPORTS: dict[str, Any] = {
     "undo": UndoReport,
     "checkout": UndoReport,
     "rename": RenameReport,
+    "copy": CopyReport,
     "tasks": TasksReport,
     "prediction": Prediction,
     "error": ErrorReport,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clmoe_cli.cli.copy import copy
 from clmoe_cli.cli.detect import detect
 from clmoe_cli.cli.export import export
 from clmoe_cli.cli.inspect import inspect
@@ -56,7 +57,7 @@ def root(
         raise typer.Exit
 
 
-for command in (learn, detect, predict, inspect, export, prune, log, undo, checkout, rename, tasks, schema):
+for command in (learn, detect, predict, inspect, export, prune, log, undo, checkout, rename, copy, tasks, schema):
     # Variables are for the options of commands: CLMOE_VERSION=1 must not turn every command into --version.
     variables = {"auto_envvar_prefix": f"{PREFIX}{command.__name__.upper()}"}
     app.command(cls=Command, context_settings=variables)(command)

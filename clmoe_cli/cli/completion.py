@@ -29,6 +29,11 @@ def task_names(context: typer.Context) -> list[str]:
     return _named(context, lambda manifest: [task.name for task in manifest.tasks])
 
 
+def copied_names(context: typer.Context) -> list[str]:
+    """Completes to the tasks of the store that is copied from."""
+    return _named(context, lambda manifest: [task.name for task in manifest.tasks], "source")
+
+
 def expert_names(context: typer.Context) -> list[str]:
     """Completes to the experts of that store."""
     return _named(context, lambda manifest: [expert.id for expert in manifest.experts])
@@ -53,11 +58,11 @@ def schemas() -> list[str]:
     return names()
 
 
-def _named(context: typer.Context, names: Callable[[Manifest], list[str]]) -> list[str]:
+def _named(context: typer.Context, names: Callable[[Manifest], list[str]], store: str = "store") -> list[str]:
     from store_schema import ClmoeError, Store
 
     try:
-        found = names(Store.open(context.params["store"]).manifest)
+        found = names(Store.open(context.params[store]).manifest)
     except (ClmoeError, OSError, KeyError, TypeError, ValueError):  # a store, or a --store, that cannot be read
         return []
     return [name for name in found if _PLAIN.fullmatch(name)]

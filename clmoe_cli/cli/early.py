@@ -18,7 +18,16 @@ _NETWORK = re.compile(
     r"^@register_model\((?:name=\"(?P<given>\w+)\")?.*\)\n(?:@.*\n)*def (?P<name>\w+)\(", re.MULTILINE
 )
 
-__all__ = ["check_arch", "check_boundaries", "check_source", "check_sources", "check_words", "source_of"]
+__all__ = [
+    "check_arch",
+    "check_boundaries",
+    "check_refine",
+    "check_source",
+    "check_sources",
+    "check_words",
+    "renamed",
+    "source_of",
+]
 
 
 def check_source(source: str) -> None:
@@ -93,6 +102,24 @@ def check_boundaries(boundaries: str | None, segment: bool) -> None:
         one_of("value of --boundaries", boundaries, BOUNDARIES)
     if boundaries is not None and not segment:
         raise UsageProblem("--boundaries needs --segment", hint="add --segment if the file is a stream of tasks")
+
+
+def check_refine(refine: str | None, segment: bool) -> None:
+    """Refuses a stream of tasks as data of one (UsageProblem)."""
+    if refine is not None and segment:
+        raise UsageProblem("--refine is one task, --segment several", found="both", hint="leave out --segment")
+
+
+def renamed(given: Sequence[str]) -> dict[str, str]:
+    """Old names → new names, of texts like ``OLD=NEW``; UsageProblem for what is none, or said twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        old, equals, new = text.rpartition("=")
+        if not (old and equals) or old in found:
+            what = "renamed twice" if old in found else "not a pair of names"
+            raise UsageProblem(what, key="--rename", found=repr(text), expected="OLD=NEW, once for a task")
+        found[old] = new
+    return found
 
 
 def check_words(*asked: tuple[str, str, tuple[str, ...]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clmoe_cli.cli import flags
-from clmoe_cli.cli.completion import homes
+from clmoe_cli.cli.completion import homes, task_names
 from clmoe_cli.report.progress import note, progress
 from clmoe_cli.runtime.distributed.processes import leading, together
 
@@ -46,6 +46,10 @@ def learn(
         str | None, typer.Option(autocompletion=homes, help="Put the task into this expert, or into a 'new' one.")
     ] = None,
     if_known: flags.IfKnownOption = "skip",
+    refine: Annotated[
+        str | None,
+        typer.Option(autocompletion=task_names, metavar="TASK", help="Improve this task with the data, known or new."),
+    ] = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
     evidence: flags.EvidenceOption = "gate",
     eyes: flags.EyesOption = None,
@@ -73,6 +77,7 @@ def learn(
         *(() if eyes is None else (("value of --eyes", eyes, choices.EYES),)),
     )
     early.check_boundaries(boundaries, segment)
+    early.check_refine(refine, segment)
     from clmoe_cli.report.curves import Curves, check_plot, plot_curves
 
     if plot is not None:
@@ -97,6 +102,7 @@ def learn(
         max_drop=max_drop,
         expert=expert,
         if_known=if_known,
+        refine=refine,
         alpha=alpha,
         evidence=evidence,
         eyes=eyes,

@@ -11,7 +11,7 @@ def log(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """List what was done to the store, and what it can go back to."""
+    """List what was done to the store, and where it can go back."""
     from clmoe_cli.api.generations import log as call
     from clmoe_cli.report import render
 

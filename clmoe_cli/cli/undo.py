@@ -18,7 +18,7 @@ def undo(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Take the last change of the store back; again brings it back."""
+    """Take the last change back; a second undo brings it again."""
     _go_back(store, None, dry_run, lock_timeout, json_, quiet)
 
 

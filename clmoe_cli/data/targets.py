@@ -13,7 +13,7 @@ from clmoe_cli.data.batch import Array, LabelUse
 from clmoe_cli.data.npz import NpzReader
 from clmoe_cli.runtime import limits
 from store_schema.errors import BadInput
-from store_schema.records import MAX_NAME
+from store_schema.layout import MAX_NAME
 
 LABEL_KEYS = ("y", "Y", "labels", "targets")
 

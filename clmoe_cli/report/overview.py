@@ -13,7 +13,7 @@ from clmoe_cli.api.contents import chosen
 from clmoe_cli.report.cells import columns, headline, percent
 
 if TYPE_CHECKING:
-    from clmoe_cli.api.contents import Shares, Task
+    from clmoe_cli.api.contents import Shares, Task, Unfinished
     from clmoe_cli.api.inspect import InspectReport
 
 PARTS = (("several tasks", "█", "#", "cyan"), ("one task", "▒", "=", "blue"), ("none", "░", ".", "dim"))
@@ -106,7 +106,16 @@ def overview(report: InspectReport) -> list[Any]:
         f"{counted}, {report.frozen_percent:.2f} % of shared weights frozen, "
         f"{report.bytes.total} bytes, generation {report.generation}{checked}"
     )
-    return parts
+    return [*parts, *unfinished(report.unfinished)]
+
+
+def unfinished(found: Sequence[Unfinished]) -> list[str]:
+    """A line for each learn that has not committed."""
+    goes_on = {True: "the same command goes on from there", False: "the store has changed: nothing goes on from there"}
+    return [
+        f"unfinished: learn of {each.task}, reached {each.reached}, {each.bytes} bytes; {goes_on[each.resumable]}"
+        for each in found
+    ]
 
 
 def _tasks(tasks: Sequence[Task], *, each_layer: bool) -> Any:

@@ -242,6 +242,10 @@ class Progress:
         """Says that another writer holds the store."""
         self._note(f"waiting for the store: {holder} is writing")
 
+    def changed(self) -> None:
+        """Another process has changed the store since a removal was planned."""
+        self._note("the store has changed meanwhile: planned again")
+
     def resuming(self, reached: str) -> None:
         """Says that an interrupted run is continued."""
         self._note(f"continuing after {reached}")

@@ -106,7 +106,8 @@ def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
 
     def confirm(plan: RemovalReport) -> bool:
         if not quiet:
-            what = ", ".join((*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)))
+            goes = [*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)]
+            what = ", ".join((*goes, *(f"what the unfinished learn of {t} had reached" for t in plan.unfinished)))
             old = " and all older generations" if plan.gc else ""
             note(f"plan: remove {what or 'nothing'}{old}; frees {plan.freed_parameters} weights")
         if yes:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
 from clmoe_cli.report.cells import columns, headline, percent
-from clmoe_cli.report.overview import overview
+from clmoe_cli.report.overview import overview, unfinished
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
@@ -70,7 +71,7 @@ def _(report: LogReport) -> list[Any]:
         here = "now" if done.generation == report.generation else "yes" if done.there else ""
         cells = (done.task or "", "" if done.images is None else str(done.images), whence, done.at or "", here)
         table.add_row(str(done.generation), done.action, *cells)
-    return [table]
+    return [*([table] if report.commits else ["nothing was committed yet"]), *unfinished(report.unfinished)]
 
 
 @tables.register
@@ -85,6 +86,16 @@ def _(report: UndoReport) -> list[Any]:
 @tables.register
 def _(report: RenameReport) -> list[Any]:
     return [f"{report.old} is now {report.new}"]
+
+
+@tables.register
+def _(report: CopyReport) -> list[Any]:
+    table = columns("task", "expert", "was", "in expert")
+    for task in report.tasks:
+        table.add_row(task.task, task.expert, task.old_task, task.old_expert)
+    store = "a new store" if report.new_store else f"generation {report.generation}"
+    count = f"{len(report.tasks)} task{'' if len(report.tasks) == 1 else 's'}"
+    return [f"copied {count} into {store}" if report.applied else f"would copy {count} into {store}", table]
 
 
 @tables.register
@@ -193,6 +204,9 @@ def _(report: DetectReport) -> list[Any]:
 @tables.register
 def _(report: RemovalReport) -> list[Any]:
     verb = "removed" if report.applied else "would remove"
+    if report.unfinished:
+        freed = f": {report.freed_bytes} bytes freed" if report.applied else ""
+        return [headline(f"{verb} what the unfinished learn of {', '.join(report.unfinished)} had reached", freed)]
     names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
     keeps = report.applied and not report.gc and bool(report.removed)
     return [

@@ -1,4 +1,4 @@
-"""``learn`` and ``prune`` killed at each of their steps on the disk, and at their system calls with strace."""
+"""Commands that write, killed at each of their steps on the disk, and at their system calls with strace."""
 
 from __future__ import annotations
 
@@ -76,10 +76,6 @@ def test_killed_at_every_file_operation(
         assert seen == {old, new}
 
 
-def clmoe(verb: list[str], root: Path) -> list[str]:
-    return [sys.executable, "-m", "clmoe_cli", *verb, "--store", str(root)]
-
-
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", small.COMMANDS)
 def test_killed_at_system_calls(
@@ -91,9 +87,16 @@ def test_killed_at_system_calls(
     data = small.batch(1 if tasks == 0 else 3)
     np.savez(tmp_path / "task.npz", x=data.images, y=data.labels)
     learn = ["learn", "--data", str(tmp_path / "task.npz"), "--arch", "mlp:8,8", "--epochs", "1"]
-    others = {"prune": ["prune", "--task", "task2", "--yes"], "undo": ["undo"], "rename": ["rename", "task2", "birds"]}
-    verb = others.get(name, learn)
     root = tmp_path / "store"
+    others = {
+        "prune": ["prune", "--task", "task2", "--yes"],
+        "undo": ["undo"],
+        "rename": ["rename", "task2", "birds"],
+        "copy": ["copy", str(small.learned(3)), str(root), "--task", "task3"],
+        "first copy": ["copy", str(small.learned(3)), str(root)],
+    }
+    verb = others.get(name, learn)
+    command = [sys.executable, "-m", "clmoe_cli", *verb, *([] if "copy" in verb else ["--store", str(root)])]
 
     def fresh() -> None:
         shutil.rmtree(root, ignore_errors=True)
@@ -102,7 +105,6 @@ def test_killed_at_system_calls(
 
     fresh()
     old, before = (small.state(good), small.told(good)) if tasks else ((), {})
-    command = clmoe(verb, root)
     points = strace.points(command, root, CALLS)
     new = small.state(root)
     rng = np.random.default_rng(0)
