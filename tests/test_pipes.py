@@ -270,7 +270,7 @@ def test_exit_codes_of_processes(as_json: bool, root: Path, tmp_path: Path) -> N
         2: ["predict", "--batch", "all.npz", "--router", "los"],
         3: ["predict", "--batch", "bad.npz", "--store", root / "store"],
         4: ["inspect", "--store", "damaged"],
-        5: ["prune", "--task", "task1", "--store", locked, "--lock-timeout", "0", "-q"],
+        5: ["prune", "--task", "task1", "--yes", "--store", locked, "--lock-timeout", "0", "-q"],
         6: ["predict", "--batch", "1.npz", "--store", root / "store", "--output", "/proc/out.csv"],
         10: ["detect", "--data", "3.npz", "--use-labels", "--exit-code", "--store", root / "store"],
     }
