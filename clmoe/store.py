@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -152,10 +152,10 @@ class Store:
             _warn(caution)
         return report
 
-    def prune(self, task: str, *, gc: bool = False) -> RemovalReport:
-        """Takes a task out again; answers of all others stay the same, bit for bit.
+    def prune(self, task: str | Sequence[str], *, gc: bool = False) -> RemovalReport:
+        """Takes one task or several out again; answers of all others stay the same, bit for bit.
 
-        ``gc``: it cannot be got back. Raises UsageProblem for an unknown task, and the errors of the store.
+        ``gc``: they cannot be got back. Raises UsageProblem for an unknown task, and the errors of the store.
         """
         return prune(self.path, PruneOptions(task=task, gc=gc), lambda plan: True)
 

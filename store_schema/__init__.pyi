@@ -43,8 +43,14 @@ from .removal import (
     subnetwork_digest as subnetwork_digest,
     used_and_kept as used_and_kept,
 )
+from .remote import mirrored as mirrored
 from .rollback import Repaired as Repaired, repair as repair, would_repair as would_repair
-from .store import Store as Store, read_consistently as read_consistently
+from .store import (
+    Store as Store,
+    check_local as check_local,
+    is_remote as is_remote,
+    read_consistently as read_consistently,
+)
 from .subnetworks import (
     SubnetworkRecord as SubnetworkRecord,
     decode_subnetwork as decode_subnetwork,

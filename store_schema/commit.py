@@ -16,7 +16,7 @@ from store_schema import files, layout, objects
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreMissing, disk_errors
 from store_schema.locking import locked
 from store_schema.records import Manifest, ObjectRef, Suffix
-from store_schema.store import Store, check_format, committed, head_bytes, newest
+from store_schema.store import Store, check_format, check_local, committed, head_bytes, newest
 
 KEEP = 2
 FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
@@ -153,6 +153,7 @@ def writer(
     is told once who holds the lock. ``known``: a snapshot that was read without the lock, and is not read again unless
     the store has changed. Raises StoreMissing, StoreLocked, StoreDamaged, StoreIncompatible, DiskProblem.
     """
+    check_local(path)
     root = Path(path)
     _check_place(root, create)
     if create:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from store_schema import files, layout, objects
-from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
+from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, UsageProblem, disk_errors
 from store_schema.eyes import decode_eye
 from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
 from store_schema.records import GateRecord, InputRecord, Manifest, ObjectRef
@@ -21,6 +21,8 @@ from store_schema.weights import ExpertWeights, decode_weights
 
 T = TypeVar("T")
 RETRIES = 20
+MARK = "://"
+"""What the name of a store on object storage has, and a folder's has not."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Store:
     def open(path: str | Path, *, empty: bool = False) -> Store:
         """Opens a store for reading; ``empty``: also one that has no commit yet.
 
-        Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged.
+        Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged, and UsageProblem
+        for an address (:mod:`store_schema.remote`).
         """
+        check_local(path)
         root = Path(path)
         check_format(root)
         store = newest(root)
@@ -107,6 +111,22 @@ def read_consistently(path: str | Path, use: Callable[[Store], T], known: Store 
                 raise
             store = newer
     return use(store)
+
+
+def is_remote(store: str | Path) -> bool:
+    """Whether that is an address, as ``s3://bucket/store``, and no folder."""
+    return MARK in str(store)
+
+
+def check_local(store: str | Path) -> None:
+    """UsageProblem for an address, where something is to be written."""
+    if is_remote(store):
+        raise UsageProblem(
+            "a store on object storage can only be read",
+            found=str(store),
+            expected="a folder",
+            hint="clmoe copy brings its tasks into one",
+        )
 
 
 def check_format(root: Path) -> None:

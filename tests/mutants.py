@@ -540,6 +540,76 @@ FAULTS_OF_THE_STORE = (
         (f"{STORED_GATES}::test_tasks_leave_and_come_back_with_their_rows",),
     ),
     Fault(
+        "repaired across an undo", "clmoe_cli/api/generations.py",
+        '"repair_floor": following,',
+        '"repair_floor": old.repair_floor,',
+        ("tests/test_generations.py::test_a_repair_does_not_go_back_behind_an_undo",),
+    ),
+    Fault(
+        "an undo takes a changed manifest", "clmoe_cli/api/generations.py",
+        "if target == now.generation - 1 and hashlib.sha256(data).hexdigest() != now.parent:",
+        "if target == now.generation - 1 and not data:",
+        ("tests/test_generations.py::test_a_changed_manifest_is_not_gone_back_to",),
+    ),
+    Fault(
+        "what was measured keeps a renamed task's old name", "clmoe_cli/api/generations.py",
+        "if m.task == old else m for m in task.measured)",
+        "if m.task == new else m for m in task.measured)",
+        ("tests/test_generations.py::test_a_renamed_task_answers_as_before",),
+    ),
+    Fault(
+        "a removal that has changed is not asked about again", "clmoe_cli/api/prune.py",
+        "if planned.goes != agreed:",
+        "if planned.goes == ((), ()):",
+        ("tests/test_prune.py::test_other_tasks_than_were_agreed_to_are_asked_about_again",),
+    ),
+    Fault(
+        "a removal is planned on what the store was", "clmoe_cli/api/prune.py",
+        "if locked.store.head != known.head:",
+        "if not known.head:",
+        ("tests/test_prune.py::test_nobody_waits_for_somebody_who_thinks",),
+    ),
+    Fault(
+        "an unfinished learn of another generation is said to go on", "store_schema/checkpoints.py",
+        'about["parent"] == head',
+        "bool(head)",
+        ("tests/test_prune.py::test_an_unfinished_learn_is_listed_and_can_be_discarded",),
+    ),
+    Fault(
+        "a copied expert takes the name of another", "clmoe_cli/api/copying.py",
+        "number = max(int(expert.id[1:]), next_expert)",
+        "number = int(expert.id[1:])",
+        ("tests/test_copy.py::test_two_stores_become_one",),
+    ),
+    Fault(
+        "a copy brings weights that only tasks left behind use", "clmoe_cli/api/copying.py",
+        "weights, _ = remove_tasks(source.read_expert(old), bits, behind)",
+        "weights = source.read_expert(old)\n"
+        "    weights = replace(weights, owned={n: p for n, p in weights.owned.items() if n not in behind})",
+        ("tests/test_copy.py::test_some_tasks_are_what_prune_of_the_others_leaves",),
+    ),
+    Fault(
+        "stores of other features are joined", "clmoe_cli/api/copying.py",
+        "other = next((key for key in expected if found.get(key) != expected[key]), None)",
+        'other = next((key for key in ("gate",) if found.get(key) != expected[key]), None)',
+        (
+            "tests/test_copy.py::test_stores_of_other_features_are_refused",
+            "tests/test_copy.py::test_tables_of_one_unit_are_merged_and_of_another_refused",
+        ),
+    ),
+    Fault(
+        "the range of joined stores is that of one", "clmoe_cli/api/ranges.py",
+        "return {name: _over(getattr(old, name), ends) if known else None for name, ends in fields.items()}",
+        "return fields if known else dict.fromkeys(fields)",
+        ("tests/test_copy.py::test_the_range_of_joined_stores_is_that_of_both",),
+    ),
+    Fault(
+        "what is fetched is not compared with its hash", "store_schema/remote.py",
+        "if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:",
+        "if sha256 is not None and not data:",
+        ("tests/test_remote.py::test_what_goes_wrong_is_one_error",),
+    ),
+    Fault(
         "repaired across a prune", "store_schema/rollback.py",
         "if number >= floor and _is_whole",
         "if _is_whole",

@@ -202,6 +202,18 @@ def test_tables_of_one_unit_are_merged_and_of_another_refused(tmp_path: Path) ->
     assert content(first) == before
 
 
+def test_the_range_of_joined_stores_is_that_of_both(tmp_path: Path) -> None:
+    """So that a warning about another unit is given for what neither has."""
+    near, far = table(tmp_path / "near", 0, 0.1, "near"), table(tmp_path / "far", 4, 0.5, "far")
+    ranges = [Store.open(root).manifest.gates[0] for root in (near, far)]
+    copy(str(near), str(far))
+    both = Store.open(far).manifest.gates[0]
+    for name in ("input_range", "input_lowest"):
+        (low, high), (other_low, other_high) = (getattr(gate, name) for gate in ranges)
+        assert getattr(both, name) == (min(low, other_low), max(high, other_high))
+        assert getattr(both, name) not in ((low, high), (other_low, other_high))
+
+
 def test_stores_of_other_features_are_refused(source: Path, tmp_path: Path) -> None:
     eyed = tmp_path / "eyed"
     options = clmoe.LearnOptions(arch=small.OPTIONS.arch, method=small.OPTIONS.method, eyes="first", name="eyed")

@@ -13,6 +13,7 @@ from pathlib import Path
 import forking
 import numpy as np
 import pytest
+import small_store as small
 import torch
 import typer
 from PIL import Image
@@ -23,6 +24,7 @@ from clmoe_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOVING = (ROOT / "docs" / "moving.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,7 +93,7 @@ def accuracies(text: str) -> list[float]:
     return [float(share) for share in re.findall(r"([\d.]+) % of \d+ images", text)]
 
 
-@pytest.mark.parametrize("page", ["README", "TUTORIAL"])
+@pytest.mark.parametrize("page", ["README", "TUTORIAL", "MOVING"])
 def test_no_option_is_made_up(page: str) -> None:
     options = [parameter for command in COMMANDS.values() for parameter in command.params]
     known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
@@ -173,6 +175,29 @@ def test_every_command_of_the_tutorial_runs(workplace: Path, shell: Shell) -> No
     """With short trainings of small networks."""
     short = {"CLMOE_LEARN_EPOCHS": "1", "CLMOE_LEARN_ARCH": "mlp:50,50"}
     assert run_page(TUTORIAL, workplace, shell, **short) >= 25
+
+
+@pytest.fixture
+def two_stores(tmp_path: Path) -> Path:
+    """A folder with the stores and the data that docs/moving.md is about."""
+    small.build(tmp_path / "store", 2)
+    small.build(tmp_path / "theirs", 1)
+    np.savez(tmp_path / "new.npz", x=small.questions().images)
+    return tmp_path
+
+
+def test_every_command_about_moving_runs(two_stores: Path, shell: Shell) -> None:
+    """Those of rsync where it is installed."""
+    page = (
+        MOVING
+        if shutil.which("rsync")
+        else re.sub(r"^(rsync .*\n)+", "cp -r store mirror\n", MOVING, flags=re.MULTILINE)
+    )
+    assert run_page(page, two_stores, shell) >= 20
+    states = {name: small.state(two_stores / name) for name in ("store", "backup", "mirror", "served-1", "served-2")}
+    assert len(set(states.values())) == 1
+    assert states["store"][1:] == ("task1", "birds")
+    assert small.state(two_stores / "new")[1:] == ("task1",)
 
 
 def test_a_chain_of_tasks_is_run_again(tmp_path: Path, shell: Shell) -> None:

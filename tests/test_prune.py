@@ -80,9 +80,10 @@ def test_the_command_takes_arguments_and_options(root: Path, tmp_path: Path) -> 
     done = shells.spawn("prune", "task1", "--task", "task2", "--yes", "--json", "--store", root, cwd=tmp_path)
     assert json.loads(done.stdout)["removed"] == ["task1", "task2"]
     assert names(root) == ["task3"]
-    (tmp_path / "clmoe.toml").write_text('[prune]\ntask = ["task3"]\n')
-    planned = shells.spawn("prune", "--dry-run", "--json", "--store", root, cwd=tmp_path)
-    assert json.loads(planned.stdout)["removed"] == ["task3"]
+    for value in ('["task3"]', '"task3"'):
+        (tmp_path / "clmoe.toml").write_text(f"[prune]\ntask = {value}\n")
+        planned = shells.spawn("prune", "--dry-run", "--json", "--store", root, cwd=tmp_path)
+        assert json.loads(planned.stdout)["removed"] == ["task3"]
 
 
 def test_nobody_waits_for_somebody_who_thinks(root: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from clmoe_cli.api.addresses import local
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.names import check_name, proper
 from clmoe_cli.api.reports import Report
@@ -31,6 +32,7 @@ from store_schema import (
     TaskRecord,
     UsageProblem,
     Writer,
+    check_local,
     encode_subnetwork,
     encode_weights,
     read_consistently,
@@ -94,6 +96,8 @@ def copy(
     options = options or CopyOptions()
     if Path(source).resolve() == Path(target).resolve():
         raise UsageProblem("a store cannot be copied into itself", found=source, hint="name another folder")
+    check_local(target)
+    source = local(source)
     known = Store.open(source)
     here = _opened(target, known.manifest.seed)
     plan = _planned(known.manifest, here.manifest, options)

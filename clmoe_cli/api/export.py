@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clmoe_cli import __version__
+from clmoe_cli.api.addresses import local
 from clmoe_cli.api.certify import TOLERANCE
 from clmoe_cli.api.gating import opinion_of
 from clmoe_cli.api.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
@@ -112,7 +113,7 @@ def export(store: str, task: str, output: str | Path, *, sparse: bool = False) -
         raise UsageProblem("--sparse is for safetensors", where=str(path), hint="leave it out, or name a .safetensors")
     if onnx:
         check_onnx()
-    model = read_consistently(store, lambda opened: _model(opened, task, onnx))
+    model = read_consistently(local(store), lambda opened: _model(opened, task, onnx))
     told, reads = fields_of(model.about), model.about.input
     through = reads.features
     data = (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from clmoe_cli.api.addresses import local
 from clmoe_cli.api.contents import Unfinished, unfinished
 from clmoe_cli.api.names import check_name, new_task
 from clmoe_cli.api.reports import Report
@@ -85,7 +86,7 @@ class RenameReport(Report):
 
 def log(store: str) -> LogReport:
     """What was done to a store, from its beginning; it is only read. Raises StoreMissing and the store's errors."""
-    opened = Store.open(store, empty=True)
+    opened = Store.open(local(store), empty=True)
     now = opened.manifest.generation
     there = {number for _, number in manifests(opened.root) if number <= now}
     commits = [

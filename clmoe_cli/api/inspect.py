@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clmoe_cli.api.addresses import local
 from clmoe_cli.api.contents import (
     Bytes,
     Commit,
@@ -38,6 +39,7 @@ from store_schema import (
     Store,
     StoreDamaged,
     TaskRecord,
+    check_local,
     read_consistently,
     repair,
     verify,
@@ -84,6 +86,9 @@ def inspect(
     ``mend``: before anything else, a damaged store goes back to its newest generation that is whole
     (:func:`store_schema.repair`); with ``dry_run`` it stays as it is, and the report is what it would be afterwards.
     """
+    if mend:
+        check_local(store)
+    store = local(store)
     if mend and dry_run:
         found, left = would_repair(store)
         if check:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from clmoe_cli.api.addresses import local
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.runtime.distributed import stores
-from store_schema import Store, StoreMissing, Writer
+from store_schema import Store, StoreMissing, Writer, check_local
 
 T = TypeVar("T")
 
@@ -30,10 +31,12 @@ class Opened:
     def at(store: str | Opened) -> Opened:
         """A store that may not be there yet; one that is open is handed on.
 
-        Raises StoreIncompatible (newer format), StoreDamaged and DiskProblem.
+        Raises StoreIncompatible (newer format), StoreDamaged, DiskProblem, and UsageProblem for an address: what is
+        there can only be read.
         """
         if isinstance(store, Opened):
             return store
+        check_local(store)
         try:
             return Opened(store, Store.open(store))
         except StoreMissing:
@@ -44,7 +47,7 @@ class Opened:
         """The same; raises StoreMissing for a store without a task."""
         if isinstance(store, Opened) and store.snapshot is not None:
             return store
-        path = store.path if isinstance(store, Opened) else store
+        path = local(store.path if isinstance(store, Opened) else store)
         return Opened(path, Store.open(path))
 
     @cached_property

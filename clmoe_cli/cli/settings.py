@@ -69,9 +69,11 @@ def from_file(group: Any) -> dict[str, Any]:
             if _parameter(key) not in names[table]:
                 near = _closest(key, map(_setting, names[table]))
                 raise UsageProblem("unknown setting", where=where, key=f"{table}.{key}", hint=near)
-    for command, known in names.items():
-        merged = {**common, **tables.get(command, {})}
-        result[command] = {_parameter(k): _from(path.parent, k, v) for k, v in merged.items() if _parameter(k) in known}
+    for command, sub in group.commands.items():
+        known = {p.name: getattr(p, "multiple", False) for p in sub.params}
+        merged = {_parameter(k): _from(path.parent, k, v) for k, v in {**common, **tables.get(command, {})}.items()}
+        # Of an option that may be given several times, one value is a list of one.
+        result[command] = {k: [v] if known[k] and isinstance(v, str) else v for k, v in merged.items() if k in known}
     return result
 
 
@@ -89,7 +91,7 @@ def _nearest() -> Path | None:
 
 def _from(folder: Path, key: str, value: Any) -> Any:
     """A setting that is a path, as one from the folder of the file that has it; others as they are."""
-    if not isinstance(value, str) or folder == Path():
+    if not isinstance(value, str) or folder == Path() or "://" in value:
         return value
     path = key in PATHS or (key == "features" and value.endswith(".onnx"))
     return str(folder / value) if path and value else value
