@@ -54,10 +54,13 @@ def tensor(array: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(array, copy=True))
 
 
-def network(record: ExpertRecord) -> Network:
-    """The architecture that a record names. Raises StoreDamaged for an unknown one, or one with other layers."""
+def network(record: ExpertRecord, base: Mapping[str, Tensor] | None = None) -> Network:
+    """The architecture that a record names, on its ``base`` if it has one.
+
+    Raises StoreDamaged for an unknown architecture, or one with other layers.
+    """
     try:
-        net = parse_arch(record.arch, record.input_shape)
+        net = parse_arch(record.arch, record.input_shape, base)
     except ValueError as error:
         raise StoreDamaged(
             "unknown architecture of an expert", key=record.id, found=record.arch, expected=str(error)
@@ -105,9 +108,11 @@ class Loader:
         return self._records[task]
 
     def network(self, expert: str) -> Network:
-        """The architecture of an expert."""
+        """The architecture of an expert, on its base."""
         if expert not in self._networks:
-            self._networks[expert] = network(self.manifest.expert(expert))
+            found = self.store.read_base(expert) or {}
+            base = {name: tensor(value).to(self.device) for name, value in found.items()}
+            self._networks[expert] = network(self.manifest.expert(expert), base)
         return self._networks[expert]
 
     def scaling(self, expert: str) -> Scaling:

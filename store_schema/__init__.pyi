@@ -57,4 +57,10 @@ from .subnetworks import (
     encode_subnetwork as encode_subnetwork,
 )
 from .verification import Finding as Finding, verify as verify
-from .weights import ExpertWeights as ExpertWeights, decode_weights as decode_weights, encode_weights as encode_weights
+from .weights import (
+    ExpertWeights as ExpertWeights,
+    decode_base as decode_base,
+    decode_weights as decode_weights,
+    encode_base as encode_base,
+    encode_weights as encode_weights,
+)

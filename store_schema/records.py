@@ -28,6 +28,7 @@ _LATER = frozenset(
     {
         "input",
         "pretrained",
+        "base",
         "answer",
         "within",
         "guessing",
@@ -113,6 +114,9 @@ class ExpertRecord(Record):
 
     ``input``: what its images go through, None for nothing. ``pretrained``: sha256 of the weights that its free
     entries start from, None where they are drawn. ``standardised``: whether inputs are set against centre and spread.
+
+    ``base``: those of the pretrained weights that all tasks read; the expert's own are what is added to them. None
+    where there is nothing below, and before format 4.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^e[1-9][0-9]{0,8}$")]
@@ -124,6 +128,7 @@ class ExpertRecord(Record):
     weights: ObjectRef | None
     input: InputRecord | None = None
     pretrained: Sha256 | None = None
+    base: ObjectRef | None = None
     standardised: bool | None = None
 
 
@@ -324,6 +329,7 @@ class Manifest(Record):
     def objects(self) -> Iterator[ObjectRef]:
         """Every object that this generation needs."""
         yield from (e.weights for e in self.experts if e.weights is not None)
+        yield from (e.base for e in self.experts if e.base is not None)
         yield from (t.subnetwork for t in self.tasks)
         yield from (g.solved for g in self.gates)
         yield from (g.eye for g in self.gates if g.eye is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from store_schema.eyes import decode_eye
 from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
 from store_schema.records import GateRecord, InputRecord, Manifest, ObjectRef
 from store_schema.subnetworks import GROUPS, SubnetworkRecord, decode_subnetwork
-from store_schema.weights import ExpertWeights, decode_weights
+from store_schema.weights import ExpertWeights, decode_base, decode_weights
 
 T = TypeVar("T")
 RETRIES = 20
@@ -67,6 +67,14 @@ class Store:
         where = str(layout.object_path(self.root, record.weights.sha256, record.weights.suffix))
         names = [t.name for t in self.manifest.tasks_of(expert_id)]
         return decode_weights(self.read_object(record.weights), where, record, names)
+
+    def read_base(self, expert_id: str) -> Mapping[str, NDArray[Any]] | None:
+        """The pretrained weights [shape of the layer] below an expert's, layer by layer; None when there are none."""
+        record = self.manifest.expert(expert_id)
+        if record.base is None:
+            return None
+        where = str(layout.object_path(self.root, record.base.sha256, record.base.suffix))
+        return decode_base(self.read_object(record.base), where, record)
 
     def read_subnetwork(self, task: str, groups: Collection[str] = GROUPS) -> SubnetworkRecord:
         """A task's masks, scores, calibration, statistics and gate, or only some of these ``groups``."""

@@ -135,6 +135,7 @@ def check_contents(store: Store, found: Report, on_done: OnDone = _silent) -> No
     on_done("tasks", done, total)
     for expert in store.manifest.experts:
         try:
+            store.read_base(expert.id)
             weights = store.read_expert(expert.id)
         except ClmoeError as error:
             found(error, store.root)

@@ -1,7 +1,8 @@
 """safetensors codec for one expert: the shared weights, and each task's owned parameters under its name.
 
 Keys: ``shared/<layer>`` and ``task/<task name>/<parameter>``; a parameter's name has no slash, so the last one
-parts them whatever the task is called. An expert that standardises its inputs has ``input/centre`` and
+parts them whatever the task is called. A base, the pretrained weights below an expert's, has ``shared/<layer>`` alone.
+An expert that standardises its inputs has ``input/centre`` and
 ``input/spread`` as well, and is of schema 2; all others are of schema 1. The metadata names the schema and the expert.
 Whatever is encoded passes every check that decoding makes, so that nothing unreadable is ever committed.
 """
@@ -27,6 +28,7 @@ Array = NDArray[np.float32]
 MAX_HEADER = 8 << 20
 MAX_RANK = 8
 INPUTS = ("centre", "spread")
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ def decode_weights(data: bytes, where: str, record: ExpertRecord, tasks: Sequenc
     """
     width = math.prod(record.input_shape) if record.standardised else None
     return _parse(data, where, record.id, {layer.name: layer.shape for layer in record.layers}, tasks, width)
+
+
+def encode_base(weights: Mapping[str, Array]) -> bytes:
+    """The bytes of a base: layer → float32 weights. The same values give the same bytes; raises ClmoeError."""
+    return encode_weights(ExpertWeights(weights, {}), BASE)
+
+
+def decode_base(data: bytes, where: str, record: ExpertRecord) -> Mapping[str, Array]:
+    """Parses and checks the base of an expert; raises what :func:`decode_weights` raises."""
+    return _parse(data, where, BASE, {layer.name: layer.shape for layer in record.layers}, (), None).shared
 
 
 def _metadata(expert: str, width: int | None) -> dict[str, str]:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from fresh import initial_parameters
 from pictures import batch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from torchvision import models
 
 from clmoe_cli.api import resuming
+from clmoe_cli.api.copying import CopyOptions, copy
+from clmoe_cli.api.export import export
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.starting import Start
@@ -25,11 +28,13 @@ from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.learn_task import Identity, Options, Setting, Shared, learn_task
 from clmoe_cli.method.networks import modules
 from clmoe_cli.method.networks.architectures import parse_arch
+from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.pruning import Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.runtime.events import silent
-from store_schema import BadInput, StoreIncompatible, UsageProblem, verify
+from clmoe_cli.store_tensors import Loader
+from store_schema import BadInput, StoreDamaged, StoreIncompatible, UsageProblem, verify
 from store_schema import Store as Opened
 
 ARCH, SHAPE = "cnn:4,8", (1, 16, 16)
@@ -187,3 +192,99 @@ def test_options_that_do_not_go_together(
     assert run(app, args) == 0
     assert json.loads(capsys.readouterr()[0])["new_expert"]
     assert Opened.open(tmp_path / "store").manifest.experts[0].pretrained is not None
+
+
+def effective(store: Path, task: str) -> dict[str, torch.Tensor]:
+    """A task's parameters as its layers use them, in float64, from the arrays on disk alone."""
+    opened = Opened.open(store)
+    expert = opened.manifest.task(task).expert
+    weights, below = opened.read_expert(expert), opened.read_base(expert)
+    own = opened.read_subnetwork(task).masks
+    assert below is not None
+    found = {name: below[name].astype(float) + np.where(own[name], weights.shared[name], 0) for name in below}
+    found |= {name: value.astype(float) for name, value in weights.owned[task].items()}
+    return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+
+
+def test_tasks_read_the_whole_base_and_add_a_little(files: tuple[str, str], tmp_path: Path) -> None:
+    first = learn(str(tmp_path / "store"), batch([0, 4], 80, 1), told(files[0]))
+    before = effective(tmp_path / "store", first.task)
+    options = told(files[0], expert=first.expert, if_known="new")
+    second = learn(str(tmp_path / "store"), batch([2, 7], 80, 2), options)
+    assert (second.expert, verify(tmp_path / "store")) == (first.expert, [])
+    opened = Opened.open(tmp_path / "store")
+    given, below = load_file(files[0]), opened.read_base(first.expert)
+    assert below is not None
+    assert all(np.array_equal(value, given[name].numpy()) for name, value in below.items())
+    shared = opened.read_expert(first.expert).shared
+    used = {name: np.zeros(value.shape, bool) for name, value in shared.items()}
+    for task in (first.task, second.task):
+        for name, mask in opened.read_subnetwork(task).masks.items():
+            used[name] |= mask
+    assert all(not shared[name][~used[name]].any() for name in shared)
+    assert any(shared[name].any() for name in shared)
+    after = effective(tmp_path / "store", first.task)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    # An oracle: the layers one by one in float64, from what lies on disk.
+    images = torch.from_numpy(batch([0, 4], 12, 9).scaled()).double()
+    x, p = images * opened.manifest.expert(first.expert).input_scale, after
+    for n in (1, 2):
+        x = F.max_pool2d(F.conv2d(x, p[f"conv{n}.weight"], padding=1), 2)
+        moments = p[f"norm{n}.running_mean"], p[f"norm{n}.running_var"]
+        x = F.batch_norm(x, *moments, p[f"norm{n}.weight"], p[f"norm{n}.bias"]).relu()
+    x = F.adaptive_avg_pool2d(x, 2).flatten(1) @ p["output.weight"].T + p["output.bias"]
+    loader = Loader(opened)
+    task = loader.task(first.task)
+    rows = loader.scaling(first.expert).apply(images.float().flatten(1))
+    torch.testing.assert_close(logits(task.net, task.params, rows), x.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_quota_holds_in_every_layer_on_a_base(files: tuple[str, str], tmp_path: Path) -> None:
+    report = learn(str(tmp_path / "store"), batch([0, 4], 80, 1), told(files[0]))
+    assert report.layers
+    assert all(layer.selected <= 0.03 * layer.parameters for layer in report.layers)
+
+
+def test_a_base_goes_where_its_tasks_go(files: tuple[str, str], tmp_path: Path) -> None:
+    source, given = tmp_path / "store", batch([0, 4], 80, 1)
+    report = learn(str(source), given, told(files[0]))
+    learn(str(tmp_path / "other"), batch([2, 7], 80, 2), told(files[1]))
+    copy(str(source), str(tmp_path / "new"))
+    copy(str(source), str(tmp_path / "other"), CopyOptions(names={report.task: "came"}))
+    for folder, name in (("new", report.task), ("other", "came")):
+        found, expected = effective(tmp_path / folder, name), effective(source, report.task)
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        assert verify(tmp_path / folder) == []
+    export(str(source), report.task, tmp_path / "task.safetensors")
+    found = load_file(tmp_path / "task.safetensors")
+    names = [key for key in expected if key != "conv1.weight"]  # which takes over the scale of inputs
+    assert all(torch.equal(found[key].double(), expected[key].float().double()) for key in names)
+
+
+def test_a_damaged_base_is_named(files: tuple[str, str], tmp_path: Path) -> None:
+    report = learn(str(tmp_path / "store"), batch([0, 4], 80, 1), told(files[0]))
+    record = Opened.open(tmp_path / "store").manifest.expert(report.expert).base
+    assert record is not None
+    path = tmp_path / "store" / "objects" / record.sha256[:2] / f"{record.sha256}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert [Path(finding.file).name for finding in verify(tmp_path / "store") if finding.damage] == [path.name]
+    with pytest.raises(StoreDamaged, match=record.sha256[:12]):
+        Loader(Opened.open(tmp_path / "store")).network(report.expert)
+
+
+def test_experts_without_a_base_go_on_without(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(tmp_path / "store")
+    with monkeypatch.context() as before:  # pretrained experts were made like this
+        before.setattr(Start, "base", lambda *args: {})
+        first = learn(store, batch([0, 4], 80, 1), told(files[0]))
+    options = told(files[0], expert=first.expert, if_known="new")
+    second = learn(store, batch([2, 7], 80, 2), options)
+    opened = Opened.open(store)
+    assert (second.expert, opened.manifest.expert(first.expert).base) == (first.expert, None)
+    assert Loader(opened).network(first.expert).base == {}
+    assert verify(store) == []

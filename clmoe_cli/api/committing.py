@@ -19,7 +19,7 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.novelty import Verdict
 from clmoe_cli.method.tasks.placement import Candidate, Placement
 from clmoe_cli.runtime.events import counted, whole
-from clmoe_cli.store_tensors import environment, merged, network, to_record
+from clmoe_cli.store_tensors import environment, merged, to_record
 from store_schema import (
     Accuracy,
     ClassAccuracy,
@@ -34,6 +34,7 @@ from store_schema import (
     TaskLayer,
     TaskRecord,
     Writer,
+    encode_base,
     encode_subnetwork,
     encode_weights,
     subnetwork_digest,
@@ -65,13 +66,17 @@ def commit_learned(
 ) -> Manifest:
     """Commits a task to its expert, with what was measured of it. Returns what was committed."""
     task, manifest, record, others = learned.subnetwork, locked.manifest, origin.record, origin.others
-    loader, batch, on_step, net = session.loader, session.batch, session.on_step, network(origin.record)
+    loader, batch, on_step, net = session.loader, session.batch, session.on_step, session.network(origin.record)
     before = loader.weights(record.id) if record.weights is not None else None
     read = counted(others, on_step, "reading the store", "tasks")
     used = masks.union(task.mask, [task.mask, *(loader.task(name).mask for name in read)])
     weights = merged(before, net, learned, used, origin.scaling)
     stored = locked.put(encode_weights(weights, record.id), "safetensors")
-    record = record.model_copy(update={"weights": stored})
+    base = record.base
+    if record.weights is None and net.base:
+        below = {name: value.numpy(force=True) for name, value in net.base.items()}
+        base = locked.put(encode_base(below), "safetensors")
+    record = record.model_copy(update={"weights": stored, "base": base})
     # Later tasks may read a refined one; what it reuses is what was there before it.
     earlier = [loader.task(name).mask for name in others if manifest.task(name).number < origin.number]
     reused = masks.intersection(task.mask, masks.union(task.mask, earlier))

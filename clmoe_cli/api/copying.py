@@ -303,7 +303,8 @@ def _expert(locked: Writer, source: Store, plan: _Plan, old: str) -> _Part:
             tasks.append(task.model_copy(update=update))
     stored = locked.put(encode_weights(weights, new), "safetensors")
     frozen = {layer.name: int(used_and_kept(bits, behind, layer.name)[1].sum()) for layer in record.layers}
-    return _Part(record.model_copy(update={"id": new, "weights": stored}), tuple(tasks), frozen)
+    base = None if record.base is None else locked.put(source.read_object(record.base), "safetensors")
+    return _Part(record.model_copy(update={"id": new, "weights": stored, "base": base}), tuple(tasks), frozen)
 
 
 def _gates(locked: Writer, source: Store, plan: _Plan) -> Iterator[GateRecord]:

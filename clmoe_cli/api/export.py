@@ -173,9 +173,10 @@ def _model(store: Store, task: str, onnx: bool) -> _Model:
     loader = Loader(store)
     net, scaling = loader.network(expert.id), loader.scaling(expert.id)
     params = parameters(store.read_subnetwork(task, ("masks",)), loader.weights(expert.id), net, "cpu")
+    whole = net.effective(params)
     network = plain.described(net, len(record.classes), scaling)
     try:
-        values = plain.state(net, params, scaling)
+        values = plain.state(net, whole, scaling)
         module = _answering(network, values)
     except (KeyError, RuntimeError) as error:
         raise StoreDamaged(

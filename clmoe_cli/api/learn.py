@@ -26,7 +26,7 @@ from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.placement import Placement
 from clmoe_cli.runtime.distributed import stores
 from clmoe_cli.runtime.events import whole
-from clmoe_cli.store_tensors import derived_seed, generator, network
+from clmoe_cli.store_tensors import derived_seed, generator
 from store_schema import Manifest, Writer
 
 
@@ -86,7 +86,7 @@ def skipped(session: Session, step: Skip) -> LearnReport:
 
 
 def _learn(session: Session, step: New, locked: Writer, resuming: Resuming) -> LearnReport:
-    manifest, record, net = session.manifest, step.record, network(step.record)
+    manifest, record, net = session.manifest, step.record, session.network(step.record)
     session.warn(*cautions.of_data(session.batch, [label for task in manifest.tasks for label in task.classes]))
     learned = learn_task.learn_task(
         learn_task.Identity(step.name, record.id, len(session.classes)),
@@ -94,7 +94,7 @@ def _learn(session: Session, step: New, locked: Writer, resuming: Resuming) -> L
         _shared(session, step, net),
         labelled(session, record, step.scaling, session.classes),
         # A generator of its own, so that training does not depend on how many tasks were compared.
-        _setting(session, resuming, step.name, derived_seed(manifest.seed, session.number, "train")),
+        _setting(session, resuming, step.name, net, derived_seed(manifest.seed, session.number, "train")),
     )
     others = [t.name for t in manifest.tasks_of(record.id)]
     agreed = measured(step.candidates, record.id)
@@ -111,15 +111,15 @@ def _learn(session: Session, step: New, locked: Writer, resuming: Resuming) -> L
 
 def _refine(session: Session, step: Refine, locked: Writer, resuming: Resuming) -> LearnReport:
     old, record, seen = step.old, step.record, len(session.batch.images)
-    scaling = session.loader.scaling(record.id)
+    net, scaling = session.network(record), session.loader.scaling(record.id)
     learned = learn_task.refine_task(
         session.loader.task(old.name),
-        network(record),
+        net,
         session.loader.frozen(record.id, step.others),
         labelled(session, record, scaling, old.classes),
         # Fewer images than it was learned from must not decide anew which weights it needs.
         seen > old.images,
-        _setting(session, resuming, old.name, derived_seed(session.seed, old.images, "refine")),
+        _setting(session, resuming, old.name, net, derived_seed(session.seed, old.images, "refine")),
     )
     origin = Origin(
         "refine", record, step.others, old.number, old.seed, old.classes, old.images + seen, scaling, old.measured
@@ -140,7 +140,7 @@ def _shared(session: Session, step: New, net: Network) -> learn_task.Shared:
     return learn_task.Shared(weights, frozen, loader.frozen(expert, step.placement.reads))
 
 
-def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> learn_task.Setting:
+def _setting(session: Session, resuming: Resuming, name: str, net: Network, seed: int) -> learn_task.Setting:
     """How a task of that name is trained."""
     listeners, journal = session.listeners, resuming.begin(name)
     return learn_task.Setting(
@@ -148,7 +148,7 @@ def _setting(session: Session, resuming: Resuming, name: str, seed: int) -> lear
         generator(seed),
         listeners.on_epoch,
         journal,
-        session.start.params,
+        session.start.beside(net),
         listeners.on_step,
         listeners.on_cost,
         session.batch.input_shape,

@@ -23,7 +23,7 @@ from clmoe_cli.method.tasks.novelty import Verdict, decide, listed, unseen
 from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Placement, compare, images_of, place
 from clmoe_cli.runtime.events import counted
 from clmoe_cli.runtime.words import one_of
-from clmoe_cli.store_tensors import derived_seed, network
+from clmoe_cli.store_tensors import derived_seed
 from store_schema import BadInput, ExpertRecord, LayerRecord, TaskRecord, UsageProblem
 
 
@@ -167,7 +167,7 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
 
 def _compared(session: Session, record: ExpertRecord, names: Sequence[str]) -> list[Candidate]:
     """The comparison of the batch with each of these tasks of an expert."""
-    net, rng = network(record), session.generator
+    net, rng = session.network(record), session.generator
     index = common.sample(len(session.batch.images), images_of(net), rng)
     scaling = session.loader.scaling(record.id)
     few = _as_read(session, common.part(session.batch, index), record, scaling, session.classes)

@@ -20,7 +20,7 @@ from clmoe_cli.api.starting import Start
 from clmoe_cli.data import Batch
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.tasks.placement import Placement
-from clmoe_cli.store_tensors import generator, network
+from clmoe_cli.store_tensors import generator
 from store_schema import ExpertRecord, Store, unwritten
 
 
@@ -83,7 +83,7 @@ def _refined(session: Session, step: Refine) -> LearnReport:
 
 
 def _new(session: Session, step: New) -> LearnReport:
-    record, net, new = step.record, network(step.record), step.placement.expert is None
+    record, net, new = step.record, session.network(step.record), step.placement.expert is None
     labelled(session, record, step.scaling, session.classes)
     taken = {} if new else session.loader.frozen(record.id)
     read = {} if new else session.loader.frozen(record.id, step.placement.reads)

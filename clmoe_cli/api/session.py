@@ -18,10 +18,11 @@ from clmoe_cli.api.starting import Start
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
+from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.subnetwork.training import OnCost, OnEpoch
 from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import one_of
-from clmoe_cli.store_tensors import Loader, derived_seed, generator
+from clmoe_cli.store_tensors import Loader, derived_seed, generator, network
 from store_schema import ExpertRecord, Manifest, Store
 
 
@@ -120,6 +121,12 @@ class Session:
     def input_scale(self) -> float:
         """What the data are multiplied by where they are the first of their kind, or of an expert; computed once."""
         return common.input_scale(self.batch, self.on_step)
+
+    def network(self, record: ExpertRecord) -> Network:
+        """The architecture of an expert; of one that is new, on pretrained weights where the task starts from some."""
+        if record.weights is not None:
+            return self.loader.network(record.id)
+        return network(record, self.start.base(record, self.options.method.device))
 
     def kind(self, number: int) -> Kind:
         """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number."""

@@ -69,8 +69,22 @@ class Start:
             expected=needed, hint="give the file that it was made with, or --expert new",
         )  # fmt: skip
 
+    def base(self, record: ExpertRecord, device: str) -> Params:
+        """What a new expert of that record stands on, on that device: its shared weights of these; nothing of none."""
+        if self.params is None:
+            return {}
+        return {layer.name: self.params[layer.name].to(device) for layer in record.layers}
+
+    def beside(self, net: Network) -> Params | None:
+        """What takes the place of fresh parameters: all of these, or those that a task owns where the rest is below."""
+        if self.params is None:
+            return None
+        return {name: value for name, value in self.params.items() if name not in net.base}
+
     def draws(self, net: Network, generator: torch.Generator) -> list[Params]:
         """Sets of shared weights that stand for what a task would start from: the file's, or some fresh ones."""
+        if net.base:
+            return [net.initial_shared(generator)]
         if self.params is not None:
             return [{name: self.params[name] for name in net.shared_shapes()}]
         return [net.initial_shared(generator) for _ in range(DRAWS)]

@@ -80,12 +80,14 @@ class Setting:
 
     def run(self, net: Network, parts: Split) -> Run:
         """The training of a network on these images."""
+        schedule = self.options.schedule
+        schedule = replace(schedule, epochs=min(net.traits.epochs or schedule.epochs, schedule.epochs))
         self.journal.limit.open()
         return Run(
             net,
             parts.training,
             parts.tuning,
-            self.options.schedule,
+            schedule,
             on_device.drawing(self.generator, self.options.device),
             self.journal,
             self.on_epoch,
@@ -258,7 +260,7 @@ def refine_task(
         trained = _search(first, free, masks.intersection(task.mask, taken), run, setting, parts)
     else:
         movable = masks.intersection(before.mask, setting.moved(masks.inverse(taken)))
-        how = Annealing("refine", min(options.tolerance.final_epochs, options.schedule.epochs), options.schedule.lr)
+        how = Annealing("refine", min(options.tolerance.final_epochs, run.schedule.epochs), options.schedule.lr)
         run.on_cost(cost(run, before.params, movable, how.epochs))
         trained = Trained(finetune(run, before.params, movable, how)[0], before.mask)
     if quality(net, trained.params, parts.tuning).loss >= quality(net, before.params, parts.tuning).loss:
@@ -276,20 +278,20 @@ def _search(
 ) -> Trained:
     """Trains the free weights from ``start``, then finds the mask."""
     options, free, readable = setting.options, setting.moved(free), setting.moved(readable)
-    begun = run.net.ordered(setting.moved(start))
-    run.on_cost(cost(run, begun, free, _epochs(options)))
+    begun, tolerance = run.net.ordered(setting.moved(start)), options.tolerance
+    tolerance = replace(tolerance, epochs=min(run.net.traits.round or tolerance.epochs, tolerance.epochs))
+    run.on_cost(cost(run, begun, free, _epochs(run.schedule.epochs, tolerance)))
     dense, _ = train(run, begun, free)
     # Training images cannot tell what a sparser mask would cost: the first round stands.
-    tolerance = options.tolerance if len(parts.calibration) else replace(options.tolerance, floor=1.0)
+    tolerance = tolerance if len(parts.calibration) else replace(tolerance, floor=1.0)
     chosen = select(run, dense, free, tolerance, options.score)
     # What is neither free nor readable was zero all along: some scores rank it all the same.
     usable = {key: free[key] | readable[key] for key in free}
     return Trained(chosen.params, masks.intersection(chosen.mask, usable), dense, chosen.scores)
 
 
-def _epochs(options: Options) -> int:
+def _epochs(most: int, tolerance: Tolerance) -> int:
     """Epochs of all phases, at most, where the densest mask is good enough and the sparsest keeps what it promised."""
-    tolerance, most = options.tolerance, options.schedule.epochs
     return most + tolerance.rounds * min(tolerance.epochs, most) + min(tolerance.final_epochs, most)
 
 

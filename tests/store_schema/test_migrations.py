@@ -105,7 +105,7 @@ def test_format_1_gains_inputs_and_keeps_its_content_hash(make_store: Make) -> N
     for record in (*fields["experts"], *fields["gates"]):
         assert record.pop("input") is None
     for expert in fields["experts"]:
-        assert (expert.pop("pretrained"), expert.pop("standardised")) == (None, None)
+        assert [expert.pop(key) for key in ("pretrained", "base", "standardised")] == [None] * 3
     assert all(record.pop("input_range") is None for record in fields["gates"])
     for task in fields["tasks"]:
         assert (task.pop("opinion"), task.pop("measured")) == (None, None)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from clmoe_cli.method.networks.base import MAX_WEIGHTS, MAX_WIDTH, Network
 from clmoe_cli.method.networks.mlp import MLP
 
 
-def parse_arch(text: str, input_shape: Sequence[int]) -> Network:
+def parse_arch(text: str, input_shape: Sequence[int], base: Mapping[str, Tensor] | None = None) -> Network:
     """``mlp:500,500`` → :class:`MLP`; ``cnn:32,64`` or a network of torchvision → a convolutional one.
 
-    Raises ValueError with one line that says what was expected.
+    ``base``: pretrained shared weights that a convolutional one stands on. Raises ValueError with one line that says
+    what was expected.
     """
     shape = tuple(input_shape)
     kind, _, sizes = text.partition(":")
     if kind != "mlp":
         from clmoe_cli.method.networks.convnet import ConvNet
 
-        return ConvNet(text, shape)
+        return ConvNet(text, shape, base)
     try:
         hidden = tuple(int(size) for size in sizes.split(","))
     except ValueError:

@@ -22,6 +22,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -72,13 +73,18 @@ class Traits:
 
     ``owned``: convolutions so small that each task has their kernels for itself. ``peak``: training warms up to so many
     times the learning rate and falls to zero from there (Smith & Topin 2018); None: it stays until the held-out loss
-    has converged. ``most``: the share of a layer's free weights that a task may freeze, so that none runs out;
+    has converged. ``epochs``: of a phase, at most, and ``round``: of a round
+    of pruning; None: what people chose.
+
+    ``most``: the share of a layer's free weights that a task may freeze, so that none runs out;
     depthwise layers, which have a few weights a channel, are excepted. ``scored``: images that scores rest on, evenly
     spaced among all: each has a gradient of every weight; None: all images.
     """
 
     owned: tuple[str, ...] = ()
     peak: float | None = None
+    epochs: int | None = None
+    round: int | None = None
     most: float | None = None
     scored: int | None = None
 
@@ -111,6 +117,8 @@ class Network(ABC):
     input_size: int
     """Numbers of one image, D."""
     traits = Traits()
+    base: Mapping[str, Tensor] = MappingProxyType({})
+    """Pretrained shared weights that every task reads. Parameters are what is added to them: zero is the base's own."""
 
     @property
     def chunk(self) -> int:
@@ -161,11 +169,18 @@ class Network(ABC):
         return any(isinstance(kind, Normalisation) for kind in self.kinds.values())
 
     def initial_shared(self, generator: torch.Generator) -> Params:
-        """Fresh shared weights (He et al. 2015, uniform)."""
+        """Fresh shared weights (He et al. 2015, uniform); on a base nothing is added to it yet."""
+        if self.base:
+            return {name: torch.zeros(shape) for name, shape in self.shared_shapes().items()}
         return {
             name: uniform(shape, math.sqrt(6.0 / math.prod(shape[1:])), generator)
             for name, shape in self.shared_shapes().items()
         }
+
+    def effective(self, params: Mapping[str, Tensor]) -> Params:
+        """The parameters that the layers compute with: shared weights with the base added."""
+        below = {name: self.base[name].to(value) for name, value in params.items() if name in self.base}
+        return {name: value + below[name] if name in below else value for name, value in params.items()}
 
     def scored(self, data: Labelled) -> Labelled:
         """The images that scores rest on."""

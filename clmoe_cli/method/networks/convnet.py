@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -37,14 +38,19 @@ from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed import collectives
 
 BUDGET = limits.PASS_NUMBERS
+FINE_TUNED: dict[str, Any] = {"peak": 1.0, "epochs": 4, "round": 1, "most": 0.03, "scored": 256}
+"""Traits of any network on a base: a few epochs adapt it, and little of it has to change (docs/decisions/0020)."""
 LONGEST = 32
 """Statistics of inputs see images shrunk to so many pixels a side."""
 
 
 class ConvNet(Network):
-    """A network of convolutions for images [C, H, W]; ValueError for an architecture that cannot be one."""
+    """A network of convolutions for images [C, H, W]; ValueError for an architecture that cannot be one.
 
-    def __init__(self, arch: str, input_shape: tuple[int, ...]) -> None:
+    ``base``: pretrained shared weights that it stands on, none by default.
+    """
+
+    def __init__(self, arch: str, input_shape: tuple[int, ...], base: Mapping[str, Tensor] | None = None) -> None:
         if len(input_shape) != 3:
             raise ValueError(
                 f"architecture {arch!r} cannot read vectors of {math.prod(input_shape)} numbers; expected mlp:…"
@@ -58,6 +64,8 @@ class ConvNet(Network):
         head = modules.head_of(self.module)
         self.modules = {"output" if name == head else name: m for name, m in modules.layers_of(self.module).items()}
         self.names = {"output" if name == head else name: name for name in modules.layers_of(self.module)}
+        if base:
+            self.base, self.traits = dict(base), replace(self.traits, **FINE_TUNED)
 
     @property
     def own(self) -> bool:
@@ -171,7 +179,7 @@ class ConvNet(Network):
     def _call(self, params: Mapping[str, Tensor], x: Tensor, training: bool) -> Tensor:
         self.module.train(training)
         found = {}
-        for key, value in params.items():
+        for key, value in self.effective(params).items():
             layer, _, kind = key.rpartition(".")
             found[f"{self.names[layer]}.{kind}"] = value
         # Channels last, as processors like it: more than twice as fast.

@@ -181,6 +181,8 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
             densest = pruned(everything, start)
             if not tolerance.clearly_worse(levels[-1].held_out, dense, len(held_out)) or late():
                 break
+    elif net.base:  # what is pruned goes back to the base, so that nothing breaks
+        densest = pruned(everything, net.traits.most)
     else:
         densest, density = everything, tolerance.step
         while density > net.traits.most and not late():
@@ -218,7 +220,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
 def within_most(net: Network, mask: masks.Masks, scores: Mapping[str, Tensor], free: masks.Masks) -> masks.Masks:
     """The mask with at most the share ``most`` of each layer's free weights, those with the largest scores.
 
-    What is frozen already costs nothing and stays, and so do depthwise layers
+    What is frozen already costs nothing and stays. So do depthwise layers that stand on no base
     (:class:`clmoe_cli.method.networks.base.Traits`).
     """
     if (most := net.traits.most) is None:
@@ -228,7 +230,8 @@ def within_most(net: Network, mask: masks.Masks, scores: Mapping[str, Tensor], f
         kind, fresh = net.kinds[name.rpartition(".")[0]], selected & free[name]
         limit = int(most * int(free[name].sum()))
         found[name] = selected
-        if int(fresh.sum()) > limit and not (isinstance(kind, Convolution) and kind.groups > 1):
+        spared = isinstance(kind, Convolution) and kind.groups > 1 and not net.base
+        if int(fresh.sum()) > limit and not spared:
             ranked = torch.where(fresh, scores[name], 0.0).flatten().argsort(descending=True, stable=True)
             kept = torch.zeros_like(fresh.flatten())
             kept[ranked[:limit]] = True

@@ -202,7 +202,8 @@ def _compared(
     rows, bias = ridge_rows(features, data.y, classes)
     params |= {"output.weight": rows.to(device_of(params)), "output.bias": bias.to(device_of(params))}
     gradients = {name: value.cpu() for name, value in gradient_scores(known.net, params, data.x, data.y).items()}
-    important = normalised(known.net, {name: gradients[name] * params[name].cpu().abs() for name in known.mask})
+    weights = known.net.effective(params)
+    important = normalised(known.net, {name: gradients[name] * weights[name].cpu().abs() for name in known.mask})
     # The same number of weights as the known task has, so that density is no part of the comparison.
     size = sum(mask.numel() for mask in known.mask.values())
     threshold = threshold_at(important, masks.count(known.mask) / size)
