@@ -38,7 +38,7 @@ from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed import collectives
 
 BUDGET = limits.PASS_NUMBERS
-FINE_TUNED: dict[str, Any] = {"peak": 1.0, "epochs": 4, "round": 1, "most": 0.03, "scored": 256}
+FINE_TUNED: dict[str, Any] = {"peak": 0.3, "epochs": 4, "round": 1, "most": 0.03, "scored": 256}
 """Traits of any network on a base: a few epochs adapt it, and little of it has to change (docs/decisions/0020)."""
 LONGEST = 32
 """Statistics of inputs see images shrunk to so many pixels a side."""
