@@ -89,13 +89,16 @@ def to_onnx(
 
 def to_pt2(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
     """The bytes of an ``ExportedProgram`` of a module that reads images [N, *shape]; the same ones every time."""
-    for module in net.modules():  # what shares memory with other tensors is kept whole
-        module._buffers.update({name: own.clone() for name, own in module._buffers.items() if own is not None})
     images = (torch.zeros((2, *shape)),)
     program = torch.export.export(net, images, dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         for trace in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
             node.meta.pop(trace, None)
+    for held in (program.state_dict, program.constants):  # parts of other tensors are kept as they are, and whole
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                own = value.detach().clone(memory_format=torch.contiguous_format)
+                held[name] = nn.Parameter(own, requires_grad=False) if isinstance(value, nn.Parameter) else own
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={PT2_ABOUT: json.dumps(about, sort_keys=True)})
     return file.getvalue()

@@ -240,22 +240,23 @@ class Usual(nn.Module):
 
 
 def _rising(rows: Sequence[Tensor]) -> Tensor:
-    """Rising numbers of different length as rows [n, 2^k − 1] float32, filled up with infinity."""
-    width = (1 << max(len(row) for row in rows).bit_length()) - 1
-    return torch.stack([F.pad(row.float(), (0, width - len(row)), value=math.inf) for row in rows])
+    """Rising numbers of different length as squares [n, b, b] float32, row after row, filled up with infinity."""
+    side = math.isqrt(max(len(row) for row in rows)) + 1
+    return torch.stack([F.pad(row.float(), (0, side**2 - len(row)), value=math.inf) for row in rows]).unflatten(
+        1, (side, side)
+    )
 
 
-def _below(rows: Tensor, which: Tensor, asked: Tensor, equal: bool = False) -> Tensor:
-    """How many of the rising numbers of the rows ``which`` [S] lie below those that are ``asked`` [..., S], or are
-    ``equal`` to them, float64: by halves, since ONNX has no search."""
-    flat, width = rows.flatten(), rows.shape[1]
-    found = torch.zeros_like(asked, dtype=torch.long)
-    step = (width + 1) // 2
-    while step:
-        at = flat[which * width + found + (step - 1)]
-        found = torch.where(at <= asked if equal else at < asked, found + step, found)
-        step //= 2
-    return found.double()
+def _below(squares: Tensor, which: Tensor, asked: Tensor, equal: bool = False) -> Tensor:
+    """How many of the rising numbers of the squares ``which`` [S] lie below those that are ``asked`` [..., S], or are
+    ``equal`` to them, float64: first of the rows' last ones, then in one row, since ONNX has no search."""
+
+    def count(rows: Tensor) -> Tensor:
+        return (rows <= asked[..., None] if equal else rows < asked[..., None]).long().sum(dim=-1)
+
+    side = squares.shape[1]
+    row = count(squares[which, :, -1]).clamp(max=side - 1)
+    return (row * side + count(squares[which, row])).double()
 
 
 class Perceptron(nn.Module):
