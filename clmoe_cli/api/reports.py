@@ -340,10 +340,10 @@ class ExportAllReport(Report):
     ``deviation`` and ``p_value_deviation``: the largest difference of a confidence and of a p-value between the file,
     read back and run by ``checked_with``, and ``predict``; labels and tasks are the same. ``milliseconds``: for one
     image by itself and ``batch_milliseconds`` for each of ``batch`` together, on this machine; of the first on one
-    thread. ``warnings``: what the file cannot do.
+    thread.
     """
 
-    schema: ClassVar[str] = "clmoe.export-all/1"
+    schema: ClassVar[str] = ExportReport.schema
     output: str
     format: str
     tasks: tuple[str, ...]
@@ -360,7 +360,6 @@ class ExportAllReport(Report):
     milliseconds: float
     batch: int
     batch_milliseconds: float
-    warnings: tuple[Caution, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
