@@ -69,9 +69,10 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportAllReport", "ExportReport", "InspectReport",
-    "LearnOptions", "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "Store", "StoreDamaged", "StoreLocked",
-    "StoreMissing", "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export",
-    "export_all", "inspect", "learn", "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch", "would_prune",
+    "LearnOptions", "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "Store", "StoreDamaged",
+    "StoreLocked", "StoreMissing", "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export",
+    "export_all", "inspect", "learn", "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch",
+    "would_prune",
 ]  # fmt: skip
 
 

@@ -203,8 +203,7 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
         store=manifest.content_hash(),
         classes=book.labels,
         tasks=tuple(
-            _Task(each.name, each.expert, each.classes, weight)
-            for each, weight in zip(records, opinions, strict=True)
+            _Task(each.name, each.expert, each.classes, weight) for each, weight in zip(records, opinions, strict=True)
         ),
         input=_Reads(
             shape=shape,
@@ -215,7 +214,9 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
         ),
         outputs=OUTPUTS,
     )
-    return _Model(net, about, images, Decision.joined(list(gating.decide(loader, batch, names, book, "fused", gating.Route()))))
+    return _Model(
+        net, about, images, Decision.joined(list(gating.decide(loader, batch, names, book, "fused", gating.Route())))
+    )
 
 
 def _kind(store: Store, task: str | None) -> Kind:

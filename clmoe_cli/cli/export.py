@@ -13,7 +13,9 @@ from clmoe_cli.report.progress import note
 
 
 def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors or .onnx; with --all .onnx or .pt2.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors or .onnx; with --all .onnx or .pt2.")
+    ],
     task: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +48,9 @@ def export(
     if task is None:
         raise UsageProblem("nothing says what to export", expected="--task NAME, or --all for the whole store")
     if features_weights is not None:
-        raise UsageProblem("--features-weights is for --all: of a task the backbone is not exported", hint="leave it out")
+        raise UsageProblem(
+            "--features-weights is for --all: of a task the backbone is not exported", hint="leave it out"
+        )
     report = call(store, task, out, sparse=sparse)
     render.warnings(report.warnings)
     if verbose and not quiet and report.standardised:
