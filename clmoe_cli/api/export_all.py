@@ -33,6 +33,7 @@ from clmoe_cli.method.reproducible import one_thread
 from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.method.routing.features import MOST_COLUMNS, ROOT, VECTOR, known
 from clmoe_cli.method.routing.gaussians import GaussianGate
+from clmoe_cli.method.routing.paper import DEFAULT_ROUTER
 from clmoe_cli.method.routing.standalone import Reading
 from clmoe_cli.method.routing.whole import Convolutions, Parts, Perceptron, Whole
 from clmoe_cli.method.scaling import BOUND
@@ -214,9 +215,8 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
         ),
         outputs=OUTPUTS,
     )
-    return _Model(
-        net, about, images, Decision.joined(list(gating.decide(loader, batch, names, book, "fused", gating.Route())))
-    )
+    told = gating.decide(loader, batch, names, book, DEFAULT_ROUTER, gating.Route())
+    return _Model(net, about, images, Decision.joined(list(told)))
 
 
 def _kind(store: Store, task: str | None) -> Kind:

@@ -242,9 +242,8 @@ class Usual(nn.Module):
 def _rising(rows: Sequence[Tensor]) -> Tensor:
     """Rising numbers of different length as squares [n, b, b] float32, row after row, filled up with infinity."""
     side = math.isqrt(max(len(row) for row in rows)) + 1
-    return torch.stack([F.pad(row.float(), (0, side**2 - len(row)), value=math.inf) for row in rows]).unflatten(
-        1, (side, side)
-    )
+    filled = [F.pad(row.float(), (0, side**2 - len(row)), value=math.inf) for row in rows]
+    return torch.stack(filled).reshape(-1, side, side)
 
 
 def _below(squares: Tensor, which: Tensor, asked: Tensor, equal: bool = False) -> Tensor:
@@ -252,7 +251,8 @@ def _below(squares: Tensor, which: Tensor, asked: Tensor, equal: bool = False) -
     ``equal`` to them, float64: first of the rows' last ones, then in one row, since ONNX has no search."""
 
     def count(rows: Tensor) -> Tensor:
-        return (rows <= asked[..., None] if equal else rows < asked[..., None]).long().sum(dim=-1)
+        found: Tensor = rows <= asked[..., None] if equal else rows < asked[..., None]
+        return found.long().sum(dim=-1)
 
     side = squares.shape[1]
     row = count(squares[which, :, -1]).clamp(max=side - 1)
