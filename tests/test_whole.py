@@ -134,3 +134,9 @@ def test_numbers_below_are_counted_as_by_a_search() -> None:
             told = torch.searchsorted(values, asked, right=equal)
             found = whole._below(squares, which, asked, equal).clamp(max=len(values))
             assert torch.equal(found.long(), told)
+
+
+def test_of_equal_classes_of_one_label_the_first_counts() -> None:
+    scores = torch.tensor([[2.0, 2.0, 1.0, 2.0], [1.0, 3.0, 2.0, 0.0]])
+    codes = torch.tensor([[5, 5, 5, 6], [5, 5, 6, 6]])
+    assert whole._beaten(scores, codes).tolist() == [[False, True, True, False], [True, False, False, True]]
