@@ -26,7 +26,7 @@ from clmoe_cli.backbone.loading import is_file
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label, LabelEncoder
-from clmoe_cli.data.npz import replacing
+from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.method.learn_task import probe_inputs
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.reproducible import one_thread
@@ -58,7 +58,7 @@ PICTURES = 8
 """Pictures that a backbone is tried on."""
 USUAL = 0.01
 """Largest difference of a p-value: a few of the thousand steps that it has."""
-NONE_HINT = "export tasks one by one: --task NAME"
+BY_TASKS = "export tasks one by one: --task NAME"
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,17 @@ def export_all(
             "too large for an ONNX file", where=str(path), found=f"{size} bytes",
             expected=f"at most {limits.ONNX_BYTES}", hint="name a .pt2 file",
         )  # fmt: skip
-    told = fields_of(about)
-    data = to_onnx(model.net, reads.shape, told, tuple(OUTPUTS)) if onnx else to_pt2(model.net, reads.shape, told)
     with replacing(path) as file:
-        file.write(data)
-        file.flush()
-        asked, runner = (open_onnx if onnx else open_pt2)(file.name)
-        deviation, usual = _checked(model, asked, runner, path)
+        try:
+            file.write(data := _written(model, onnx))
+            file.flush()
+            asked, runner = (open_onnx if onnx else open_pt2)(file.name)
+            deviation, usual = _checked(model, asked, runner, path)
+        except (ClmoeError, OSError):
+            raise
+        except Exception as error:  # exporters and runtimes raise kinds of their own, as for an unknown operator
+            what = "the network cannot be exported"
+            raise ClmoeError(what, where=str(path), found=one_line(error)[:200], hint=BY_TASKS) from error
     several = model.images[: PICTURES * 4]
     return ExportAllReport(
         output=str(path),
@@ -157,8 +161,14 @@ def export_all(
         checked_with=runner,
         milliseconds=milliseconds(asked, model.images[:1]),
         batch=len(several),
-        batch_milliseconds=milliseconds(asked, several, times=1),
+        batch_milliseconds=milliseconds(asked, several),
     )
+
+
+def _written(model: _Model, onnx: bool) -> bytes:
+    """The bytes of the file."""
+    shape, told = model.about.input.shape, fields_of(model.about)
+    return to_onnx(model.net, shape, told, tuple(OUTPUTS)) if onnx else to_pt2(model.net, shape, told)
 
 
 def _model(store: Store, task: str | None, weights: str | None) -> _Model:
@@ -242,12 +252,12 @@ def _gate(store: Store, kind: Kind) -> GateRecord:
         raise StoreIncompatible(
             "the gate of these tasks cannot be exported", where=str(store.root), key=kind_text(kind.shape, kind.input),
             found="none" if record is None else f"{record.rule or 'subspaces'} of {record.features}",
-            expected="Gaussians, as stores have since format 3", hint=NONE_HINT,
+            expected="Gaussians, as stores have since format 3", hint=BY_TASKS,
         )  # fmt: skip
     if features and is_file(features.arch):
         raise StoreIncompatible(
             "a backbone in an ONNX file cannot be part of the model", where=str(store.root), found=features.arch,
-            expected="lite0, fixed, or a network of torchvision", hint=NONE_HINT,
+            expected="lite0, fixed, or a network of torchvision", hint=BY_TASKS,
         )  # fmt: skip
     return record
 

@@ -141,10 +141,10 @@ def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
     return [asked(part)[TASK_OUTPUTS.index("logits")] for part in parts], runner
 
 
-def milliseconds(asked: Asked, images: Tensor, times: int = 3) -> float:
-    """Milliseconds that a model takes for each of the images [n, …], all at once: the shortest of a few."""
+def milliseconds(asked: Asked, images: Tensor) -> float:
+    """Milliseconds that a model takes for each of the images [n, …], all at once: the shortest of three times."""
     found = []
-    for _ in range(times):
+    for _ in range(3):
         start = time.perf_counter()
         asked(images)
         found.append(time.perf_counter() - start)

@@ -26,7 +26,13 @@ def export(
     all_: Annotated[bool, typer.Option("--all", help="Write the whole store as one model.")] = False,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     sparse: Annotated[bool, typer.Option("--sparse", help="In safetensors: only the weights that are used.")] = False,
-    features_weights: flags.FeaturesWeightsOption = None,
+    features_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --all: weights of the store's backbone, safetensors [default: the published ones].",
+        ),
+    ] = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
@@ -47,10 +53,6 @@ def export(
 
     if task is None:
         raise UsageProblem("nothing says what to export", expected="--task NAME, or --all for the whole store")
-    if features_weights is not None:
-        raise UsageProblem(
-            "--features-weights is for --all: of a task the backbone is not exported", hint="leave it out"
-        )
     report = call(store, task, out, sparse=sparse)
     render.warnings(report.warnings)
     if verbose and not quiet and report.standardised:
