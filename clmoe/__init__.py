@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from clmoe_cli import __version__
     from clmoe_cli.api.detect import detect
     from clmoe_cli.api.export import export
+    from clmoe_cli.api.export_all import export_all
     from clmoe_cli.api.inspect import InspectReport, inspect
     from clmoe_cli.api.learn import learn
     from clmoe_cli.api.options import LearnOptions
     from clmoe_cli.api.planning import plan
     from clmoe_cli.api.predict import PredictReport, predict
     from clmoe_cli.api.prune import PruneOptions, prune, would_prune
-    from clmoe_cli.api.reports import Caution, DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
+    from clmoe_cli.api.reports import (
+        Caution,
+        DetectReport,
+        ExportAllReport,
+        ExportReport,
+        LearnReport,
+        RemovalReport,
+        StreamReport,
+    )
     from clmoe_cli.api.segment import learn_stream
     from clmoe_cli.api.tasks import TasksOptions, make_tasks
     from clmoe_cli.data.arrays import read_batch
@@ -40,6 +49,7 @@ _HOME = {
     "clmoe_cli": ("__version__",),
     "clmoe_cli.api.detect": ("detect",),
     "clmoe_cli.api.export": ("export",),
+    "clmoe_cli.api.export_all": ("export_all",),
     "clmoe_cli.api.inspect": ("InspectReport", "inspect"),
     "clmoe_cli.api.learn": ("learn",),
     "clmoe_cli.api.options": ("LearnOptions",),
@@ -47,7 +57,7 @@ _HOME = {
     "clmoe_cli.api.predict": ("PredictReport", "predict"),
     "clmoe_cli.api.prune": ("PruneOptions", "prune", "would_prune"),
     "clmoe_cli.api.reports": (
-        "Caution", "DetectReport", "ExportReport", "LearnReport", "RemovalReport", "StreamReport",
+        "Caution", "DetectReport", "ExportAllReport", "ExportReport", "LearnReport", "RemovalReport", "StreamReport",
     ),
     "clmoe_cli.api.segment": ("learn_stream",),
     "clmoe_cli.api.tasks": ("TasksOptions", "make_tasks"),
@@ -58,10 +68,11 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportReport", "InspectReport", "LearnOptions",
-    "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "Store", "StoreDamaged", "StoreLocked",
-    "StoreMissing", "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export", "inspect",
-    "learn", "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch", "would_prune",
+    "BadInput", "Batch", "Caution", "ClmoeError", "DetectReport", "ExportAllReport", "ExportReport", "InspectReport",
+    "LearnOptions", "LearnReport", "PredictReport", "PruneOptions", "RemovalReport", "Store", "StoreDamaged",
+    "StoreLocked", "StoreMissing", "StreamReport", "TasksOptions", "UsageProblem", "__version__", "detect", "export",
+    "export_all", "inspect", "learn", "learn_stream", "make_tasks", "plan", "predict", "prune", "read_batch",
+    "would_prune",
 ]  # fmt: skip
 
 

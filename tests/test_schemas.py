@@ -32,7 +32,10 @@ CONTRACT = {
     "detect": ["schema verdict task expert p_value tasks"],
     "predict": ["schema predictions accuracy", "schema accuracy output"],
     "inspect": ["schema experts tasks overlap history bytes frozen_percent"],
-    "export": ["schema output format task expert arch classes input_shape parameters nonzero bytes deviation"],
+    "export": [
+        "schema output format task expert arch classes input_shape parameters nonzero bytes deviation",
+        "schema output format tasks classes input_shape bytes deviation p_value_deviation milliseconds",
+    ],
     "prune": ["schema removed freed_parameters frozen_percent unfinished"],
     "log": ["schema generation commits unfinished"],
     "undo": ["schema applied generation restored removed returned"],

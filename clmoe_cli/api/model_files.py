@@ -6,8 +6,10 @@ entry, since the writer of safetensors keeps several in no particular order.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,19 @@ def check_onnx() -> None:
         raise UsageProblem("onnx files need the packages onnx and onnxscript", hint="pip install 'clmoe[export]'")
 
 
-def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
-    """The bytes of an ONNX file of a module that makes logits and probabilities [N, C] of images [N, *shape].
+TASK_OUTPUTS = ("logits", "probabilities")
+Asked = Callable[[Tensor], list[Tensor]]
+"""What a model in a file answers images [n, …]: its outputs, in their order."""
+
+
+def to_onnx(
+    net: nn.Module, shape: Sequence[int], about: Mapping[str, Json], outputs: Sequence[str] = TASK_OUTPUTS
+) -> bytes:
+    """The bytes of an ONNX file of a module that makes ``outputs`` [N, …] of images [N, *shape].
 
     The same module gives the same bytes; nothing in them tells where it was exported.
     """
-    model = exported(net, torch.zeros((2, *shape)), "images", ("logits", "probabilities"), any_number=True)
+    model = exported(net, torch.zeros((2, *shape)), "images", outputs, any_number=True)
     graph = model.graph
     # Traces with the paths of this machine's files.
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -78,8 +87,29 @@ def to_onnx(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> 
     return data
 
 
-def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
-    """Logits of batches of images by the model in a file, and the name of what ran it.
+def to_pt2(net: nn.Module, shape: Sequence[int], about: Mapping[str, Json]) -> bytes:
+    """The bytes of an ``ExportedProgram`` of a module that reads images [N, *shape]; the same ones every time."""
+    images = (torch.zeros((2, *shape)),)
+    program = torch.export.export(net, images, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        for trace in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
+            node.meta.pop(trace, None)
+    for held in (program.state_dict, program.constants):  # parts of other tensors are kept as they are, and whole
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                own = value.detach().clone(memory_format=torch.contiguous_format)
+                held[name] = nn.Parameter(own, requires_grad=False) if isinstance(value, nn.Parameter) else own
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={PT2_ABOUT: json.dumps(about, sort_keys=True)})
+    return file.getvalue()
+
+
+PT2_ABOUT = "clmoe.json"
+"""The file in a .pt2 that says what its model is."""
+
+
+def open_onnx(path: str) -> tuple[Asked, str]:
+    """What answers by the model in a file, and the name of what runs it.
 
     That is onnxruntime where it is installed, else the slow reference of the package onnx.
     """
@@ -91,4 +121,31 @@ def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
     else:
         session = one_threaded(path)
         runner = "onnxruntime"
-    return [torch.from_numpy(session.run(["logits"], {"images": part.numpy()})[0]) for part in parts], runner
+    return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})], runner
+
+
+def open_pt2(path: str) -> tuple[Asked, str]:
+    """The same of an ``ExportedProgram``."""
+    net = torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
+
+    def asked(images: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            return list(net(images))
+
+    return asked, "torch"
+
+
+def run_onnx(path: str, parts: Sequence[Tensor]) -> tuple[list[Tensor], str]:
+    """Logits of batches of images by the model of a task in a file, and the name of what ran it."""
+    asked, runner = open_onnx(path)
+    return [asked(part)[TASK_OUTPUTS.index("logits")] for part in parts], runner
+
+
+def milliseconds(asked: Asked, images: Tensor) -> float:
+    """Milliseconds that a model takes for each of the images [n, …], all at once: the shortest of three times."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        asked(images)
+        found.append(time.perf_counter() - start)
+    return 1000 * min(found) / len(images)

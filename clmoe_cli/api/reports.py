@@ -330,6 +330,38 @@ class ExportReport(Report):
     warnings: tuple[Caution, ...] = ()
 
 
+@dataclass(frozen=True)
+class ExportAllReport(Report):
+    """What ``export --all`` wrote.
+
+    ``tasks``: names in the order of the output ``task``; ``classes``: labels in the order of the output ``label``.
+    ``input_shape``: of one image. ``image_size`` and ``channels``: what pictures are brought to before. ``features``:
+    the backbone in the file (``arch``, ``sha256``). ``parameters``: numbers in the file. ``bytes``: of the file.
+    ``deviation`` and ``p_value_deviation``: the largest difference of a confidence and of a p-value between the file,
+    read back and run by ``checked_with``, and ``predict``; labels and tasks are the same. ``milliseconds``: for one
+    image by itself and ``batch_milliseconds`` for each of ``batch`` together, on this machine; of the first on one
+    thread.
+    """
+
+    schema: ClassVar[str] = ExportReport.schema
+    output: str
+    format: str
+    tasks: tuple[str, ...]
+    classes: tuple[int | str, ...]
+    input_shape: tuple[int, ...]
+    image_size: int | None
+    channels: int | None
+    features: dict[str, str] | None
+    parameters: int
+    bytes: int
+    deviation: float
+    p_value_deviation: float
+    checked_with: str
+    milliseconds: float
+    batch: int
+    batch_milliseconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """What went wrong, where (file, key), what was found and expected, and what to do."""

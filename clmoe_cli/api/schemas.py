@@ -22,6 +22,7 @@ from clmoe_cli.api.predictions import Considered, Prediction, Predictions, Writt
 from clmoe_cli.api.reports import (
     DetectReport,
     ErrorReport,
+    ExportAllReport,
     ExportReport,
     Failure,
     Json,
@@ -39,7 +40,7 @@ _REPORTS: dict[str, Any] = {
     "detect": DetectReport,
     "predict": Predictions | Written,
     "inspect": InspectReport,
-    "export": ExportReport,
+    "export": ExportReport | ExportAllReport,
     "prune": RemovalReport,
     "log": LogReport,
     "undo": UndoReport,

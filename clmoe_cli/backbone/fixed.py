@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clmoe_cli.backbone.frozen import Backbone
 from clmoe_cli.method.routing import features as fixed
@@ -39,6 +39,15 @@ class FixedRunner:
     def run(self, pictures: Tensor, device: str) -> Tensor:
         """Features [n, 2640] of pictures [n, 3, H, W] with pixels from 0 to 1."""
         return fixed.calculated(pictures.to(device), fixed.COLOURED).float().cpu()
+
+    def module(self) -> nn.Module:
+        """The same as a module."""
+        return _Fixed()
+
+
+class _Fixed(nn.Module):
+    def forward(self, pictures: Tensor) -> Tensor:
+        return fixed.calculated(pictures, fixed.COLOURED).float()
 
 
 def load(weights: str | Path | None = None, size: tuple[int, int] | None = None) -> Backbone:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clmoe_cli.method.reproducible import in_blocks
 from store_schema.errors import BadInput, UsageProblem
@@ -36,6 +36,27 @@ class Runner(Protocol):
 
     def run(self, pictures: Tensor, device: str) -> Tensor:
         """Features [n, width] float32 on the CPU of normalised pictures [n, 3, H, W] float32."""
+
+    def module(self) -> nn.Module | None:
+        """The same as a module with its weights, in evaluation mode; None where it is no network of torch."""
+
+
+class Normalised(nn.Module):
+    """Features [N, width] of pictures [N, 3, H, W] from 0 to 1, by a network that reads them normalised."""
+
+    def __init__(self, net: nn.Module, centre: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("centre", centre)
+        self.register_buffer("spread", spread)
+
+    centre: Tensor
+    spread: Tensor
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Of pictures [N, 3, H, W]."""
+        found: Tensor = self.net((pictures - self.centre) / self.spread)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +146,11 @@ class Backbone:
         if not bool(torch.isfinite(out).all()):
             raise BadInput(f"the features of {self.arch} are not finite", hint="check its weights")
         return out
+
+    def module(self) -> nn.Module | None:
+        """Pictures [N, 3, H, W] float32 from 0 to 1 → features [N, width], as one module; None for an ONNX file."""
+        net = self._runner.module()
+        return None if net is None else Normalised(net, self._centre, self._spread).train(False)
 
     def _normalised(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional

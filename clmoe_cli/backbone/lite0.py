@@ -126,6 +126,10 @@ class _Runner:
         """Features [n, 1952] of normalised pictures [n, 3, H, W]."""
         return self._for(device).run(pictures, device)
 
+    def module(self) -> nn.Module:
+        """The network of torch with its weights."""
+        return self._torch.module()
+
 
 def published(net: nn.Module) -> Weights:
     """The package's weights for a network with the package's names, as an expert's skeleton; all but the output's.

@@ -79,6 +79,9 @@ class OnnxRunner:
             raise BadInput(what, where=self.where, found=one_line(error)[:200]) from error
         return torch.from_numpy(found).float().flatten(1)
 
+    def module(self) -> None:
+        """None: it is a file."""
+
 
 def load(path: str, size: tuple[int, int] | None = None) -> Backbone:
     """The backbone in an ONNX file; ``size``: height and width of the pictures, None for the file's own.

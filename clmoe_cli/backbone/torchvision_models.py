@@ -57,6 +57,21 @@ class TorchRunner:
         found: Tensor = functional_call(self.net, dict(self._there[device]), (pictures.to(device),)).cpu()
         return found
 
+    def module(self) -> nn.Module:
+        """A copy of the skeleton that holds its tensors."""
+        net = copy.deepcopy(self.net)
+        for name, module in net.named_modules():
+            prefix = f"{name}." if name else ""
+            for key in module._parameters:
+                if (value := self.tensors.get(prefix + key)) is not None:
+                    module._parameters[key] = nn.Parameter(value, requires_grad=False)
+            for key, own in module._buffers.items():
+                if (value := self.tensors.get(prefix + key)) is not None:
+                    module._buffers[key] = value
+                elif own is not None and own.is_meta:  # counters of batches, which nothing reads
+                    module._buffers[key] = torch.zeros(own.shape, dtype=own.dtype)
+        return net
+
 
 def load(arch: str, weights: str | Path | None = None, size: tuple[int, int] | None = None) -> Backbone:
     """The backbone ``arch`` with the weights of a safetensors file, or those that torchvision publishes.

@@ -11,7 +11,7 @@ from rich.table import Table
 from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport
-from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
+from clmoe_cli.api.reports import DetectReport, ExportAllReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
 from clmoe_cli.report.cells import columns, headline, percent
 from clmoe_cli.report.overview import overview, unfinished
@@ -228,6 +228,22 @@ def _(report: ExportReport) -> list[Any]:
         f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
         f"answers as {_answering(report)}",
         f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
+    ]
+
+
+@tables.register
+def _(report: ExportAllReport) -> list[Any]:
+    count = len(report.tasks)
+    what = "" if report.features is None else f", through {report.features['arch']}, which is in the file"
+    speed = f"{report.milliseconds:.2f} ms an image, {report.batch_milliseconds:.2f} ms each of {report.batch} together"
+    return [
+        headline(
+            f"exported {count} task{'s' * (count != 1)} to {report.output}",
+            f": {report.parameters} parameters, {report.bytes} bytes",
+        ),
+        f"reads images {list(report.input_shape)}{what}; answers classes {', '.join(map(str, report.classes))}",
+        "answers as predict does: label, task, confidence, p-value",
+        f"read back and run by {report.checked_with}: confidences differ by at most {report.deviation:.3g}; {speed}",
     ]
 
 
