@@ -30,6 +30,7 @@ SINGLE = ("detect", "inspect", "export", "schema")
 WRITING = ("prune", "undo", "checkout", "rename", "tasks")
 
 _first: bool | None = None
+_joined = False
 
 
 class PeerLost(ClmoeError):
@@ -57,6 +58,11 @@ def launched() -> bool:
     """Whether this process is one of several. Variables that say nonsense do not make it one."""
     rank, world = _number("RANK"), _number("WORLD_SIZE")
     return rank is not None and world is not None and 0 <= rank < world > 1
+
+
+def joined() -> bool:
+    """Whether others work along with this process by now: all read the same, and each can read a share of it."""
+    return _joined
 
 
 def on_this_machine() -> tuple[int, int] | None:
@@ -142,6 +148,7 @@ def together(device: str) -> Iterator[None]:
     # As an interruption, so that the store's lock and the progress bar are given back.
     before = signal.signal(signal.SIGTERM, _stop)
     board: Any = None
+    global _joined
     try:
         try:
             if device.startswith("cuda"):
@@ -160,6 +167,7 @@ def together(device: str) -> Iterator[None]:
             _patiently(join)
         except (RuntimeError, ValueError) as error:
             raise Lost(str(error)) from error
+        _joined = True
         yield
     except BaseException as error:
         # Ending already: being told so once more must not hide why.
@@ -171,6 +179,7 @@ def together(device: str) -> Iterator[None]:
     else:
         signal.signal(signal.SIGTERM, before)
     finally:
+        _joined = False
         if dist.is_initialized():
             dist.destroy_process_group()
 
