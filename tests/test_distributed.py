@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import forking
@@ -185,6 +186,26 @@ def test_the_command_writes_one_file(data: Path, one: Path, tmp_path: Path, caps
     assert told[0].replace("two.csv", "one.csv") == told[1]
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     assert len((tmp_path / "one.csv").read_text().splitlines()) == 1 + 70 + 201
+
+
+@pytest.mark.parametrize(("launch", "quiet", "said"), [(1e9, (), 1), (1e9, ("--quiet",), 0), (0.0, (), 0)])
+def test_answers_that_are_quicker_than_a_start_are_told(
+    launch: float,
+    quiet: tuple[str, ...],
+    said: int,
+    data: Path,
+    one: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("clmoe_cli.cli.predict.together", lambda device: nullcontext())
+    monkeypatch.setattr("clmoe_cli.cli.predict.LAUNCH", launch)
+    args = ("predict", data / "mixed.npz", "--store", one, "--output", tmp_path / "answers.csv")
+    assert alone(*args, *quiet) == 0
+    assert capsys.readouterr().err.count("several processes do not pay here: this took ") == said
 
 
 def test_a_locked_store_is_told_once(data: Path, own: Path) -> None:

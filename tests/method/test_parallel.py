@@ -134,7 +134,7 @@ def test_gradients_and_scores_are_those_of_one_process(net: Callable[[], Network
 def test_what_one_process_would_take_is_measured(
     net: Callable[[], Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Process 0 alone measures, with the threads of both, on all images of a batch. Nothing changes."""
+    """Process 0 alone measures, with its threads and with those of both, on all images of a batch. Nothing changes."""
     data = pictures(40, torch.float32)
 
     def act(rank: int) -> dict[str, Tensor]:
@@ -153,10 +153,10 @@ def test_what_one_process_would_take_is_measured(
         after = [generator.get_state(), *params.values()]
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         assert (torch.get_num_threads(), collectives.world()) == (threads, 2)
-        assert found.threads == 2 * threads
+        assert found.threads in (threads, 2 * threads)
         batch = Schedule(batch_size=20).batch(40, own)
         assert set(seen[:COMPARED]) == {batch // 2}
-        assert seen[COMPARED:] == [batch] * COMPARED * (rank == 0)
+        assert seen[COMPARED:] == [batch] * 2 * COMPARED * (rank == 0)
         return {"seconds": torch.tensor([found.seconds, found.alone])}
 
     first, second = together(2, act, tmp_path / "found")

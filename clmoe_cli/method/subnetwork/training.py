@@ -90,7 +90,8 @@ class Cost:
     """What training will take, before it begins: at most ``epochs`` of ``steps``, each of so many ``seconds``.
 
     ``limit``: seconds that it may take; infinite without a limit. ``alone``: of several processes on processors, the
-    seconds of a step of one process with the ``threads`` of all that are on its machine; infinite where nobody asked.
+    seconds of a step of one process, with its own ``threads`` or those of all that are on its machine, whichever is
+    quicker; infinite where nobody asked.
     """
 
     epochs: int
@@ -357,8 +358,13 @@ def cost(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]
     limit = run.limit.left("consolidate")
     if collectives.world() == 1 or device_of(params).type != "cpu":
         return Cost(epochs, run.steps, step_seconds(run, params, trainable), limit)
-    step, threads = step_seconds(run, params, trainable, COMPARED), torch.get_num_threads() * collectives.neighbours()
-    return Cost(epochs, run.steps, step, limit, alone_seconds(run, params, trainable, threads), threads)
+    step, own = step_seconds(run, params, trainable, COMPARED), torch.get_num_threads()
+    # Threads that have no core for themselves wait for each other: one of them may be quicker than all.
+    ways = {
+        threads: alone_seconds(run, params, trainable, threads) for threads in (own, own * collectives.neighbours())
+    }
+    best = min(ways, key=lambda threads: ways[threads])
+    return Cost(epochs, run.steps, step, limit, ways[best], best)
 
 
 def train(

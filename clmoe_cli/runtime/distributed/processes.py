@@ -25,6 +25,8 @@ PATIENCE = timedelta(days=30)
 """How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
 SOON = 5.0
 """Seconds after which a process says what it waits for."""
+LAUNCH = 3.0
+"""Seconds, about, that ``torchrun`` and the processes' meeting take."""
 _LOOK = 0.1
 SINGLE = ("detect", "inspect", "export", "schema")
 WRITING = ("prune", "undo", "checkout", "rename", "tasks")
@@ -63,6 +65,11 @@ def launched() -> bool:
 def joined() -> bool:
     """Whether others work along with this process by now: all read the same, and each can read a share of it."""
     return _joined
+
+
+def saved(seconds: float) -> float:
+    """Seconds that the others can have saved at most, where working together took so many."""
+    return seconds * ((_number("WORLD_SIZE") or 1) - 1)
 
 
 def on_this_machine() -> tuple[int, int] | None:
