@@ -101,7 +101,7 @@ bench-colour: $(STAMP)  ## colour pictures in folders, every picture by itself, 
 bench-resnet: $(STAMP)  ## resnet18 on colour pictures: two tasks in one expert
 	$(BIN)/python benchmarks/resnet.py --out bench-out/resnet
 
-bench: $(STAMP)  ## speed beside plain PyTorch, as ratios of one run; how it grows
+bench: $(STAMP)  ## speed beside plain PyTorch, as ratios of one run; how it grows, to a thousand small tasks
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --root $(MNIST) --out bench-out/growth
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --root $(MNIST) --out bench-out/speed --grown bench-out/growth/store
 
@@ -111,7 +111,7 @@ bench-card: $(STAMP)  ## a graphics card beside all cores of its machine's proce
 bench-memory: $(STAMP)  ## peak memory of learn on 20,000 pictures and of predict on 2 GB
 	$(BIN)/python benchmarks/memory.py --out bench-out/memory
 
-bench-processes: $(STAMP)  ## one task by one process, by one with two threads, and by two: seconds, masks, accuracy
+bench-processes: $(STAMP)  ## when several processes pay: steps, answers, one task (two idle cores)
 	$(BIN)/python benchmarks/processes.py --root $(MNIST) --out bench-out/processes
 
 bench-photos: $(STAMP)  ## photographs through lite0, all and few of a class, beside plainer tools on the same features (PHOTOS=folder)

@@ -85,7 +85,7 @@ class Loader:
         self._records: dict[str, SubnetworkRecord] = {}
         self._networks: dict[str, Network] = {}
         self._scalings: dict[str, Scaling] = {}
-        self._gaussians: dict[str, Gaussians] = {}
+        self._statistics: dict[str, Subspaces] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Compact]] = {}
         self._eyes: dict[str, Eye] = {}
@@ -165,23 +165,32 @@ class Loader:
         """What the gate and a task's subnetwork answer with, and nothing else of its file."""
         if name not in self._answering:
             task = self.manifest.task(name)
-            record = self.store.read_subnetwork(name, ("masks", "gate"))
-            arrays = {key: tensor(value) for key, value in record.gate.items()}
+            known = self._statistics.get(name)
+            record = self.store.read_subnetwork(name, ("masks", "gate") if known is None else ("masks",))
             net = self.network(task.expert)
             values = parameters(record, self.weights(task.expert), net, self.device)
-            self._answering[name] = _subspaces(name, arrays, len(task.classes)), compacted(net, values)
+            self._answering[name] = self._statistics_of(name, record), compacted(net, values)
         return self._answering[name]
 
+    def statistics(self, name: str) -> Subspaces:
+        """The gate's statistics of a task, and nothing else of its file."""
+        if name not in self._statistics:
+            self._statistics_of(name, self.store.read_subnetwork(name, ("gate",)))
+        return self._statistics[name]
+
     def gaussians(self, name: str) -> Gaussians:
-        """The gate's statistics of a task, and nothing else of its file. StoreDamaged where these are no Gaussians."""
-        if name not in self._gaussians:
-            record = self.store.read_subnetwork(name, ("gate",))
+        """The same. Raises StoreDamaged where these are no Gaussians."""
+        found = self.statistics(name)
+        if not isinstance(found, Gaussians):
+            raise StoreDamaged("a task lacks the statistics of its gate", key=name, found=type(found).__name__)
+        return found
+
+    def _statistics_of(self, name: str, record: SubnetworkRecord) -> Subspaces:
+        """Those in a record of the task that was read with them, unless they were read before."""
+        if name not in self._statistics:
             arrays = {key: tensor(value) for key, value in record.gate.items()}
-            found = _subspaces(name, arrays, len(self.manifest.task(name).classes))
-            if not isinstance(found, Gaussians):
-                raise StoreDamaged("a task lacks the statistics of its gate", key=name, found=str(sorted(arrays)))
-            self._gaussians[name] = found
-        return self._gaussians[name]
+            self._statistics[name] = _subspaces(name, arrays, len(self.manifest.task(name).classes))
+        return self._statistics[name]
 
     def frozen(self, expert: str, tasks: Sequence[str] | None = None, on_step: OnStep = silent) -> masks.Masks:
         """Entries that the expert's tasks (or those named) use."""

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from clmoe_cli.cli.app import app
 from clmoe_cli.data import read_batch
+from store_schema import Store
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OURS = ("clmoe", "clmoe_cli", "store_schema")
@@ -239,6 +240,33 @@ def test_the_processes_benchmark_compares_small(
     assert ways["2 processes"]["overlap"] < 0.9
     assert ways[processes.NUDGED]["differing"] < ways["2 processes"]["differing"]
     assert found["images"] == 80
+
+
+def test_a_step_is_timed_as_processes_take_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    importlib.import_module("processes").time_steps("cnn:8,16", 0.01)
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] > 0
+    assert found["steps"] >= 3
+    assert found["weights"] > 8 * 9 + 16 * 8 * 9
+
+
+@pytest.mark.campaign
+def test_growth_goes_on_with_tasks_that_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    growth = importlib.import_module("growth")
+    for name, value in {"COUNTS": (1,), "ALONE": 1, "TOGETHER": 2, "LAST": 1}.items():
+        monkeypatch.setattr(growth, name, value)
+    found = growth.after_vectors(tmp_path / "store", 5)
+    assert list(found) == [1, 5]
+    manifest = Store.open(tmp_path / "store").manifest
+    assert [task.name for task in manifest.tasks] == ["t0", "t1", "t2", "t3", "t4"]
+    for row in found.values():
+        assert row["accuracy"] > 0.9
+        assert row["task"] == sum(size for name, size in row.items() if name.startswith("task."))
+    assert growth.vectors_table(found).count("\n") == 4
 
 
 HELD = """

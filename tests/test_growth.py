@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from clmoe_cli.method.subnetwork.pruning import Tolerance
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Thresholds, compare
 from clmoe_cli.store_tensors import Loader
-from store_schema import BadInput, Store
+from store_schema import BadInput, Store, SubnetworkRecord
+from store_schema.subnetworks import GROUPS
 
 ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)
 
@@ -91,6 +94,19 @@ def test_a_task_reads_the_weights_of_constructive_tasks_and_of_no_others(
         assert not (one[layer] & two[layer]).any()
         assert not (two[layer] & three[layer]).any()
     assert any((one[layer] & three[layer]).any() for layer in one)
+
+
+def test_learning_reads_the_statistics_of_a_known_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, reads = small.build(tmp_path / "store", 2), Counter[str]()
+    original = Store.read_subnetwork
+
+    def spy(self: Store, task: str, groups: Collection[str] = GROUPS) -> SubnetworkRecord:
+        reads[task] += "gate" in groups and set(groups) != set(GROUPS)
+        return original(self, task, groups)
+
+    monkeypatch.setattr(Store, "read_subnetwork", spy)
+    learn(str(root), small.batch(3), small.OPTIONS)
+    assert reads == {"task1": 1, "task2": 1}
 
 
 def test_more_images_refine_a_task_and_leave_the_others_bit_for_bit(tmp_path: Path) -> None:

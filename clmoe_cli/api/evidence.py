@@ -66,7 +66,7 @@ def onset_evidence(
         order = [t.name for t in loader.manifest.tasks_of_shape(batch.input_shape, batch.input)]
 
         def statistics(task: int) -> Subspaces:
-            return loader.answering(order[task])[0]
+            return loader.statistics(order[task])
 
         compared = gate.compare(values, statistics)
         answering = gate.owner[compared.chosen.gather(1, compared.likely.argmax(dim=1, keepdim=True))[:, 0]]
@@ -95,7 +95,7 @@ def _of_gate(
     loader: Loader, name: str, values: Tensor, codes: Tensor, at: Tensor, won: Tensor
 ) -> tuple[Evidence, Tensor]:
     """``at`` [N]: the task's class that the gate answers for each image; ``won`` [N]: whether it answers the task."""
-    own = loader.answering(name)[0]
+    own = loader.statistics(name)
     distances = own.all_distances(values)
     able = own.counts >= MINIMUM
     calibration = int(own.counts[able].min()) if bool(able.any()) else 0

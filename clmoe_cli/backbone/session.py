@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.data.batch import Batch
+from clmoe_cli.runtime.distributed.processes import joined
 from clmoe_cli.runtime.events import OnStep, silent, whole
-from store_schema.errors import StoreIncompatible, UsageProblem
+from store_schema.errors import ClmoeError, StoreIncompatible, UsageProblem
 from store_schema.records import FeaturesRecord, InputRecord, Manifest
 
 if TYPE_CHECKING:
@@ -101,8 +102,30 @@ class BackboneSession:
     def vectors(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
         """Features [n, width] of pictures [n, C, H, W]: those that were kept, and the others' computed and kept.
 
-        Raises BadInput for pixels that are no shares of one and for features that are not finite.
+        Several processes have a share each, and all of them all features. Raises BadInput for pixels that are no
+        shares of one and for features that are not finite.
         """
+        if not joined():
+            return self._vectors(pictures)
+        from clmoe_cli.runtime.distributed import sharing
+
+        before, problem = self.computed, None
+        some = pictures[sharing.own(len(pictures))]
+        found = np.zeros((len(some), self.width), np.float32)
+        try:
+            found = self._vectors(some) if len(some) else found
+        except ClmoeError as error:
+            problem = sharing.fields(error)
+        found, said = sharing.everyones(found, len(pictures), (self.computed - before, self.unkept, problem))
+        self.computed = before + sum(computed for computed, _, _ in said)
+        self.unkept = any(unkept for _, unkept, _ in said)
+        for _, _, problem in said:
+            if problem is not None:
+                raise sharing.error_of(ClmoeError, problem)
+        return found
+
+    def _vectors(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        """The same of this process alone."""
         import torch
 
         from clmoe_cli.backbone.cache import FeatureCache, key_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from clmoe_cli.cli import flags
 from clmoe_cli.cli.completion import among, task_names
 from clmoe_cli.report.progress import note, progress
 from clmoe_cli.runtime import choices
-from clmoe_cli.runtime.distributed.processes import leading, together
+from clmoe_cli.runtime.distributed.processes import LAUNCH, launched, leading, saved, together
 
 
 def predict(
@@ -76,6 +77,7 @@ def predict(
         render.check_output(output, json_)
     where = resolved(device)
     with together(where), progress(quiet) as shown:
+        started = time.monotonic()
         opened = Opened.existing(store)
         expected = opened.expected_by(task)
         backbone = BackboneSession(features, features_weights, device=where, keep=feature_cache)
@@ -95,6 +97,9 @@ def predict(
             on_step=shown.step,
             explain=explain,
         )
+        took = time.monotonic() - started
+    if launched() and saved(took) < LAUNCH and not quiet:
+        note(f"several processes do not pay here: this took {took:.1f} s, and starting them about {LAUNCH:.0f} s more")
     render.warnings(report.warnings)
     if warning:
         note(f"warning: {warning}")

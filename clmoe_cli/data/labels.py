@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,12 @@ class LabelEncoder:
 
     def codes(self, labels: Sequence[Label]) -> list[int]:
         """Codes of labels that the book has."""
-        index = {_key(v): i for i, v in enumerate(self.labels)}
-        return [index[_key(v)] for v in labels]
+        return [self._index[_key(v)] for v in labels]
+
+    @cached_property
+    def _index(self) -> dict[tuple[type, Label], int]:
+        """Label → code. Made once: every task of a store is asked for its codes."""
+        return {_key(v): i for i, v in enumerate(self.labels)}
 
     def reading(self, labels: NDArray[np.generic]) -> tuple[LabelEncoder, NDArray[np.int64]]:
         """The book with the labels of people's data added that it lacks, and codes [N] of these.
@@ -40,7 +45,7 @@ class LabelEncoder:
         "1" where an npz says 1.
         """
         values, inverse = np.unique(labels, return_inverse=True)
-        index = {_key(v): i for i, v in enumerate(self.labels)}
+        index = dict(self._index)
         texts = {str(label): code for (_, label), code in index.items()}
         every, codes = list(self.labels), []
         for label in map(plain, values):

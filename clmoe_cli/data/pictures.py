@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from clmoe_cli.data.listing import Listing, list_pictures, named_pictures
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.transforms import shape_after, transformed
 from clmoe_cli.runtime import limits
+from clmoe_cli.runtime.distributed.processes import joined
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 
 T = TypeVar("T")
+ReadAll: TypeAlias = Callable[[list[str]], list[T | BadInput]]
 THREADS = min(4, os.cpu_count() or 1)
 _AT_ONCE = limits.PICTURES_BYTES
 _TRIED = 16
@@ -40,9 +42,18 @@ class _Broken:
     found: dict[str, BadInput] = field(default_factory=dict)
 
     def each(
-        self, paths: Sequence[str], read: Callable[[str], T], at_once: int, on_step: OnStep, name: str
+        self,
+        paths: Sequence[str],
+        read: Callable[[str], T],
+        at_once: int,
+        on_step: OnStep,
+        name: str,
+        share: Callable[[ReadAll[T], list[str]], list[T | BadInput]] = lambda read_all, part: read_all(part),
     ) -> Iterator[tuple[str, T]]:
-        """Path and what was read of each that is not broken, in order; several are read at the same time."""
+        """Path and what was read of each that is not broken, in order; several are read at the same time.
+
+        ``share``: how so many as are read at once are read, and by whom.
+        """
 
         def attempt(path: str) -> T | BadInput:
             try:
@@ -55,7 +66,8 @@ class _Broken:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(left), at_once):
                 part = left[start : start + at_once]
-                for path, result in zip(part, pool.map(attempt, part), strict=True):
+                results = share(lambda some: list(pool.map(attempt, some)), part)
+                for path, result in zip(part, results, strict=True):
                     if isinstance(result, BadInput):
                         self.found[path] = result
                     else:
@@ -168,11 +180,32 @@ def _read(
     name = "reading" if extractor is None else f"features of {extractor.name}"
     with collecting(shape, np.dtype(np.uint8), where, extractor) as spool:
         at_once = max(THREADS, min(limits.PICTURES_DECODED * THREADS, _AT_ONCE // image))
-        for _, pixels in broken.each(paths, read, at_once, on_step, name):
+
+        def share(read_all: ReadAll[Array], part: list[str]) -> list[Array | BadInput]:
+            return _in_shares(read_all, part, (1, *shape[1:])) if joined() else read_all(part)
+
+        for _, pixels in broken.each(paths, read, at_once, on_step, name, share):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
             broken.refuse(listed, folder)
         return spool.finish(), record, tuple(path for path in paths if path in broken.found)
+
+
+def _in_shares(read_all: ReadAll[Array], paths: list[str], shape: tuple[int, ...]) -> list[Array | BadInput]:
+    """What several processes read of these pictures, each a share of them: arrays of uint8 of that shape."""
+    from clmoe_cli.runtime.distributed import sharing
+
+    found = read_all(paths[sharing.own(len(paths))])
+    pixels = np.zeros((len(found), *shape), np.uint8)
+    broken: list[dict[str, str] | None] = [None] * len(found)
+    for place, result in enumerate(found):
+        if isinstance(result, BadInput):
+            broken[place] = sharing.fields(result)
+        else:
+            pixels[place] = result
+    pixels, said = sharing.everyones(pixels, len(paths), broken)
+    problems = [None if one is None else sharing.error_of(BadInput, one) for each in said for one in each]
+    return [pixels[i] if problem is None else problem for i, problem in enumerate(problems)]
 
 
 def _survey(paths: list[str], broken: _Broken, resizing: bool, on_step: OnStep) -> tuple[tuple[int, int] | None, bool]:

@@ -31,6 +31,8 @@ SOON = 1.0
 PAUSE = 10.0
 """Seconds between two lines about the same, where there is no terminal."""
 BEAT = 0.25
+PAYS = 1.1
+"""Steps of several processes that take so many times those of one are not worth it; less may be chance."""
 EARLY = ("train",)
 """Phases that may end before all of their epochs are through."""
 
@@ -271,6 +273,11 @@ class Progress:
             epochs = f"{cost.epochs} epochs of {cost.steps} step{'s' * (cost.steps != 1)}"
             limit = f", time limit {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
             self._note(f"training: at most about {duration(cost.total)} ({epochs}{limit})")
+        if cost.seconds > PAYS * cost.alone:
+            threads = f"OMP_NUM_THREADS={cost.threads}"
+            alone, together = f"{1e3 * cost.alone:.3g} ms", f"{1e3 * cost.seconds:.3g} ms"
+            text = f"a step takes {together}, in one process with {threads} {alone}"
+            self._note(f"several processes do not pay here: {text}")
 
     def callbacks(self) -> Callbacks:
         """What ``learn`` calls."""

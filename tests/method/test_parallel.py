@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,17 @@ from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
 from clmoe_cli.method.subnetwork.pruning import Tolerance, select
-from clmoe_cli.method.subnetwork.training import Moving, Run, Schedule, dropout, quality, run_epoch, train
+from clmoe_cli.method.subnetwork.training import (
+    COMPARED,
+    Moving,
+    Run,
+    Schedule,
+    cost,
+    dropout,
+    quality,
+    run_epoch,
+    train,
+)
 from clmoe_cli.runtime.distributed import collectives, stores
 from store_schema.errors import ObjectVanished
 
@@ -117,6 +128,44 @@ def test_gradients_and_scores_are_those_of_one_process(net: Callable[[], Network
     first, second = together(2, act, tmp_path / "found")
     same(first, expected, **EXACT)
     assert all(np.array_equal(first[name], second[name]) for name in second)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_what_one_process_would_take_is_measured(
+    net: Callable[[], Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 0 alone measures, with its threads and with those of both, on all images of a batch. Nothing changes."""
+    data = pictures(40, torch.float32)
+
+    def act(rank: int) -> dict[str, Tensor]:
+        own, seen = net(), list[int]()
+        params, generator = start(own, torch.float32), torch.Generator().manual_seed(3)
+        before = [generator.get_state(), *(value.clone() for value in params.values())]
+        real = type(own).logits
+
+        def logits(self: Network, params: Params, x: Tensor, *more: Any, **how: Any) -> Tensor:
+            seen.append(len(x))
+            return real(self, params, x, *more, **how)
+
+        monkeypatch.setattr(type(own), "logits", logits)
+        threads = torch.get_num_threads()
+        found = cost(Run(own, data, data, Schedule(batch_size=20), generator), params, {}, 3)
+        after = [generator.get_state(), *params.values()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert (torch.get_num_threads(), collectives.world()) == (threads, 2)
+        assert found.threads in (threads, 2 * threads)
+        batch = Schedule(batch_size=20).batch(40, own)
+        assert set(seen[:COMPARED]) == {batch // 2}
+        assert seen[COMPARED:] == [batch] * 2 * COMPARED * (rank == 0)
+        return {"seconds": torch.tensor([found.seconds, found.alone])}
+
+    first, second = together(2, act, tmp_path / "found")
+    assert np.array_equal(first["seconds"], second["seconds"])
+    assert np.isfinite(first["seconds"]).all()
+    assert (first["seconds"] > 0).all()
+    own = net()
+    alone = cost(Run(own, data, data, Schedule(), torch.Generator()), start(own, torch.float32), {}, 3)
+    assert (alone.alone, alone.threads) == (np.inf, 1)
 
 
 def test_dropout_is_that_of_one_process(tmp_path: Path) -> None:

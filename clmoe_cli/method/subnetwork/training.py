@@ -43,8 +43,8 @@ CONVOLVED_PARTS = BATCHES
 """The same where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch."""
 SMALLEST = 16
 """Images of a batch all the same, where there are as many and ``--batch-size`` allows."""
-WARM = 2
-"""Steps that are taken to tell how long one takes, of which the last counts."""
+WARM, COMPARED = 2, 5
+"""Steps that are taken to tell how long one takes, the first of which warms up; where two ways are compared, more."""
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 MakeDrop = Callable[[collectives.Share], Drop]
 WARMING = 0.25
@@ -89,13 +89,17 @@ OnEpoch = Callable[[Epoch], None]
 class Cost:
     """What training will take, before it begins: at most ``epochs`` of ``steps``, each of so many ``seconds``.
 
-    ``limit``: seconds that it may take; infinite without a limit.
+    ``limit``: seconds that it may take; infinite without a limit. ``alone``: of several processes on processors, the
+    seconds of a step of one process, with its own ``threads`` or those of all that are on its machine, whichever is
+    quicker; infinite where nobody asked.
     """
 
     epochs: int
     steps: int
     seconds: float
     limit: float
+    alone: float = math.inf
+    threads: int = 1
 
     @property
     def total(self) -> float:
@@ -322,21 +326,45 @@ def _halves(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def step_seconds(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> float:
-    """Seconds of a step, taken from copies of the parameters; nothing changes by it, nor is anything drawn."""
+def step_seconds(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor], steps: int = WARM) -> float:
+    """Seconds of a step, the quickest of so many after the first, taken from copies of the parameters; nothing changes
+    by it, nor is anything drawn."""
     own = torch.Generator(run.generator.device).manual_seed(0)
     apart, moving = replace(run, generator=own), Moving.of(dict(params), trainable, adam(run.schedule.lr))
-    drop, found = dropout(run.net.layers[0], run.schedule.dropout, own), 0.0
-    for _ in range(WARM):
+    drop, found = dropout(run.net.layers[0], run.schedule.dropout, own), []
+    for _ in range(steps):
         started = time.perf_counter()
         run_epoch(apart, moving, drop, part=Part(most=1))  # which reads the loss, and so waits for it
-        found = time.perf_counter() - started
-    return float(collectives.agreed(torch.tensor(found, dtype=torch.float64)))
+        found.append(time.perf_counter() - started)
+    return float(collectives.agreed(torch.tensor(min(found[1:]), dtype=torch.float64)))
+
+
+def alone_seconds(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor], threads: int) -> float:
+    """The same of process 0 by itself with so many threads, while the others wait."""
+    found = torch.full((), math.inf, dtype=torch.float64)
+    if collectives.leads():
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with collectives.apart():
+                found.fill_(step_seconds(run, params, trainable, COMPARED))
+        finally:
+            torch.set_num_threads(before)
+    return float(collectives.agreed(found))
 
 
 def cost(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor], epochs: int) -> Cost:
-    """What so many epochs of a network will take."""
-    return Cost(epochs, run.steps, step_seconds(run, params, trainable), run.limit.left("consolidate"))
+    """What so many epochs of a network will take; of several processes on processors, also what one would."""
+    limit = run.limit.left("consolidate")
+    if collectives.world() == 1 or device_of(params).type != "cpu":
+        return Cost(epochs, run.steps, step_seconds(run, params, trainable), limit)
+    step, own = step_seconds(run, params, trainable, COMPARED), torch.get_num_threads()
+    # Threads that have no core for themselves wait for each other: one of them may be quicker than all.
+    ways = {
+        threads: alone_seconds(run, params, trainable, threads) for threads in (own, own * collectives.neighbours())
+    }
+    best = min(ways, key=lambda threads: ways[threads])
+    return Cost(epochs, run.steps, step, limit, ways[best], best)
 
 
 def train(

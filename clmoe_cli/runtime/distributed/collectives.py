@@ -1,9 +1,9 @@
 """Data-parallel training: every process goes through the same steps, and computes a share of each batch.
 
 The rule of this module: what decides anything is the same in all processes. Gradients, scores and the statistics of
-normalisations are sums over all of them (``torch.distributed``, whose process group is the only state), random numbers
-are drawn for the whole batch everywhere, and figures that decide are those of process 0. A single process
-passes through unchanged, to the bit.
+normalisations are sums over all of them (``torch.distributed``, whose process group is the only state, but within
+:func:`apart`), random numbers are drawn for the whole batch everywhere, and figures that decide are those of process 0.
+A single process passes through unchanged, to the bit.
 """
 
 from __future__ import annotations
@@ -19,10 +19,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clmoe_cli.runtime.distributed.processes import on_this_machine
+
+_apart = False
+
 
 def world() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _apart and dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within the block this process computes as if it were alone; what the others do is none of its business."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
 
 
 def rank() -> int:
@@ -33,6 +48,12 @@ def rank() -> int:
 def leads() -> bool:
     """Whether this is the process that writes: the only one, or process 0."""
     return rank() == 0
+
+
+def neighbours() -> int:
+    """How many of the processes are on this machine."""
+    place = on_this_machine()
+    return min(world(), place[1]) if place else world()
 
 
 @dataclass(frozen=True)

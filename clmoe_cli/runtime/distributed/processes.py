@@ -25,11 +25,14 @@ PATIENCE = timedelta(days=30)
 """How long a process waits for others: their end is noticed at once, and who waits for the lock is not lost."""
 SOON = 5.0
 """Seconds after which a process says what it waits for."""
+LAUNCH = 3.0
+"""Seconds, about, that ``torchrun`` and the processes' meeting take."""
 _LOOK = 0.1
 SINGLE = ("detect", "inspect", "export", "schema")
 WRITING = ("prune", "undo", "checkout", "rename", "tasks")
 
 _first: bool | None = None
+_joined = False
 
 
 class PeerLost(ClmoeError):
@@ -57,6 +60,16 @@ def launched() -> bool:
     """Whether this process is one of several. Variables that say nonsense do not make it one."""
     rank, world = _number("RANK"), _number("WORLD_SIZE")
     return rank is not None and world is not None and 0 <= rank < world > 1
+
+
+def joined() -> bool:
+    """Whether others work along with this process by now: all read the same, and each can read a share of it."""
+    return _joined
+
+
+def saved(seconds: float) -> float:
+    """Seconds that the others can have saved at most, where working together took so many."""
+    return seconds * ((_number("WORLD_SIZE") or 1) - 1)
 
 
 def on_this_machine() -> tuple[int, int] | None:
@@ -142,6 +155,7 @@ def together(device: str) -> Iterator[None]:
     # As an interruption, so that the store's lock and the progress bar are given back.
     before = signal.signal(signal.SIGTERM, _stop)
     board: Any = None
+    global _joined
     try:
         try:
             if device.startswith("cuda"):
@@ -160,6 +174,7 @@ def together(device: str) -> Iterator[None]:
             _patiently(join)
         except (RuntimeError, ValueError) as error:
             raise Lost(str(error)) from error
+        _joined = True
         yield
     except BaseException as error:
         # Ending already: being told so once more must not hide why.
@@ -171,6 +186,7 @@ def together(device: str) -> Iterator[None]:
     else:
         signal.signal(signal.SIGTERM, before)
     finally:
+        _joined = False
         if dist.is_initialized():
             dist.destroy_process_group()
 
