@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torchvision import models
 
-from clmoe_cli.api import resuming
+from clmoe_cli.api import measuring, resuming
 from clmoe_cli.api.copying import CopyOptions, copy
 from clmoe_cli.api.export import export
+from clmoe_cli.api.export_all import export_all
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.starting import Start
@@ -259,6 +260,15 @@ def test_a_base_goes_where_its_tasks_go(files: tuple[str, str], tmp_path: Path) 
     found = load_file(tmp_path / "task.safetensors")
     names = [key for key in expected if key != "conv1.weight"]  # which takes over the scale of inputs
     assert all(torch.equal(found[key].double(), expected[key].float().double()) for key in names)
+
+
+def test_a_model_of_the_whole_store_stands_on_the_base(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "opinion_weight", lambda *logs: 0.5)
+    store = str(tmp_path / "store")
+    learn(store, batch([0, 4], 80, 1), told(files[0]))
+    export_all(store, tmp_path / "store.onnx")  # which compares it with predict
 
 
 def test_a_damaged_base_is_named(files: tuple[str, str], tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def _subnetwork(loader: Loader, name: str) -> nn.Module:
             small = Compact(net, params)
         return Perceptron(small, scaling)
     network = plain.described(net, len(record.classes), scaling)
-    module = plain.module(network, plain.state(net, params, scaling))
+    module = plain.module(network, plain.state(net, net.effective(params), scaling))
     return Convolutions(plain.Answers(module, network.get("colour", False)))
 
 
