@@ -37,7 +37,7 @@ def export(
     quiet: flags.QuietOption = False,
     verbose: flags.VerboseOption = False,
 ) -> None:
-    """Write a task, or the whole store, as an ordinary model, which needs no clmoe."""
+    """Write a task or the whole store as a model that needs no clmoe."""
     from clmoe_cli.report import render
     from store_schema import UsageProblem
 
