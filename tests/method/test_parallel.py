@@ -138,7 +138,10 @@ def test_what_one_process_would_take_is_measured(
     data = pictures(40, torch.float32)
 
     def act(rank: int) -> dict[str, Tensor]:
-        own, seen = net(), list[int]()
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        own, seen, tried = net(), list[int](), list[int]()
+        monkeypatch.setattr(torch, "set_num_threads", tried.append)
         params, generator = start(own, torch.float32), torch.Generator().manual_seed(3)
         before = [generator.get_state(), *(value.clone() for value in params.values())]
         real = type(own).logits
@@ -154,6 +157,7 @@ def test_what_one_process_would_take_is_measured(
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         assert (torch.get_num_threads(), collectives.world()) == (threads, 2)
         assert found.threads in (threads, 2 * threads)
+        assert tried == [threads, threads, 2 * threads, threads] * (rank == 0)
         batch = Schedule(batch_size=20).batch(40, own)
         assert set(seen[:COMPARED]) == {batch // 2}
         assert seen[COMPARED:] == [batch] * 2 * COMPARED * (rank == 0)

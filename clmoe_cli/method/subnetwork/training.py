@@ -32,6 +32,7 @@ from clmoe_cli.method.subnetwork.training_state import (
     under,
 )
 from clmoe_cli.runtime.distributed import collectives
+from clmoe_cli.runtime.distributed.processes import neighbours
 from clmoe_cli.runtime.events import OnStep, silent, within
 
 Optimizer = torch.optim.Optimizer
@@ -360,9 +361,7 @@ def cost(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor]
         return Cost(epochs, run.steps, step_seconds(run, params, trainable), limit)
     step, own = step_seconds(run, params, trainable, COMPARED), torch.get_num_threads()
     # Threads that have no core for themselves wait for each other: one of them may be quicker than all.
-    ways = {
-        threads: alone_seconds(run, params, trainable, threads) for threads in (own, own * collectives.neighbours())
-    }
+    ways = {threads: alone_seconds(run, params, trainable, threads) for threads in (own, own * neighbours())}
     best = min(ways, key=lambda threads: ways[threads])
     return Cost(epochs, run.steps, step, limit, ways[best], best)
 

@@ -19,8 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clmoe_cli.runtime.distributed.processes import on_this_machine
-
 _apart = False
 
 
@@ -48,12 +46,6 @@ def rank() -> int:
 def leads() -> bool:
     """Whether this is the process that writes: the only one, or process 0."""
     return rank() == 0
-
-
-def neighbours() -> int:
-    """How many of the processes are on this machine."""
-    place = on_this_machine()
-    return min(world(), place[1]) if place else world()
 
 
 @dataclass(frozen=True)

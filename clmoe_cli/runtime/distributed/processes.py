@@ -77,6 +77,12 @@ def on_this_machine() -> tuple[int, int] | None:
     return (_number("LOCAL_RANK") or 0, _number("LOCAL_WORLD_SIZE") or 1) if launched() else None
 
 
+def neighbours() -> int:
+    """How many of the processes are on this machine."""
+    place = on_this_machine()
+    return 1 if place is None else place[1]
+
+
 def refuse_pipe(source: str) -> None:
     """UsageProblem for a pipe that several processes would read."""
     if launched() and (source == "-" or Path(source).is_fifo()):
