@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,8 +68,29 @@ def score(
     return Scores(float(right.mean()), by_task, tuple(order), calibration_error(confidence, right))
 
 
-def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Expected calibration error over 15 bins of equal width (Naeini et al. 2015; Guo et al. 2017), 0 to 1."""
+@dataclass(frozen=True)
+class Bin:
+    """Images that are answered with about the same confidence: how many, how many right, the mean confidence."""
+
+    images: int
+    right: int
+    confidence: float
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    """What each of 15 bins of equal width holds, of ``confidence`` [N] in 0 to 1; empty ones are left out."""
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    gap = np.bincount(bins, confidence - right, minlength=BINS)
-    return float(np.abs(gap).sum() / len(confidence))
+    counts, hits = np.bincount(bins, minlength=BINS), np.bincount(bins, right, minlength=BINS)
+    sums = np.bincount(bins, confidence, minlength=BINS)
+    return tuple(Bin(int(counts[i]), int(hits[i]), float(sums[i] / counts[i])) for i in counts.nonzero()[0])
+
+
+def gap(bins: Sequence[Bin]) -> float:
+    """Expected calibration error of these bins (Naeini et al. 2015; Guo et al. 2017), 0 to 1."""
+    off = sum(abs(one.confidence * one.images - one.right) for one in bins)
+    return float(off / sum(one.images for one in bins))
+
+
+def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Expected calibration error over 15 bins of equal width, 0 to 1."""
+    return gap(calibration(confidence, right))

@@ -28,3 +28,11 @@ def headline(head: str, rest: str) -> Text:
 def percent(value: float | int | None) -> str:
     """A share of one in percent."""
     return "not measured" if value is None else f"{100 * value:.2f} %"
+
+
+def sentences(said: dict[str, str]) -> Table:
+    """Sentences by what they are about; long ones go on below their beginning."""
+    table = Table.grid(padding=(0, 1))
+    for about, sentence in said.items():
+        table.add_row(f"{about}:", sentence)
+    return table

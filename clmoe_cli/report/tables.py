@@ -10,11 +10,12 @@ from rich.table import Table
 
 from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
-from clmoe_cli.api.inspect import InspectReport
+from clmoe_cli.api.inspect import InspectReport, TaskReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
-from clmoe_cli.report.cells import columns, headline, percent
+from clmoe_cli.report.cells import columns, headline, percent, sentences
 from clmoe_cli.report.overview import overview, unfinished
+from clmoe_cli.report.single_task import held_out, one_task
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
@@ -61,6 +62,11 @@ def tables(report: Any) -> list[Any]:
 @tables.register
 def _(report: InspectReport) -> list[Any]:
     return overview(report)
+
+
+@tables.register
+def _(report: TaskReport) -> list[Any]:
+    return one_task(report)
 
 
 @tables.register
@@ -122,33 +128,12 @@ def _(report: LearnReport) -> list[Any]:
         )
     said = {
         "classes": ", ".join(map(str, report.classes)),
-        "held out": _held_out(report),
+        "held out": held_out(report),
         report.onset.verdict: report.onset.reason,
         "placed": report.reason,
     }
-    lines = [headline(head, f"  ({report.seconds:.1f} s)"), _sentences(said)]
+    lines = [headline(head, f"  ({report.seconds:.1f} s)"), sentences(said)]
     return [*lines, table]
-
-
-def _held_out(report: LearnReport) -> str:
-    """How right held-out images are, as ``predict`` answers, and what stands beside it."""
-    found = report.accuracy
-    if found.answer is None and not found.held_out:
-        return "not measured: no image could be left out"
-    if found.answer is None:
-        shares = f"{percent(found.subnetwork)} of {found.held_out} images right by the subnetwork alone"
-        return f"{shares}, {percent(found.dense)} before pruning"
-    shares = (
-        f"task given {percent(found.within)}, subnetwork alone {percent(found.subnetwork)}, before pruning "
-        f"{percent(found.dense)}, guessing {percent(found.guessing)}"
-    )
-    text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
-    rows = [(row.accuracy, row.label) for row in report.per_class if row.accuracy is not None]
-    worst = sorted(rows, key=lambda row: row[0])[:3]
-    named = ", ".join(f"{label} {percent(share)}" for share, label in worst)
-    if len(rows) < 3:
-        return text
-    return f"{text}; lowest: {named}"
 
 
 def _plan_tables(report: LearnReport) -> list[Any]:
@@ -159,7 +144,7 @@ def _plan_tables(report: LearnReport) -> list[Any]:
     }[report.status]
     lines = [
         headline(head, f": classes {', '.join(map(str, report.classes))}"),
-        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
+        sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
     ]
     if report.plan is None:
         return lines
@@ -198,7 +183,7 @@ def _(report: DetectReport) -> list[Any]:
     for row in report.tasks:
         own = "–" if row.p_value is None else f"{row.p_value:.3g}"
         table.add_row(row.task, row.expert, f"{row.deviation:.4g}", own, f"{row.overlap:.3f}", f"{row.divergence:.3f}")
-    return [headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
+    return [headline(f"{report.verdict}{name}", f"  p = {p}"), sentences({"why": report.reason}), table]
 
 
 @tables.register
@@ -238,11 +223,3 @@ def _answering(report: ExportReport) -> str:
     return "predict --task does: the gate" + (
         f", and the subnetwork with weight {report.opinion:.2f}" if report.opinion else ""
     )
-
-
-def _sentences(said: dict[str, str]) -> Table:
-    """Sentences by what they are about; long ones go on below their beginning."""
-    table = Table.grid(padding=(0, 1))
-    for about, sentence in said.items():
-        table.add_row(f"{about}:", sentence)
-    return table
