@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from clmoe_cli.api.contents import chosen
 from clmoe_cli.report.cells import columns, headline, percent, sentences
+from clmoe_cli.report.judging import CALIBRATION, calibration_rows, class_rows
 from clmoe_cli.report.overview import some
 
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Commit, Task
     from clmoe_cli.api.inspect import TaskReport
     from clmoe_cli.api.reports import LearnReport
-    from clmoe_cli.api.scoring import Bin
 
 SHOWN = 40
 """At most so many classes have a row in a terminal: those that were answered worst."""
-TAKEN_FOR = 3
-"""Of each class at most so many wrong answers are named."""
 NOT_KEPT = "not kept: the task was learned by a version that did not keep it"
-Rows = tuple[Sequence[str], list[Sequence[object]]]
-"""A table: names of the columns, those that begin with # hold numbers, and its rows."""
 PAST = {"refine": "refined", "rename": "renamed", "copy": "copied", "undo": "the store went back"}
 
 
@@ -38,7 +34,7 @@ def one_task(report: TaskReport) -> list[Any]:
         f"tasks had {weights.reused:,} before; {count(task.owned_parameters, 'weight')} of its own",
     }
     parts: list[Any] = [headline(f"{task.name} in expert {task.expert}", f"  {report.arch}"), sentences(said)]
-    head, rows = class_rows(task)
+    head, rows = class_rows(task.per_class, task.confusion or ())
     if rows:
         table = columns(*(name.removeprefix("#") for name in head))
         table.columns[-1].justify = "left"
@@ -96,28 +92,3 @@ def held_out(report: LearnReport | Task) -> str:
     if len(rows) < 3:
         return text
     return f"{text}; lowest: {named}"
-
-
-def class_rows(task: Task) -> Rows:
-    """Of each class its held-out images, how many were answered right, and as what others were: the worst first."""
-    wrong: dict[tuple[type, int | str], list[tuple[int, str]]] = {}
-    for one in task.confusion or ():
-        answered = "a class that is gone" if one.answered is None else str(one.answered)
-        wrong.setdefault((type(one.label), one.label), []).append((one.images, answered))
-    rows: list[Sequence[object]] = []
-    order = sorted(task.per_class, key=lambda own: 2.0 if own.accuracy is None else own.accuracy)
-    for own in order:
-        most = sorted(wrong.get((type(own.label), own.label), ()), key=lambda pair: -pair[0])
-        named = ", ".join(f"{answered} ({images})" for images, answered in most[:TAKEN_FOR])
-        more = ", …" if len(most) > TAKEN_FOR else ""
-        rows.append((own.label, own.images, percent(own.accuracy), f"{named}{more}"))
-    return ("class", "#held out", "#right", "answered as"), rows
-
-
-CALIBRATION = ("#confidence", "#images", "#right")
-"""The columns of :func:`calibration_rows`."""
-
-
-def calibration_rows(bins: Sequence[Bin]) -> list[Sequence[object]]:
-    """Bins of rising confidence: the mean, how many images, and how many of them were right."""
-    return [(percent(one.confidence), one.images, percent(one.right / one.images)) for one in bins]
