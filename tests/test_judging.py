@@ -11,10 +11,9 @@ import small_store as small
 from test_one_task import GOLDEN, confused
 from test_showing import harmless
 
-from clmoe_cli.api.contents import WrongAnswer
 from clmoe_cli.api.inspect import inspect
-from clmoe_cli.api.reports import ClassAccuracy
-from clmoe_cli.api.scoring import Bin, calibration, calibration_error, gap
+from clmoe_cli.api.reports import Bin, ClassAccuracy, WrongAnswer
+from clmoe_cli.api.scoring import calibration, calibration_error, gap
 from clmoe_cli.report import judging
 from clmoe_cli.report.html import report_page
 from clmoe_cli.report.judging import Judged

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clmoe_cli.api.reports import Accuracy, ClassAccuracy, Features
-from clmoe_cli.api.scoring import Bin
+from clmoe_cli.api.reports import Accuracy, Bin, ClassAccuracy, Features, WrongAnswer
 from store_schema import Store, TaskRecord, checkpoints
 
 
@@ -91,15 +90,6 @@ class Measured:
     overlap: float
     divergence: float
     chance_overlap: float
-
-
-@dataclass(frozen=True)
-class WrongAnswer:
-    """Held-out images of the class ``label`` that were answered as ``answered``: null for a class that is gone."""
-
-    label: int | str
-    answered: int | str | None
-    images: int
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ _REPORTS: dict[str, Any] = {
 }
 _LAST: dict[type, tuple[str, ...]] = {
     Rows: ("rows",),
-    Prediction: ("file", "runner_up_task", "runner_up_label", "margin", "reason", "explanation"),
+    Prediction: ("file", "runner_up_task", "runner_up_label", "margin", "reason", "top", "truth", "explanation"),
     Predictions: ("decided_by", "warnings", "predictions"),
     Written: ("decided_by", "warnings", "output"),
     Failure: ("kind", "where", "key", "found", "expected", "hint"),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.api.predictions import Confusion
+from clmoe_cli.api.reports import Bin, ClassAccuracy, WrongAnswer
 from clmoe_cli.data.labels import Label, LabelEncoder
 
 BINS = 15
@@ -20,13 +21,18 @@ class Scores:
 
     ``accuracy``: share of right labels. ``accuracy_by_task``: the same over the images whose label the task knows.
     ``confusion``: for each set of tasks that know the same labels, how many images there are and which tasks
-    answered them. ``calibration_error``: expected calibration error of the confidence, 0 to 1.
+    answered them. ``calibration_error``: expected calibration error of the confidence, 0 to 1. ``per_class``: of each
+    label of the file how many images and how many right. ``wrong``: which label was answered for which, the most
+    frequent first. ``calibration``: how often answers of about the same confidence are right.
     """
 
     accuracy: float
     accuracy_by_task: dict[str, float]
     confusion: tuple[Confusion, ...]
     calibration_error: float
+    per_class: tuple[ClassAccuracy, ...]
+    wrong: tuple[WrongAnswer, ...]
+    calibration: tuple[Bin, ...]
 
 
 def score(
@@ -65,16 +71,15 @@ def score(
             )
         )
     order = sorted(confusion, key=lambda row: [list(classes).index(name) for name in row.tasks] or [len(names)])
-    return Scores(float(right.mean()), by_task, tuple(order), calibration_error(confidence, right))
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Images that are answered with about the same confidence: how many, how many right, the mean confidence."""
-
-    images: int
-    right: int
-    confidence: float
+    bins = calibration(confidence, right)
+    images, hits = np.bincount(which), np.bincount(which, right)
+    per_class = [
+        ClassAccuracy(every.labels[c], int(n), float(k / n)) for c, n, k in zip(codes, images, hits, strict=True)
+    ]
+    pairs, times = np.unique(np.stack([read, predicted])[:, ~right], axis=1, return_counts=True)
+    wrong = [WrongAnswer(every.labels[a], every.labels[b], int(n)) for (a, b), n in zip(pairs.T, times, strict=True)]
+    wrong.sort(key=lambda one: -one.images)
+    return Scores(float(right.mean()), by_task, tuple(order), gap(bins), tuple(per_class), tuple(wrong), bins)
 
 
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Bin, ...]:

@@ -59,7 +59,9 @@ def draw(report: InspectReport, path: Path) -> None:
 
 def picture_page(svg: bytes) -> bytes:
     """A page with one picture (an SVG of matplotlib's)."""
-    return _page("Pictures of a clmoe store", report=None, thumbnails=None, picture=Markup(inline(svg, "all")))
+    return page(
+        "page.html.j2", "Pictures of a clmoe store", report=None, thumbnails=None, picture=Markup(inline(svg, "all"))
+    )
 
 
 def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None = None) -> bytes:
@@ -67,7 +69,8 @@ def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None
 
     With ``thumbnails`` it shows them, by task and class.
     """
-    return _page(
+    return page(
+        "page.html.j2",
         f"clmoe store, generation {report.generation}",
         report=report,
         checked="every file and every task's outputs verified"
@@ -114,8 +117,8 @@ def inline(svg: bytes, prefix: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _page(title: str, **values: object) -> bytes:
-    """The template with these values; whatever is not Markup is escaped."""
+def page(template: str, title: str, **values: object) -> bytes:
+    """A template with these values; whatever is not Markup is escaped."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -125,7 +128,7 @@ def _page(title: str, **values: object) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return templates.get_template("page.html.j2").render(title=title, **values).encode()
+    return templates.get_template(template).render(title=title, **values).encode()
 
 
 def _printable(value: object) -> object:

@@ -6,9 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clmoe_cli.api.contents import WrongAnswer
-from clmoe_cli.api.reports import ClassAccuracy
-from clmoe_cli.api.scoring import BINS, Bin, gap
+from clmoe_cli.api.reports import Bin, ClassAccuracy, WrongAnswer
+from clmoe_cli.api.scoring import BINS, gap
 from clmoe_cli.report.cells import percent
 
 Rows = tuple[Sequence[str], list[Sequence[object]]]

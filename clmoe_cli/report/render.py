@@ -22,6 +22,8 @@ from store_schema.errors import DiskProblem, UsageProblem
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport
     from clmoe_cli.api.predict import PredictReport
+    from clmoe_cli.api.predictions import Likely
+    from clmoe_cli.data import Batch
     from clmoe_cli.report.thumbnails import TaskPictures
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
@@ -72,6 +74,11 @@ def _print_json(value: Json) -> None:
     # Where stdout cannot take every character, the characters are escaped: the same JSON in any locale.
     encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
     print(to_text(value, ascii_only=encoding != "utf8"))
+
+
+def row_printer(only: str | None) -> Callable[[PredictReport], None]:
+    """What prints the rows of parts of a prediction, as :func:`print_rows`; ``only``: those that are of one sort."""
+    return lambda part: print_rows(part.only(only))
 
 
 def print_rows(part: PredictReport) -> None:
@@ -178,9 +185,13 @@ def check_pictures(plot: Path | None, page: Path | None) -> None:
 
         check_output(path, suffixes=suffixes)
         check_plotting()
-        if not os.access(path.parent, os.W_OK):
-            hint = "check the permissions of the folder and the file"
-            raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
+        _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path.parent, os.W_OK):
+        hint = "check the permissions of the folder and the file"
+        raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
 
 
 def check_thumbnails(folder: Path | None, page: Path | None) -> None:
@@ -239,23 +250,27 @@ def show_predictions(
         if as_json:
             _print_json(report.written(str(output)).to_json())
         elif not quiet:
-            note(f"wrote {len(report.labels)} predictions to {output}")
+            note(f"wrote {report.count} predictions to {output}")
     elif as_json:
         _print_json(report.to_json())
     else:
         screen = console()
         first = "image" if report.file is None else "file"
         judged = () if report.reject is None else ("known",)
-        table = columns(first, "label", "task", "expert", "confidence", *judged, "p-value")
         rows = report.rows(candidates=False)[:ROWS_SHOWN]
+        truth = ("is",) if any(row.truth is not None for row in rows) else ()
+        next_best = () if report.top_label is None else ("then",)
+        table = columns(first, *truth, "label", "task", "expert", "confidence", *judged, "p-value", *next_best)
         for row in rows:
             p = "–" if row.p_value is None else f"{row.p_value:.3f}"
-            about = row.file or str(row.index), str(row.label), row.task, row.expert
+            is_so = (str(row.truth),) if truth else ()
+            about = row.file or str(row.index), *is_so, str(row.label), row.task, row.expert
             known = ("yes" if row.known else "no",) if judged else ()
-            table.add_row(*about, f"{row.confidence:.3f}", *known, p)
+            then = (_tops((row.top or ())[1:]),) if next_best else ()
+            table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
         screen.print(table if report.explained is None else reasons_table(first, rows))
-        if len(report.labels) > ROWS_SHOWN:
-            screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
+        if report.count > ROWS_SHOWN:
+            screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
         text = f"accuracy {100 * report.scores.accuracy:.2f} % of {len(report.labels)} images"
         if output is None:
@@ -265,6 +280,27 @@ def show_predictions(
                 screen.print(part)
         elif not quiet:
             note(text)
+
+
+def _tops(found: Sequence[Likely]) -> str:
+    """Labels and confidences as one cell."""
+    return ", ".join(f"{one.label} {one.confidence:.3f}" for one in found)
+
+
+def check_page(page: Path | None) -> None:
+    """What :func:`write_answers` would refuse, before any work is done; DiskProblem for a folder that is read-only."""
+    if page is not None:
+        check_output(page, suffixes=PICTURES[-1:])
+        _check_writable(page)
+
+
+def write_answers(report: PredictReport, batch: Batch, page: Path) -> None:
+    """Writes the page that shows the inputs that were answered wrong, that are unsure, and that are unknown."""
+    from clmoe_cli.data.npz import replacing
+    from clmoe_cli.report.answers import answers_page
+
+    with replacing(page) as file:
+        file.write(answers_page(report, batch))
 
 
 def _write(report: PredictReport, path: Path) -> None:
@@ -284,9 +320,14 @@ def _write(report: PredictReport, path: Path) -> None:
         import csv
 
         out = io.StringIO()
-        writer = csv.DictWriter(out, ["index", *report.arrays()])
+        names = [name for name in report.arrays() if name not in ("index", "top_label", "top_confidence")]
+        top = () if report.top_label is None else ("top",)
+        rows = report.rows(candidates=False)
+        truth = ("truth",) if any(row.truth is not None for row in rows) else ()
+        writer = csv.DictWriter(out, ["index", *names, *top, *truth])
         writer.writeheader()
-        writer.writerows(map(fields_of, report.rows(candidates=False)))
+        for row in rows:
+            writer.writerow(fields_of(row) | ({"top": _tops(row.top or ())} if top else {}))
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())
