@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -86,6 +86,10 @@ class PredictReport(Report):
         if which == "wrong":
             return np.flatnonzero([] if self.right is None else ~self.right)
         return np.flatnonzero(self.confidence < UNSURE if which == "unsure" else ~self.known)
+
+    def in_words(self, rows: Sequence[int]) -> list[str] | None:
+        """Why the images at these positions were answered so, without figures; None where that was not asked for."""
+        return None if self.explained is None else self.explained.in_words(rows, self.confidence[list(rows)].tolist())
 
     @property
     def count(self) -> int:

@@ -126,6 +126,7 @@ def _lines(report: PredictReport, row: Prediction, i: int) -> Iterator[str]:
     yield f"of {row.task}"
     if row.known is False and row.p_value is not None:
         yield f"p = {row.p_value:.2g}"
+    yield from report.in_words([i]) or ()
     for one in (row.top or ())[1:3]:
         yield f"or {one.label}, {percent(one.confidence)}"
 

@@ -268,7 +268,8 @@ def show_predictions(
             known = ("yes" if row.known else "no",) if judged else ()
             then = (_tops((row.top or ())[1:]),) if next_best else ()
             table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
-        screen.print(table if report.explained is None else reasons_table(first, rows))
+        words = report.in_words([row.index - report.first for row in rows])
+        screen.print(table if words is None else reasons_table(first, rows, words))
         if report.count > ROWS_SHOWN:
             screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 OVERLAP_SHOWN = 12
 
 
-def reasons_table(first: str, rows: Sequence[Prediction]) -> Table:
-    """Why each image was answered so; long sentences go on in the next line."""
+def reasons_table(first: str, rows: Sequence[Prediction], words: Sequence[str]) -> Table:
+    """Why each image was answered so, in words; long sentences go on in the next line."""
     table = columns(first, "sure", "why")
     table.columns[2].justify = "left"
-    for row in rows:
-        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", row.reason)
+    for row, why in zip(rows, words, strict=True):
+        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", why)
     return table
 
 
