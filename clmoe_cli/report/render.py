@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from clmoe_cli.api import names
 from clmoe_cli.api.reports import Caution, Json, LearnReport, RemovalReport, Report, fields_of, plain
-from clmoe_cli.report.cells import columns, console
+from clmoe_cli.report.cells import columns, console, put
 from clmoe_cli.report.progress import note
 from clmoe_cli.report.tables import reasons_table, score_tables, tables
 from clmoe_cli.runtime.events import OnStep, silent, whole
@@ -105,21 +105,23 @@ def show(report: Report, as_json: bool) -> None:
     else:
         screen = console()
         for part in tables(report):
-            screen.print(part)
+            put(screen, part)
 
 
 def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
     """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
 
     def confirm(plan: RemovalReport) -> bool:
-        if not quiet:
+        asked = sys.stdin.isatty() and sys.stderr.isatty()
+        # Where nobody can be asked the report is the plan, and says it.
+        if not quiet and (yes or asked):
             goes = [*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)]
             what = ", ".join((*goes, *(f"what the unfinished learn of {t} had reached" for t in plan.unfinished)))
             old = " and all older generations" if plan.gc else ""
             note(f"plan: remove {what or 'nothing'}{old}; frees {plan.freed_parameters} weights")
         if yes:
             return True
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not asked:
             if not quiet:
                 note("nothing was changed: add --yes to act")
             return False
@@ -269,7 +271,7 @@ def show_predictions(
             then = (_tops((row.top or ())[1:]),) if next_best else ()
             table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
         words = report.in_words([row.index - report.first for row in rows])
-        screen.print(table if words is None else reasons_table(first, rows, words))
+        put(screen, table if words is None else reasons_table(first, rows, words))
         if report.count > ROWS_SHOWN:
             screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
@@ -278,7 +280,7 @@ def show_predictions(
             print(text)
             screen = console()
             for part in score_tables(report.scores):
-                screen.print(part)
+                put(screen, part)
         elif not quiet:
             note(text)
 

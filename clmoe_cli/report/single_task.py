@@ -27,7 +27,7 @@ def one_task(report: TaskReport) -> list[Any]:
     named = f"{len(task.classes)}: " if len(task.classes) > 1 else ""
     said = {
         "learned": _done(report.history, task),
-        "classes": f"{named}{some(task.classes, SHOWN)}",
+        "classes": f"{named}{some(task.classes, 12)}",
         "images": f"{task.images:,}, each {report.kind}",
         "held out": held_out(task),
         "size": f"{task.bytes:,} bytes; {weights.selected:,} of {weights.parameters:,} shared weights, of which other "

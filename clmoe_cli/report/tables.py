@@ -14,7 +14,7 @@ from clmoe_cli.api.inspect import InspectReport, TaskReport
 from clmoe_cli.api.reports import DetectReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
 from clmoe_cli.report.cells import columns, headline, percent, sentences
-from clmoe_cli.report.overview import overview, unfinished
+from clmoe_cli.report.overview import overview, some, unfinished
 from clmoe_cli.report.single_task import held_out, one_task
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from clmoe_cli.api.scoring import Scores
 
 OVERLAP_SHOWN = 12
+LABELS = 12
+"""Of more classes so many are named, and counted; --json has them all."""
 
 
 def reasons_table(first: str, rows: Sequence[Prediction], words: Sequence[str]) -> Table:
@@ -108,7 +110,7 @@ def _(report: CopyReport) -> list[Any]:
 def _(report: TasksReport) -> list[Any]:
     table = columns("file", "task", "classes", "images")
     for file in report.files:
-        table.add_row(file.path, file.task, ", ".join(map(str, file.classes)), str(file.images))
+        table.add_row(file.path, file.task, some(file.classes, LABELS), str(file.images))
     return ["nothing was written; this would be:", table] if report.dry_run else [table]
 
 
@@ -127,7 +129,7 @@ def _(report: LearnReport) -> list[Any]:
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
     said = {
-        "classes": ", ".join(map(str, report.classes)),
+        "classes": some(report.classes, LABELS),
         "held out": held_out(report),
         report.onset.verdict: report.onset.reason,
         "placed": report.reason,
@@ -143,7 +145,7 @@ def _plan_tables(report: LearnReport) -> list[Any]:
         "refined": f"would refine {report.task} in expert {report.expert}",
     }[report.status]
     lines = [
-        headline(head, f": classes {', '.join(map(str, report.classes))}"),
+        headline(head, f": classes {some(report.classes, LABELS)}"),
         sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
     ]
     if report.plan is None:
@@ -157,19 +159,22 @@ def _plan_tables(report: LearnReport) -> list[Any]:
 @tables.register
 def _(report: StreamReport) -> list[Any]:
     table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
+    guessed = False
     for part in report.segments:
+        # Where a segment before it would be learned, only training tells into which expert it goes.
+        guess, guessed = part.dry_run and guessed, guessed or part.status == "learned"
         table.add_row(
             f"{part.start} to {part.stop - 1}",
             part.status,
             part.task,
-            part.expert,
-            ", ".join(map(str, part.classes)),
+            "not known yet" if guess and part.status == "learned" else part.expert,
+            some(part.classes, LABELS),
             percent(part.accuracy.shown),
             f"{part.seconds:.1f}",
         )
     new = sum(part.status == "learned" for part in report.segments)
     if any(part.dry_run for part in report.segments):
-        rest = f", {new} of them new to the store as it is; nothing was changed"
+        rest = f", {new} of them new; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
     return [headline(f"{len(report.segments)} segments", rest), table]
@@ -192,7 +197,8 @@ def _(report: RemovalReport) -> list[Any]:
     if report.unfinished:
         freed = f": {report.freed_bytes} bytes freed" if report.applied else ""
         return [headline(f"{verb} what the unfinished learn of {', '.join(report.unfinished)} had reached", freed)]
-    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    older = ("all older generations",) if report.gc else ()
+    names = ", ".join((*report.removed, *report.removed_experts, *older)) or "nothing"
     keeps = report.applied and not report.gc and bool(report.removed)
     return [
         headline(
@@ -210,7 +216,7 @@ def _(report: ExportReport) -> list[Any]:
     size = f"{report.parameters} parameters, {report.nonzero} of them not 0, {report.bytes} bytes"
     return [
         headline(f"exported {report.task} to {report.output}", f": {size}"),
-        f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
+        f"reads {what} {list(report.input_shape)}; answers classes {some(report.classes, LABELS)}",
         f"answers as {_answering(report)}",
         f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
     ]
