@@ -25,6 +25,7 @@ from .gates import (
 from .records import (
     Accuracy as Accuracy,
     ClassAccuracy as ClassAccuracy,
+    ConfidenceBin as ConfidenceBin,
     ExpertRecord as ExpertRecord,
     FeaturesRecord as FeaturesRecord,
     GateRecord as GateRecord,
@@ -37,6 +38,7 @@ from .records import (
     Probe as Probe,
     TaskLayer as TaskLayer,
     TaskRecord as TaskRecord,
+    WrongAnswer as WrongAnswer,
 )
 from .removal import (
     remove_tasks as remove_tasks,

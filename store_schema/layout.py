@@ -31,6 +31,8 @@ MAX_MANIFEST = 256 << 20
 MAX_HEAD = 4096
 MAX_NAME = 200
 """Characters of the name of a class or a task."""
+MAX_CONFUSIONS = 100
+"""Wrong answers of held-out images that a task keeps: pairs of a class and an answer."""
 
 
 def object_path(root: Path, sha256: str, suffix: str) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -40,6 +41,8 @@ _LATER = frozenset(
         "measured",
         "mean",
         "std",
+        "confusion",
+        "calibration",
     }
 )
 """Fields that format 1 does not have: they count in a content hash only where they are set."""
@@ -154,12 +157,38 @@ class ClassAccuracy(Record):
     accuracy: Share | None
 
 
+class WrongAnswer(Record):
+    """Held-out images of one class (its position among the task's) that were answered as ``label``.
+
+    ``label`` is None where the task that knew it was removed since.
+    """
+
+    position: Count
+    label: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Name | None
+    images: Annotated[int, Field(ge=1)]
+
+
+class ConfidenceBin(Record):
+    """Held-out images that were answered with about the same confidence: how many, how many right, and the mean."""
+
+    images: Annotated[int, Field(ge=1)]
+    right: Count
+    confidence: Share
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ConfidenceBin:
+        if self.right > self.images:
+            raise ValueError("more right answers than images")
+        return self
+
+
 class Accuracy(Record):
     """On the held-out calibration images, when the task was learned.
 
     ``dense``: before pruning. ``subnetwork``: with the subnetwork alone. ``held_out``: how many images. Since format 3:
     ``answer``: as ``predict`` answered, among all tasks known then; ``within``: with the task given; ``guessing``: the
-    share of the largest class; ``per_class``: of ``answer``, in the order of the task's classes.
+    share of the largest class; ``per_class``: of ``answer``, in the order of the task's classes. Since format 4:
+    ``confusion``: the most frequent wrong answers; ``calibration``: bins of rising confidence. None where not kept.
     """
 
     dense: Share | None
@@ -169,6 +198,8 @@ class Accuracy(Record):
     within: Share | None = None
     guessing: Share | None = None
     per_class: tuple[ClassAccuracy, ...] | None = None
+    confusion: Annotated[tuple[WrongAnswer, ...], Field(max_length=layout.MAX_CONFUSIONS)] | None = None
+    calibration: Annotated[tuple[ConfidenceBin, ...], Field(max_length=100)] | None = None
 
 
 class Probe(Record):
@@ -216,7 +247,21 @@ class TaskRecord(Record):
     @model_validator(mode="after")
     def _classes_differ(self) -> TaskRecord:
         _unique("class", [(type(label).__name__, label) for label in self.classes])
+        if any(wrong.position >= len(self.classes) for wrong in self.accuracy.confusion or ()):
+            raise ValueError("a wrong answer to a class that the task does not have")
         return self
+
+    def forgetting(self, left: Iterable[int | str]) -> TaskRecord:
+        """The record in which wrong answers name no labels but those that are ``left`` in the store."""
+        if self.accuracy.confusion is None:
+            return self
+        keys = {(type(label), label) for label in left}
+        images = Counter[tuple[int, int | str | None]]()
+        for wrong in self.accuracy.confusion:
+            images[wrong.position, wrong.label if (type(wrong.label), wrong.label) in keys else None] += wrong.images
+        found = [WrongAnswer(position=c, label=label, images=n) for (c, label), n in images.items()]
+        accuracy = self.accuracy.model_copy(update={"confusion": tuple(found)})
+        return self.model_copy(update={"accuracy": accuracy})
 
 
 class GateRecord(Record):

@@ -26,7 +26,7 @@ from clmoe_cli.api.explaining import Explanation
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.predict import EVERY, PredictReport, predict
 from clmoe_cli.api.predictions import Considered
-from clmoe_cli.api.reasons import Case, sentence
+from clmoe_cli.api.reasons import Case, in_words, sentence
 from clmoe_cli.cli.app import app
 from clmoe_cli.cli.process import run
 from clmoe_cli.data import Batch
@@ -382,7 +382,8 @@ def test_the_screen_says_one_sentence_an_image(call: Call) -> None:
     assert lines[0].split() == ["image", "sure", "why"]
     first = [line for line in lines if line[:1].isdigit()]
     assert [line.split()[0] for line in first] == [str(i) for i in range(20)]
-    assert all(" by task" in line for line in first)
+    assert all(" of task" in line for line in first)
+    assert not any(word in shown for word in ("nats", "spreads", "p = ", "deviation"))
     assert "40 more" in lines[-1]
     assert "sure" not in call()
 
@@ -397,6 +398,31 @@ def one(task: str, label: int | None = 1, **figures: float | None) -> Considered
 FIRST = one("task1", 5, distance=1.0, log_likelihood=-2.0, opinion=0.1, probability=0.75, deviation=-0.5, margin=0.0)
 SURE = "subnetwork of task1 0.750 and task2 0.250 sure, deviation -0.5 and +1.0 spreads; p = 0.5"
 NEAR = "for the gate at 1.00 of its usual distance"
+
+
+@pytest.mark.parametrize(
+    ("case", "confidence", "answer", "others", "words"),
+    [
+        (Case("fused", False, None, True), 0.999, {}, [one("task2", 1)],
+         "surely 5 of task1: nothing else comes near; it is an ordinary 5"),
+        (Case("fused", False, None, True), 0.9, {"p_value": 0.02}, [one("task1", 8), one("task2", 1)],
+         "probably 5 of task1: 8 of the same task comes next; it is an unusual 5"),
+        (Case("gate", False, None, True), 0.5, {"p_value": None}, [one("task2", 1)],
+         "perhaps 5 of task1: 1 of task2 is nearly as likely; too few of 5 were learned to tell how usual it is"),
+        (Case("fused", False, 0.05, True), 0.9, {"p_value": 0.001}, [one("task2", 1)],
+         "unknown; if anything 5 of task1: 1 of task2 comes next; it is unlike nearly every 5 that was learned"),
+        (Case("fused", False, None, True), 0.55, {}, [one("task1", 8, log_likelihood=-1.0)],
+         "perhaps 5 of task1: 8 of the same task is nearly as likely; it looks more like 8, and the task's network "
+         "decided otherwise; it is an ordinary 5"),
+        (Case("fisher", True, None), 0.9, {}, [one("task2", None), one("task1", 8)],
+         "probably 5 of task1: the images that it came with are of that task; 8 of the same task comes next; it is an "
+         "ordinary 5"),
+        (Case("task", False, None, given=True), 1.0, {}, [],
+         "surely 5 of task1: asked of that task alone; nothing else was near enough to compare; it is an ordinary 5"),
+    ],
+)  # fmt: skip
+def test_words(case: Case, confidence: float, answer: dict[str, Any], others: list[Considered], words: str) -> None:
+    assert in_words(case, (replace(FIRST, **answer), *others), confidence) == words
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,19 @@ def test_held_out_images_are_answered_as_predict_answers(
             assert own.images == int(here.sum())
             right = float((found.label[here] == own.label).mean())
             assert own.accuracy == pytest.approx(right, abs=1.001 / int(here.sum()))
+        kept = Store.open(tmp_path / "s").manifest.task(report.task)
+        confusion, bins = kept.accuracy.confusion, kept.accuracy.calibration
+        assert confusion is not None
+        assert bins is not None
+        wrong = int((found.label != asked.labels).sum())
+        assert sum(each.images for each in confusion) == pytest.approx(wrong, abs=1)
+        for each in confusion:
+            same = (asked.labels == kept.classes[each.position]) & (found.label == each.label)
+            assert each.images == pytest.approx(int(same.sum()), abs=1)
+        assert sum(one.images for one in bins) == len(rows)
+        assert sum(one.right for one in bins) == len(rows) - sum(each.images for each in confusion)
+        mean = sum(one.confidence * one.images for one in bins) / len(rows)
+        assert mean == pytest.approx(float(found.confidence.mean()), abs=0.05)
 
 
 def logs(right: float, n: int, y: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,10 @@ def test_scores_by_hand() -> None:
     )
     # Names of class folders are text.
     tasks: dict[str, tuple[int | str, ...]] = {"a": (1, 5), "b": (2, 5)}
-    assert score(truth.astype(str), predicted, book, task, np.full(6, 0.5), tasks) == found
+    named = score(truth.astype(str), predicted, book, task, np.full(6, 0.5), tasks)
+    # A label that no task knows stays the text that it is.
+    assert [row.label for row in named.per_class] == [1, 5, 2, "9"]
+    assert replace(named, per_class=found.per_class, wrong=found.wrong) == found
     both = LabelEncoder.of([1, 5, 2], ["1", "5", "2"])
     tasks["c"] = ("1", "5", "2")
     assert score(truth.astype(str), predicted, both, task, np.full(6, 0.5), tasks).accuracy == 0.0

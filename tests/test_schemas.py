@@ -31,7 +31,7 @@ CONTRACT = {
     ],
     "detect": ["schema verdict task expert p_value tasks"],
     "predict": ["schema predictions accuracy", "schema accuracy output"],
-    "inspect": ["schema experts tasks overlap history bytes frozen_percent"],
+    "inspect": ["schema experts tasks overlap history bytes frozen_percent", "schema task arch kind history"],
     "export": [
         "schema output format task expert arch classes input_shape parameters nonzero bytes deviation",
         "schema output format tasks classes input_shape bytes deviation p_value_deviation milliseconds",
@@ -112,6 +112,7 @@ PRINTED = [
     "predict --batch all.npz --route batch --batch-size 60 --router fisher",
     "predict --batch 1.npz --task task1 --output out.csv",
     "inspect",
+    "inspect task1",
     "inspect --verify",
     "inspect --store sized",
     "inspect --repair",

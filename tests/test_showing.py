@@ -247,7 +247,7 @@ def test_pictures_open_and_are_the_same_each_time(reports: dict[str, InspectRepo
 class Page(HTMLParser):
     """Checks that elements are closed in order, and keeps what a browser would see."""
 
-    VOID = ("meta", "br")
+    VOID = ("img", "meta", "br")
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no labels": ({"X": X}, "no labels: the inputs; found X; .*; give y"),
     "fewer labels": ({"X": X, "y": Y[:5]}, r"labels do not match the images: .*found \[5\]"),
     "labels that are no names": ({"X": X, "y": Y + 0.5}, "labels of this type cannot be used"),
-    "not a number": ({"X": np.where(X > 7, np.nan, X), "y": Y}, "not every pixel is a number"),
+    "not a number": ({"X": np.where(X > 7, np.nan, X), "y": Y}, "not every feature is a number"),
     "a misspelt option": ({"X": X, "y": Y, "epoch": 3}, "unknown option of learn; .*did you mean 'epochs'"),
     "no epochs": ({"X": X, "y": Y, "epochs": 0}, "not a value of epochs; found 0"),
     "a share in percent": ({"X": X, "y": Y, "max_drop": 300.0}, "max_drop / 100 is a rate"),

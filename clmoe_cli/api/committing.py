@@ -12,6 +12,7 @@ from clmoe_cli.api import common, gating, reports
 from clmoe_cli.api.measuring import Kind, Measured
 from clmoe_cli.api.names import proper
 from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, Status, accuracy_of, per_class_of
+from clmoe_cli.api.scoring import calibration
 from clmoe_cli.api.session import Session
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.scaling import Scaling
@@ -23,6 +24,7 @@ from clmoe_cli.store_tensors import environment, merged, to_record
 from store_schema import (
     Accuracy,
     ClassAccuracy,
+    ConfidenceBin,
     ExpertRecord,
     ExpertWeights,
     HistoryEntry,
@@ -34,11 +36,13 @@ from store_schema import (
     TaskLayer,
     TaskRecord,
     Writer,
+    WrongAnswer,
     encode_base,
     encode_subnetwork,
     encode_weights,
     subnetwork_digest,
 )
+from store_schema.layout import MAX_CONFUSIONS
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,11 @@ def _task_record(session: Session, learned: Learned, origin: Origin, stored: _St
 def _accuracy(learned: Learned, measures: Measured) -> Accuracy:
     """What held-out images tell of a task. Without any, the gate's own are those that its fits left out."""
     each = measures.per_class
+    wrong = [WrongAnswer(position=c, label=label, images=n) for c, label, n in measures.wrong[:MAX_CONFUSIONS]]
+    bins = [
+        ConfidenceBin(images=one.images, right=one.right, confidence=round(one.confidence, 4))
+        for one in calibration(measures.confidence.numpy(), measures.right.numpy())
+    ]
     return Accuracy(
         dense=learned.dense.accuracy if learned.dense else None,
         subnetwork=learned.accuracy.accuracy if learned.accuracy else None,
@@ -172,6 +181,8 @@ def _accuracy(learned: Learned, measures: Measured) -> Accuracy:
         within=measures.within,
         guessing=measures.guessing,
         per_class=None if each is None else tuple(ClassAccuracy(images=n, accuracy=share) for n, share in each),
+        confusion=None if each is None else tuple(wrong),
+        calibration=None if each is None else tuple(bins),
     )
 
 

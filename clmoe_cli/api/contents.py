@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clmoe_cli.api.reports import Accuracy, ClassAccuracy, Features
-from store_schema import Store, checkpoints
+from clmoe_cli.api.reports import Accuracy, Bin, ClassAccuracy, Features, WrongAnswer
+from store_schema import Store, TaskRecord, checkpoints
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the store; ``measured`` is null of tasks of older versions."""
+    """A task of the store; ``measured``, ``confusion`` and ``calibration`` are null of tasks of older versions.
+
+    ``confusion``: the most frequent wrong answers to held-out images. ``calibration``: of bins of rising confidence how
+    many of them were right.
+    """
 
     name: str
     expert: str
@@ -108,6 +112,8 @@ class Task:
     images: int
     learned_at: str
     bytes: int
+    confusion: tuple[WrongAnswer, ...] | None
+    calibration: tuple[Bin, ...] | None
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,18 @@ class Then:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit and what was frozen after it; experts that are gone are left out."""
+    """A commit and what was frozen after it; experts that are gone are left out.
+
+    ``at``: when, UTC; ``images`` of the file ``source``: null where stores of before did not keep it.
+    """
 
     generation: int
     action: str
     task: str | None
     experts: dict[str, Then]
+    at: str | None
+    images: int | None
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,18 @@ class Unfinished:
 def unfinished(store: Store) -> tuple[Unfinished, ...]:
     """The learns of a store that were interrupted, or run now. Raises DiskProblem."""
     return tuple(Unfinished(f.task, f.reached, f.resumable, f.bytes) for f in checkpoints.unfinished(store))
+
+
+def confusion_of(task: TaskRecord) -> tuple[WrongAnswer, ...] | None:
+    """The most frequent wrong answers to a task's held-out images."""
+    found = task.accuracy.confusion
+    return None if found is None else tuple(WrongAnswer(task.classes[w.position], w.label, w.images) for w in found)
+
+
+def calibration_of(task: TaskRecord) -> tuple[Bin, ...] | None:
+    """How often held-out images were answered right, by confidence."""
+    found = task.accuracy.calibration
+    return None if found is None else tuple(Bin(b.images, b.right, b.confidence) for b in found)
 
 
 def percent(part: int, whole: int) -> float:

@@ -280,6 +280,7 @@ def _expert(locked: Writer, source: Store, plan: _Plan, old: str) -> _Part:
     weights, _ = remove_tasks(source.read_expert(old), bits, behind)
     weights = replace(weights, owned={plan.names[name]: params for name, params in weights.owned.items()})
     tasks = []
+    known = [label for t in there.tasks if t.name in plan.names for label in t.classes]
     for task in own:
         if task.name in plan.names:
             name = plan.names[task.name]
@@ -300,7 +301,7 @@ def _expert(locked: Writer, source: Store, plan: _Plan, old: str) -> _Part:
                 "subnetwork": locked.put(encode_subnetwork(body), "h5"),
                 "measured": measured,
             }
-            tasks.append(task.model_copy(update=update))
+            tasks.append(task.forgetting(known).model_copy(update=update))
     stored = locked.put(encode_weights(weights, new), "safetensors")
     frozen = {layer.name: int(used_and_kept(bits, behind, layer.name)[1].sum()) for layer in record.layers}
     base = None if record.base is None else locked.put(source.read_object(record.base), "safetensors")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clmoe_cli.api import common, gating
 from clmoe_cli.api.predictions import Considered, Level, Prediction
-from clmoe_cli.api.reasons import Case, sentence
+from clmoe_cli.api.reasons import Case, in_words, sentence
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.explain import FIGURES, Asked, Candidates, Said, of_decision, of_subnetworks
@@ -36,7 +36,8 @@ class Explanation:
     ``runner_up_task``, ``runner_up_label`` [N]: the best class of another task; where no other was compared, the next
     class of the same; ``runner_up_labels``: as Python values. ``margin`` [N] ≥ 0: how far that stays behind, in units
     of the evidence. ``reason``: N sentences. ``decided_by``: the figures that decided; the others are context.
-    ``why``: the :meth:`candidates` as arrays, with ``names`` and ``homes`` of the tasks and of their experts.
+    ``case``: how it was decided. ``why``: the :meth:`candidates` as arrays, with ``names`` and ``homes`` of the tasks
+    and of their experts.
     """
 
     runner_up_task: NDArray[np.str_]
@@ -45,6 +46,7 @@ class Explanation:
     margin: NDArray[np.float64]
     reason: tuple[str, ...]
     decided_by: tuple[str, ...]
+    case: Case
     why: Candidates
     names: list[str]
     homes: list[str]
@@ -67,6 +69,13 @@ class Explanation:
             replace(row, runner_up_task=task, runner_up_label=label, margin=margin, reason=reason, explanation=compared)
             for row, task, label, margin, reason, compared in zip(rows, *columns, strict=True)
         ]
+
+    def in_words(self, rows: Sequence[int], confidence: Sequence[float]) -> list[str]:
+        """The reasons without figures for the images at these positions, with the confidence in each of them."""
+        at = torch.tensor(rows, dtype=torch.long)
+        some = replace(self, why=Candidates(self.why.task[at], self.why.code[at], self.why.figures[at]))
+        pairs = zip(some.candidates(), confidence, strict=True)
+        return [in_words(self.case, found, sure) for found, sure in pairs]
 
     def candidates(self) -> Iterator[tuple[Considered, ...]]:
         """Of each image what it was compared with, the answer first; some images at a time are turned into such."""
@@ -109,6 +118,7 @@ def explained(
         margin=why.margins()[0].gather(1, rival)[:, 0].numpy(),
         reason=(),
         decided_by=case.decided_by,
+        case=case,
         why=why,
         names=names,
         homes=homes,

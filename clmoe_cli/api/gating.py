@@ -254,11 +254,13 @@ def decide(
     route: Route,
     on_step: OnStep = silent,
     explain: Explain | None = None,
+    top: int = 0,
 ) -> Iterator[Decision]:
     """Decides for every image of a batch by the ``gate`` alone or ``fused`` with the subnetworks, some at a time.
 
     ``names``: the tasks with images of this kind, in the order of learning. ``explain``: with it the decision says what
-    it was made from. Raises StoreIncompatible for a store without a gate, or one of other features.
+    it was made from. ``top``: so many of the most likely labels are named. Raises StoreIncompatible for a store without
+    a gate, or one of other features.
     """
     manifest = loader.manifest
     check(manifest, batch, "choose another --router, as fisher")
@@ -281,6 +283,7 @@ def decide(
         opinion if router == "fused" else None,
         explain,
         weights,
+        top,
     )
 
     def seen(rows: torch.Tensor) -> torch.Tensor:

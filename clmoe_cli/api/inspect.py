@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -24,6 +24,8 @@ from clmoe_cli.api.contents import (
     Task,
     Then,
     Unfinished,
+    calibration_of,
+    confusion_of,
     percent,
     selected,
     shares,
@@ -33,6 +35,7 @@ from clmoe_cli.api.contents import (
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
 from clmoe_cli.runtime.events import OnStep, Step, counted, silent, whole
+from clmoe_cli.runtime.words import one_of
 from store_schema import (
     InputRecord,
     Manifest,
@@ -74,6 +77,51 @@ class InspectReport(Report):
     repaired: Repaired | None = None
     dry_run: bool = False
     unfinished: tuple[Unfinished, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskReport(Report):
+    """One task: what ``inspect`` has of it, its expert's architecture and kind of input, and what was done to it.
+
+    ``history``: the commits from the one that brought the task on, under all names that it had.
+    """
+
+    schema: ClassVar[str] = InspectReport.schema
+    generation: int
+    task: Task
+    arch: str
+    kind: str
+    history: tuple[Commit, ...]
+
+
+def inspect_task(store: str, name: str) -> TaskReport:
+    """Reports on one task, from the manifest alone. Raises UsageProblem for an unknown name, and the store's errors."""
+
+    def use(opened: Store) -> TaskReport:
+        manifest = opened.manifest
+        task = manifest.task(one_of("task", name, [t.name for t in manifest.tasks]))
+        expert = manifest.expert(task.expert)
+        kind = kind_text(expert.input_shape, expert.input)
+        return TaskReport(manifest.generation, _task(task), expert.arch, kind, _done_to(task.name, _history(manifest)))
+
+    return read_consistently(local(store), use)
+
+
+def _done_to(name: str, history: Sequence[Commit]) -> tuple[Commit, ...]:
+    """The commits that concern a task, back to the one that brought it; a rename says what it was called before.
+
+    Those by which the store went back are among them, since they may have taken some of the others back.
+    """
+    found: list[Commit] = []
+    for commit in reversed(history):
+        if commit.action != "undo" and (commit.task != name or commit.action == "prune"):
+            continue
+        found.append(commit)
+        if commit.action in ("learn", "copy"):
+            break
+        if commit.action == "rename" and commit.source is not None:
+            name = commit.source
+    return tuple(reversed(found))
 
 
 def inspect(
@@ -167,6 +215,8 @@ def _task(task: TaskRecord) -> Task:
         images=task.images,
         learned_at=task.learned_at,
         bytes=task.subnetwork.size,
+        confusion=confusion_of(task),
+        calibration=calibration_of(task),
     )
 
 
@@ -216,7 +266,8 @@ def _history(manifest: Manifest) -> tuple[Commit, ...]:
                 layers=tuple(_frozen(name, sizes[expert, name], count) for name, count in frozen.items()),
                 output_rows=FrozenRows(rows, percent(rows, max(rows, rows_now[expert]))),
             )
-        entries.append(Commit(entry.generation, entry.action, entry.task, experts))
+        done = entry.at, entry.images, entry.source
+        entries.append(Commit(entry.generation, entry.action, entry.task, experts, *done))
     return tuple(entries)
 
 

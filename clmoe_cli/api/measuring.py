@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,8 @@ class Measured:
     answered right among all known tasks; ``within``: with the task given. ``per_class``: of ``answer``, images and
     share for each class. ``held_out``: how many images that is. ``guessing``: the share of the largest class among all
     images of the task. None where there are no held-out images. ``confused``: of each class the class of another task
-    for which most of its held-out images are taken, if any are.
+    for which most of its held-out images are taken, if any are. ``wrong``: position of a class, the label that its
+    images were answered as, and how many were. ``confidence`` and ``right`` [held_out]: of each held-out image.
     """
 
     statistics: Subspaces
@@ -71,6 +72,9 @@ class Measured:
     per_class: tuple[tuple[int, float | None], ...] | None = None
     held_out: int = 0
     confused: tuple[Confusion, ...] = ()
+    wrong: tuple[tuple[int, Label, int], ...] = ()
+    confidence: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    right: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -210,12 +214,14 @@ class _Asked:
         counts = torch.bincount(y, minlength=len(self.classes))
         hits = torch.bincount(y[right], minlength=len(self.classes))
         each = tuple((int(n), int(k) / int(n) if n else None) for n, k in zip(counts, hits, strict=True))
-        lost = (~right & (found.task < mine)).nonzero()[:, 0]
+        lost = (~right).nonzero()[:, 0]
         taken_for = torch.stack([y[lost], found.task[lost], found.code[lost]], dim=1)
-        pairs, times = taken_for.unique(dim=0, return_counts=True)
+        rows, times = taken_for.unique(dim=0, return_counts=True)
+        pairs = list(zip(rows.tolist(), times.tolist(), strict=True))
         confused = _most(
             Confusion(self.classes[c], int(counts[c]), book.labels[code], self.names[task], n)
-            for (c, task, code), n in zip(pairs.tolist(), times.tolist(), strict=True)
+            for (c, task, code), n in pairs
+            if task < mine
         )
         return Measured(
             own,
@@ -226,6 +232,9 @@ class _Asked:
             each,
             len(y),
             confused,
+            _summed((c, book.labels[code], n) for (c, _, code), n in pairs),
+            found.confidence,
+            right,
         )
 
     def by_folds(self, own: Gaussians, values: Tensor, y: Tensor) -> Measured:
@@ -261,7 +270,19 @@ class _Asked:
         for one in (one for part in parts for one in part.confused):
             together[one.label, one.other, one.task] += one.taken
         confused = _most(Confusion(label, held[label], other, task, n) for (label, other, task), n in together.items())
-        return Measured(own, _largest(y), 0.0, mean("answer"), mean("within"), tuple(each), sum(sizes), confused)
+        return Measured(
+            own,
+            _largest(y),
+            0.0,
+            mean("answer"),
+            mean("within"),
+            tuple(each),
+            sum(sizes),
+            confused,
+            _summed(one for part in parts for one in part.wrong),
+            torch.cat([part.confidence for part in parts]),
+            torch.cat([part.right for part in parts]),
+        )
 
     @staticmethod
     def _said(task: int, rows: Tensor, said: Tensor, every: Sequence[Gaussians]) -> Tensor:
@@ -277,6 +298,15 @@ def _most(found: Iterable[Confusion]) -> tuple[Confusion, ...]:
         if one.label not in most or one.taken > most[one.label].taken:
             most[one.label] = one
     return tuple(most.values())
+
+
+def _summed(wrong: Iterable[tuple[int, Label, int]]) -> tuple[tuple[int, Label, int], ...]:
+    """Wrong answers with one row for each class and label, the most frequent first."""
+    together = Counter[tuple[int, type, Label]]()
+    for position, label, images in wrong:
+        together[position, type(label), label] += images
+    rows = [(position, label, images) for (position, _, label), images in together.items()]
+    return tuple(sorted(rows, key=lambda row: (-row[2], row[0], str(row[1]))))
 
 
 def opinion_weight(by_gate: Tensor, said: Tensor, y: Tensor) -> float:

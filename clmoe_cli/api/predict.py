@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from clmoe_cli.api import common, explaining, gating, ranges
 from clmoe_cli.api.checks import check_values
 from clmoe_cli.api.inputs import Expected, kind_text
 from clmoe_cli.api.opened import Opened
-from clmoe_cli.api.predictions import Predicted, Prediction, Predictions, Route, Written
+from clmoe_cli.api.predictions import Likely, Predicted, Prediction, Predictions, Route, Written
 from clmoe_cli.api.reasons import Case
 from clmoe_cli.api.reports import Caution, Json, Report
 from clmoe_cli.api.scoring import Scores, score
@@ -25,7 +25,7 @@ from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.images import taken
 from clmoe_cli.method.reproducible import logits
 from clmoe_cli.method.routing import paper
-from clmoe_cli.method.routing.decide import Decision
+from clmoe_cli.method.routing.decide import Decision, most_likely
 from clmoe_cli.method.routing.paper import DEFAULT_ROUTER, GATED, ROUTERS
 from clmoe_cli.runtime.choices import ROUTES
 from clmoe_cli.runtime.distributed.stores import in_shares
@@ -34,6 +34,8 @@ from clmoe_cli.runtime.words import check_rate, one_of
 from clmoe_cli.store_tensors import Loader
 from store_schema import BadInput, GateRecord, Manifest, UsageProblem
 
+UNSURE = 0.8
+"""An answer of less confidence is unsure: where confidence is calibrated, one in five of the best of them is wrong."""
 EVERY = (*GATED, *ROUTERS)
 
 
@@ -46,7 +48,10 @@ class PredictReport(Report):
     ``file`` [N]: of a folder, the picture's path in it. ``skipped``: broken pictures without a row. ``first``: index of
     the first row, of a part of the file. ``explained``: why, where it was asked for. ``warnings``: what looks
     wrong with the file as a whole. ``reject``: the p-value below which images are marked unknown; None where none is:
-    then all are known, and nobody has asked.
+    then all are known, and nobody has asked. ``truth``: the labels of the file, as they are in it, and ``right`` [N]
+    whether they were answered. ``top_label`` and ``top_confidence`` [N, K]: where they were asked for, the most likely
+    labels, the answer first; where fewer were compared the confidence is NaN, and the label says nothing. ``shown``:
+    positions of the rows that are printed and written, None for all.
     """
 
     schema: ClassVar[str] = Predicted.schema
@@ -66,6 +71,30 @@ class PredictReport(Report):
     explained: explaining.Explanation | None = None
     warnings: tuple[Caution, ...] = ()
     reject: float | None = None
+    truth: tuple[Label, ...] | None = None
+    right: NDArray[np.bool_] | None = None
+    top_label: NDArray[np.generic] | None = None
+    top_confidence: NDArray[np.float64] | None = None
+    shown: NDArray[np.int64] | None = None
+
+    def only(self, which: str | None) -> PredictReport:
+        """The report of which just the ``wrong``, ``unsure`` or ``unknown`` rows are printed and written; None: all."""
+        return self if which is None else replace(self, shown=self.rows_of(which))
+
+    def rows_of(self, which: str) -> NDArray[np.int64]:
+        """Positions of the rows that are ``wrong``, ``unsure`` or ``unknown``; none are wrong without labels."""
+        if which == "wrong":
+            return np.flatnonzero([] if self.right is None else ~self.right)
+        return np.flatnonzero(self.confidence < UNSURE if which == "unsure" else ~self.known)
+
+    def in_words(self, rows: Sequence[int]) -> list[str] | None:
+        """Why the images at these positions were answered so, without figures; None where that was not asked for."""
+        return None if self.explained is None else self.explained.in_words(rows, self.confidence[list(rows)].tolist())
+
+    @property
+    def count(self) -> int:
+        """How many rows are printed and written."""
+        return len(self.labels) if self.shown is None else len(self.shown)
 
     @property
     def accuracy(self) -> float | None:
@@ -77,10 +106,16 @@ class PredictReport(Report):
         columns: dict[str, NDArray[np.generic]] = {} if self.file is None else {"file": self.file}
         columns |= {"label": self.label, "task": self.task, "expert": self.expert, "confidence": self.confidence}
         columns |= {"known": self.known, "p_value": self.p_value}
-        return columns if self.explained is None else columns | self.explained.arrays()
+        columns |= {} if self.explained is None else self.explained.arrays()
+        if self.top_label is not None and self.top_confidence is not None:
+            columns |= {"top_label": self.top_label, "top_confidence": self.top_confidence}
+        if self.shown is None:
+            return columns
+        columns = {"index": np.arange(self.first, self.first + len(self.labels)), **columns}
+        return {name: value[self.shown] for name, value in columns.items()}
 
     def rows(self, candidates: bool = True) -> list[Prediction]:
-        """One object per image; of what is explained the ``candidates`` only if they are wanted."""
+        """One object per image that is shown; of what is explained the ``candidates`` only if they are wanted."""
         columns = zip(
             [None] * len(self.labels) if self.file is None else self.file.tolist(),
             self.labels,
@@ -104,7 +139,15 @@ class PredictReport(Report):
             )
             for i, (file, label, task, expert, confidence, known, p_value) in enumerate(columns, start=self.first)
         ]
-        return rows if self.explained is None else self.explained.added_to(rows, candidates)
+        rows = rows if self.explained is None else self.explained.added_to(rows, candidates)
+        if self.top_label is not None and self.top_confidence is not None:
+            pairs = zip(self.top_label.tolist(), self.top_confidence.tolist(), strict=True)
+            tops = [tuple(Likely(b, c) for b, c in zip(*pair, strict=True) if c == c) for pair in pairs]
+            rows = [replace(row, top=top) for row, top in zip(rows, tops, strict=True)]
+        if self.shown is None:
+            return rows
+        truth = self.truth or [None] * len(rows)
+        return [replace(rows[i], truth=truth[i]) for i in self.shown.tolist()]
 
     def printed(self) -> Predictions:
         """What ``--json`` prints."""
@@ -127,6 +170,9 @@ class PredictReport(Report):
             accuracy_by_task=None if scores is None else scores.accuracy_by_task,
             confusion=None if scores is None else scores.confusion,
             calibration_error=None if scores is None else scores.calibration_error,
+            per_class=None if scores is None else scores.per_class,
+            confusion_of_labels=None if scores is None else scores.wrong,
+            calibration=None if scores is None else scores.calibration,
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -147,6 +193,7 @@ def predict(
     on_part: Callable[[PredictReport], None] | None = None,
     on_step: OnStep = silent,
     explain: bool = False,
+    top: int | None = None,
 ) -> PredictReport:
     """Predicts every image of a batch; the store is only read.
 
@@ -154,7 +201,8 @@ def predict(
     consecutive ones). ``task``: no routing, answer
     among that task's classes. ``reject``: images whose p-value is below it are marked unknown. ``on_part`` is told the
     rows of the next images, without scores, as soon as they are decided; each row once, all of one state of the store.
-    ``explain``: the report says of each image why; the answers stay the same.
+    ``explain``: the report says of each image why; the answers stay the same. ``top``: it has so many of the most
+    likely labels; of other routers than ``fused`` and ``gate`` they are those of the task that answers.
 
     Raises UsageProblem for unknown names, BadInput for images that no expert (or not the given task) can
     read, and the store's errors.
@@ -170,9 +218,20 @@ def predict(
             found=f"{batch_size} with --route {route}",
             expected="1 or more, with --route batch",
         )
+    if top is not None and top < 1:
+        raise UsageProblem("--top is a number of labels", key="--top", found=str(top), expected="1 or more")
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
-    asked = _Asked(router, together, task, reject, explain, on_part, on_step)
+    asked = _Asked(router, together, task, reject, explain, on_part, on_step, top or 0)
     return Opened.existing(store).read(lambda snapshot: _predict(Loader(snapshot, device), batch, asked))
+
+
+def check_only(which: str | None, reject: float | None, labelled: bool) -> None:
+    """Refuses rows that cannot be told: BadInput for ``wrong`` without labels, UsageProblem for ``unknown`` without a
+    rate of rejection."""
+    if which == "wrong" and not labelled:
+        raise BadInput("no labels tell what is wrong", key="--only", found="wrong", expected="data with labels")
+    if which == "unknown" and reject is None:
+        raise UsageProblem("nothing is unknown without --reject", key="--only", found=which, hint="add --reject 0.05")
 
 
 @dataclass(frozen=True)
@@ -186,6 +245,7 @@ class _Asked:
     explain: bool
     on_part: Callable[[PredictReport], None] | None
     on_step: OnStep
+    top: int
 
     def gated(self, kind: GateRecord | None) -> bool:
         """Whether the gate of a kind of input answers.
@@ -214,7 +274,8 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
                     loader.task(name)
             why = explaining.of_gate(loader, share, names) if asked.explain else None
             route = gating.Route(only=True) if asked.only else gating.Route(asked.together)
-            return gating.decide(loader, share, names, book, asked.router, route, asked.on_step, why)
+            top = min(asked.top, len(book.labels))
+            return gating.decide(loader, share, names, book, asked.router, route, asked.on_step, why, top)
         return _routed(loader, share, names, book, asked)
 
     densities = kind is not None and kind.rule is not None
@@ -223,9 +284,12 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
         by, asked.together is not None and not asked.only, asked.reject, densities, given=asked.only is not None
     )
 
+    every, read = (book, None) if batch.labels is None else book.reading(batch.labels)
+
     def report_of(found: Decision, first: int = 0) -> PredictReport:
         codes, p_value = found.code.numpy(), found.p_value.numpy()
-        files = None if batch.files is None else np.array(batch.files[first : first + len(codes)], dtype=np.str_)
+        rows = slice(first, first + len(codes))
+        files = None if batch.files is None else np.array(batch.files[rows], dtype=np.str_)
         return PredictReport(
             label=book.decode(codes),
             labels=tuple(book.labels[i] for i in codes.tolist()),
@@ -242,6 +306,9 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
             first=first,
             explained=explaining.explained(found, case, names, homes, book),
             reject=asked.reject,
+            truth=None if read is None else tuple(every.labels[code] for code in read[rows].tolist()),
+            right=None if read is None else read[rows] == codes,
+            **_top(found, book),
         )
 
     parts, done = [], 0
@@ -257,6 +324,15 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
     classes = {name: loader.manifest.task(name).classes for name in names}
     codes = decision.code.numpy()
     return replace(report, scores=score(batch.labels, codes, book, report.task, report.confidence, classes))
+
+
+def _top(found: Decision, book: LabelEncoder) -> dict[str, Any]:
+    """The fields of a report with the most likely labels of a decision that names them."""
+    if found.best is None or found.likely is None:
+        return {}
+    codes, likely = found.best.numpy(), found.likely.numpy()
+    # What is missing has a label that means nothing, since an array has no gaps.
+    return {"top_label": book.decode(np.maximum(codes, 0)), "top_confidence": np.where(codes < 0, np.nan, likely)}
 
 
 def _candidates(manifest: Manifest, batch: Batch, only: str | None) -> list[str]:
@@ -298,16 +374,21 @@ def _routed(loader: Loader, batch: Batch, names: list[str], book: LabelEncoder, 
         codes = torch.zeros(len(rows), dtype=torch.long)
         confidence = torch.zeros(len(rows), dtype=torch.float64)
         p_value = torch.zeros(len(rows), dtype=torch.float64)
+        count = min(asked.top, len(book.labels))
+        top = (torch.full((len(rows), count), -1), torch.zeros(len(rows), count, dtype=torch.float64))
         for i in chosen.unique().tolist():
             task, where = tasks[i], (chosen == i).nonzero()[:, 0]
             some = taken(x[i], where)
-            best = logits(task.net, task.params, some).softmax(dim=1).max(dim=1)
+            shares = logits(task.net, task.params, some).softmax(dim=1)
+            best = shares.max(dim=1)
             classes = torch.tensor(book.codes(loader.manifest.task(task.name).classes))
             codes[where] = classes[best.indices]
             confidence[where] = best.values * posterior[where, i]
+            own = most_likely(shares * posterior[where, i, None], classes.expand(len(where), -1), count)
+            top[0][where], top[1][where] = own[0], own[1].double()
             deviation = paper.deviations(task, some, ["fisher"])["fisher"]
             p_value[where] = task.calibration["fisher"].p_values(deviation)
-        decision = Decision(chosen, codes, confidence, p_value)
+        decision = Decision(chosen, codes, confidence, p_value, None, *(top if count else (None, None)))
         if explainer is not None:
             decision = replace(decision, why=explainer.candidates(decision, evidence, rows))
         yield decision

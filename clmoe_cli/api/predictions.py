@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from clmoe_cli.api.reports import OPTIONAL, Caution, Json, Report
+from clmoe_cli.api.reports import OPTIONAL, Bin, Caution, ClassAccuracy, Json, Report, WrongAnswer
 
 Level = Literal["expert_score", "task_score", "score"]
 Route = Literal["image", "batch", "task"]
@@ -35,11 +35,20 @@ class Considered:
     p_value: float | None = None
 
 
+@dataclass(frozen=True)
+class Likely:
+    """A label and the confidence in it."""
+
+    label: int | str
+    confidence: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The answer to one image; ``file`` where images come from a folder. A line of NDJSON is one of these.
 
-    ``known`` is null where ``--reject`` was not given.
+    ``known`` is null where ``--reject`` was not given. ``top``: the most likely labels, with ``--top``. ``truth``: with
+    ``--only``, the label that the data have.
     """
 
     index: int
@@ -54,6 +63,8 @@ class Prediction:
     runner_up_label: int | str | None = field(default=None, metadata=OPTIONAL)
     margin: float | None = field(default=None, metadata=OPTIONAL)
     reason: str | None = field(default=None, metadata=OPTIONAL)
+    top: tuple[Likely, ...] | None = field(default=None, metadata=OPTIONAL)
+    truth: int | str | None = field(default=None, metadata=OPTIONAL)
     explanation: tuple[Considered, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
@@ -68,7 +79,11 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted(Report):
-    """What ``predict`` found over all images; what needs labels in the file is null without them."""
+    """What ``predict`` found over all images; what needs labels in the file is null without them.
+
+    ``confusion``: which tasks answered the images of which; ``confusion_of_labels``: which label was answered for
+    which. ``calibration``: how often answers of about the same confidence are right.
+    """
 
     schema: ClassVar[str] = "clmoe.predict/2"
     router: str | None
@@ -81,6 +96,9 @@ class Predicted(Report):
     accuracy_by_task: dict[str, float] | None
     confusion: tuple[Confusion, ...] | None
     calibration_error: float | None
+    per_class: tuple[ClassAccuracy, ...] | None
+    confusion_of_labels: tuple[WrongAnswer, ...] | None
+    calibration: tuple[Bin, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,7 +187,9 @@ def _chosen(manifest: Manifest, bits: AllBits, options: PruneOptions) -> list[st
 
 def _plan(manifest: Manifest, bits: AllBits, names: list[str], options: PruneOptions) -> tuple[RemovalReport, Manifest]:
     """What would go, and the manifest without it (its weights still those of before)."""
-    rest = tuple(_without(t, names) for t in manifest.tasks if t.name not in names)
+    rest = tuple(t for t in manifest.tasks if t.name not in names)
+    left = [label for t in rest for label in t.classes]
+    rest = tuple(_without(t, names, left) for t in rest)
     # An expert without a task has nothing left that anybody could use.
     gone = tuple(e.id for e in manifest.experts if not any(t.expert == e.id for t in rest))
     freed: dict[str, dict[str, int]] = {}
@@ -223,11 +225,10 @@ def _plan(manifest: Manifest, bits: AllBits, names: list[str], options: PruneOpt
     return plan, manifest.model_copy(update=update)
 
 
-def _without(task: TaskRecord, names: list[str]) -> TaskRecord:
-    """A task's record without what was measured with the named tasks."""
-    if task.measured is None:
-        return task
-    return task.model_copy(update={"measured": tuple(m for m in task.measured if m.task not in names)})
+def _without(task: TaskRecord, names: Sequence[str], left: Iterable[int | str]) -> TaskRecord:
+    """A task's record without what was measured with the named tasks, and without labels that are not ``left``."""
+    measured = None if task.measured is None else tuple(m for m in task.measured if m.task not in names)
+    return task.forgetting(left).model_copy(update={"measured": measured})
 
 
 def _stored(locked: Writer, planned: _Planned) -> Manifest:

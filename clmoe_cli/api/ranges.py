@@ -71,7 +71,11 @@ def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     typical, below = float(np.median(largest[counted])), float(np.median(lowest[counted]))
     (least, most), factor = kind.values.largest, FACTOR_OF_ROWS if rows else FACTOR
     if most > 0 and not least / factor <= typical <= most * factor:
-        return (_caution(batch, f"values up to {typical:.3g}", f"up to {_between(least, most)}", _hint(typical, most)),)
+        return (
+            _caution(
+                batch, f"values up to {typical:.3g}", f"up to {_between(least, most)}", _hint(typical, most, rows)
+            ),
+        )
     what = "rows" if rows else "pictures"
     if below < -BELOW * typical and kind.values.lowest[0] >= 0:
         hint = f"the store's {what} are not centred: undo it, or use another --store"
@@ -106,8 +110,10 @@ def _between(least: float, most: float) -> str:
     return f"{high}, as in the store" if low == high else f"{low} to {high}, as in the store"
 
 
-def _hint(typical: float, most: float) -> str:
+def _hint(typical: float, most: float, rows: bool) -> str:
     ratio = typical / most
+    if rows and ratio:
+        return "give the features in the unit of those that were learned; other data may have any"
     if ratio == 0:
         return "every number is 0: look at what wrote the file"
     if 255 / FACTOR < ratio < 255 * FACTOR:

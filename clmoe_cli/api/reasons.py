@@ -74,6 +74,50 @@ def sentence(case: Case, found: Sequence[Considered]) -> str:
     return f"{head}: {why}{end}" + (f" [context: {context}]" if context else "")
 
 
+SURELY, PROBABLY, CLOSE = 0.99, 0.8, 0.6
+"""Least confidence of answers that are sure, that are likely, and that no other is nearly as likely as."""
+USUAL, RARE = 0.05, 0.005
+"""Least p-value of inputs that are ordinary for their class, and of those that are unusual."""
+
+
+def in_words(case: Case, found: Sequence[Considered], confidence: float) -> str:
+    """The reason for the first of an image's candidates without figures: how sure, what comes next, how usual it is.
+
+    ``confidence``: in the answer, 0 to 1.
+    """
+    answer = found[0]
+    mate = next((c for c in found[1:] if c.task == answer.task and c.label is not None), None)
+    rival = found[1] if len(found) > 1 and found[1].label is not None else mate
+    unknown = case.reject is not None and answer.p_value is not None and answer.p_value < case.reject
+    sure = "surely" if confidence >= SURELY else "probably" if confidence >= PROBABLY else "perhaps"
+    head = f"{'unknown; if anything' if unknown else sure} {answer.label} of {answer.task}"
+    parts = ["asked of that task alone"] if case.given else []
+    if case.batch:
+        parts.append("the images that it came with are of that task")
+    if rival is None:
+        parts.append("nothing else was near enough to compare")
+    elif confidence >= SURELY:
+        parts.append("nothing else comes near")
+    else:
+        who = f"{rival.label} of {'the same task' if rival.task == answer.task else rival.task}"
+        parts.append(f"{who} {'comes next' if confidence >= CLOSE else 'is nearly as likely'}")
+    if case.router in GATE and case.densities and mate is not None:
+        likelier = _known(mate.log_likelihood) > _known(answer.log_likelihood)
+        if likelier:
+            parts.append(f"it looks more like {mate.label}, and the task's network decided otherwise")
+    return f"{head}: {'; '.join([*parts, _usual(answer)])}"
+
+
+def _usual(answer: Considered) -> str:
+    """How usual an image is for the class that it is answered as."""
+    p_value, label = answer.p_value, answer.label
+    if p_value is None:
+        return f"too few of {label} were learned to tell how usual it is"
+    if p_value >= USUAL:
+        return f"it is an ordinary {label}"
+    return f"it is an unusual {label}" if p_value >= RARE else f"it is unlike nearly every {label} that was learned"
+
+
 def _gated(
     case: Case, answer: Considered, mate: Considered | None, other: Considered | None, opinion: Considered | None
 ) -> str:

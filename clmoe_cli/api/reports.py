@@ -111,6 +111,24 @@ class ClassAccuracy:
     accuracy: float | None
 
 
+@dataclass(frozen=True)
+class WrongAnswer:
+    """Images of the class ``label`` that were answered as ``answered``: null for a class that is gone."""
+
+    label: int | str
+    answered: int | str | None
+    images: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images that are answered with about the same confidence: how many, how many right, the mean confidence."""
+
+    images: int
+    right: int
+    confidence: float
+
+
 def accuracy_of(task: TaskRecord) -> Accuracy:
     """How right held-out images of a task were answered when it was learned, shares of 0 to 1.
 

@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 from clmoe_cli.api.contents import Rows
 from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
-from clmoe_cli.api.inspect import InspectReport
+from clmoe_cli.api.inspect import InspectReport, TaskReport
 from clmoe_cli.api.predictions import Considered, Prediction, Predictions, Written
 from clmoe_cli.api.reports import (
     DetectReport,
@@ -39,7 +39,7 @@ _REPORTS: dict[str, Any] = {
     "learn": LearnReport | StreamReport,
     "detect": DetectReport,
     "predict": Predictions | Written,
-    "inspect": InspectReport,
+    "inspect": InspectReport | TaskReport,
     "export": ExportReport | ExportAllReport,
     "prune": RemovalReport,
     "log": LogReport,
@@ -53,7 +53,7 @@ _REPORTS: dict[str, Any] = {
 }
 _LAST: dict[type, tuple[str, ...]] = {
     Rows: ("rows",),
-    Prediction: ("file", "runner_up_task", "runner_up_label", "margin", "reason", "explanation"),
+    Prediction: ("file", "runner_up_task", "runner_up_label", "margin", "reason", "top", "truth", "explanation"),
     Predictions: ("decided_by", "warnings", "predictions"),
     Written: ("decided_by", "warnings", "output"),
     Failure: ("kind", "where", "key", "found", "expected", "hint"),

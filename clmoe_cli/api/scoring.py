@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clmoe_cli.api.predictions import Confusion
+from clmoe_cli.api.reports import Bin, ClassAccuracy, WrongAnswer
 from clmoe_cli.data.labels import Label, LabelEncoder
 
 BINS = 15
@@ -20,13 +21,18 @@ class Scores:
 
     ``accuracy``: share of right labels. ``accuracy_by_task``: the same over the images whose label the task knows.
     ``confusion``: for each set of tasks that know the same labels, how many images there are and which tasks
-    answered them. ``calibration_error``: expected calibration error of the confidence, 0 to 1.
+    answered them. ``calibration_error``: expected calibration error of the confidence, 0 to 1. ``per_class``: of each
+    label of the file how many images and how many right. ``wrong``: which label was answered for which, the most
+    frequent first. ``calibration``: how often answers of about the same confidence are right.
     """
 
     accuracy: float
     accuracy_by_task: dict[str, float]
     confusion: tuple[Confusion, ...]
     calibration_error: float
+    per_class: tuple[ClassAccuracy, ...]
+    wrong: tuple[WrongAnswer, ...]
+    calibration: tuple[Bin, ...]
 
 
 def score(
@@ -65,11 +71,31 @@ def score(
             )
         )
     order = sorted(confusion, key=lambda row: [list(classes).index(name) for name in row.tasks] or [len(names)])
-    return Scores(float(right.mean()), by_task, tuple(order), calibration_error(confidence, right))
+    bins = calibration(confidence, right)
+    images, hits = np.bincount(which), np.bincount(which, right)
+    per_class = [
+        ClassAccuracy(every.labels[c], int(n), float(k / n)) for c, n, k in zip(codes, images, hits, strict=True)
+    ]
+    pairs, times = np.unique(np.stack([read, predicted])[:, ~right], axis=1, return_counts=True)
+    wrong = [WrongAnswer(every.labels[a], every.labels[b], int(n)) for (a, b), n in zip(pairs.T, times, strict=True)]
+    wrong.sort(key=lambda one: -one.images)
+    return Scores(float(right.mean()), by_task, tuple(order), gap(bins), tuple(per_class), tuple(wrong), bins)
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    """What each of 15 bins of equal width holds, of ``confidence`` [N] in 0 to 1; empty ones are left out."""
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    counts, hits = np.bincount(bins, minlength=BINS), np.bincount(bins, right, minlength=BINS)
+    sums = np.bincount(bins, confidence, minlength=BINS)
+    return tuple(Bin(int(counts[i]), int(hits[i]), float(sums[i] / counts[i])) for i in counts.nonzero()[0])
+
+
+def gap(bins: Sequence[Bin]) -> float:
+    """Expected calibration error of these bins (Naeini et al. 2015; Guo et al. 2017), 0 to 1."""
+    off = sum(abs(one.confidence * one.images - one.right) for one in bins)
+    return float(off / sum(one.images for one in bins))
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Expected calibration error over 15 bins of equal width (Naeini et al. 2015; Guo et al. 2017), 0 to 1."""
-    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    gap = np.bincount(bins, confidence - right, minlength=BINS)
-    return float(np.abs(gap).sum() / len(confidence))
+    """Expected calibration error over 15 bins of equal width, 0 to 1."""
+    return gap(calibration(confidence, right))

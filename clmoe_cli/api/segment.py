@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Unpack
@@ -16,7 +16,7 @@ from clmoe_cli.api.learn import learn
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions, check, check_options
 from clmoe_cli.api.planning import plan
-from clmoe_cli.api.reports import SegmentReport, StreamReport
+from clmoe_cli.api.reports import LearnReport, Onset, SegmentReport, Status, StreamReport
 from clmoe_cli.api.session import Callbacks, Listeners
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder
@@ -43,8 +43,8 @@ def learn_stream(
 
     ``use_labels``: boundaries are found from labels and images, else from the images alone; learning needs labels
     in any case. ``options.name`` becomes NAME.1, NAME.2, … by segment. ``dry_run``: nothing is learned; each segment is
-    compared with the store as it is, and not with the segments before it. ``on_segment`` is told which of how many
-    begins, and where it starts and stops; ``callbacks``: those of ``learn``.
+    compared with the store as it is, and with the classes of the segments before it. ``on_segment`` is told which of
+    how many begins, and where it starts and stops; ``callbacks``: those of ``learn``.
 
     Raises BadInput for a segment that cannot be learned, before anything is, and whatever
     :func:`clmoe_cli.api.learn.learn` raises; segments committed until then stay, and are known when the
@@ -67,7 +67,8 @@ def learn_stream(
         on_segment(number, len(parts), part.start, part.stop)
         try:
             if dry_run:
-                report = plan(opened, part.batch, part.options, done, listeners.on_warning)
+                planned = plan(opened, part.batch, part.options, done, listeners.on_warning)
+                report = _after(planned, done, part.options)
             else:
                 report = learn(opened, part.batch, part.options, **callbacks)
         except ClmoeError as error:
@@ -79,6 +80,32 @@ def learn_stream(
             raise
         done.append(SegmentReport(**vars(report), start=part.start, stop=part.stop))
     return StreamReport(tuple(done))
+
+
+def _after(planned: LearnReport, done: Sequence[LearnReport], options: LearnOptions) -> LearnReport:
+    """What is planned for a segment, after those before it were learned, as far as labels tell.
+
+    Classes of a segment that would have been learned by then are known; into which expert others go, only training
+    tells.
+    """
+    before = [report for report in done if report.status == "learned"]
+    if planned.status != "learned" or not before:
+        return planned
+    classes = {(type(label), label) for label in planned.classes}
+    same = [report for report in before if classes <= {(type(label), label) for label in report.classes}]
+    if not same or options.if_known == "new":
+        reason = f"{planned.reason}; once the segments before it are learned, it may go into an expert of theirs"
+        return replace(planned, reason=reason)
+    known, status = same[0], _as_known(options)
+    onset = Onset("known", None, (known.task,), f"its classes are those of {known.task}, which is learned by then")
+    return replace(
+        planned, task=known.task, expert=known.expert, status=status, new_expert=False, onset=onset, candidates=(),
+        reads=(), reason="its task is that of a segment before it", plan=None,
+    )  # fmt: skip
+
+
+def _as_known(options: LearnOptions) -> Status:
+    return "known" if options.if_known == "skip" else "refined"
 
 
 class _Part:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clmoe_cli.data import several, sources
@@ -19,12 +20,14 @@ _NETWORK = re.compile(
 )
 
 __all__ = [
+    "check_alone",
     "check_arch",
     "check_boundaries",
     "check_refine",
     "check_source",
     "check_sources",
     "check_words",
+    "one_task",
     "renamed",
     "source_of",
 ]
@@ -51,6 +54,26 @@ def source_of(argument: str | None, option: str | None) -> str:
     source = argument if argument is not None else str(option)
     check_source(source)
     return source
+
+
+def one_task(argument: str | None, option: str | None, store: str) -> str | None:
+    """The task that ``inspect`` is asked for, as an argument or behind ``--task``; None for none.
+
+    Raises UsageProblem for two, and for the folder of a store in the place of a task.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise UsageProblem("two tasks named", found=f"{argument} and --task {option}", expected="one of them")
+    if argument is not None and argument != store and (Path(argument) / "HEAD").is_file():
+        raise UsageProblem("a store where a task is named", found=argument, hint=f"--store {shlex.quote(argument)}")
+    return option if argument is None else argument
+
+
+def check_alone(task: str, others: Mapping[str, object]) -> None:
+    """UsageProblem for options (name → value) that are about the whole store, beside one task."""
+    for option, value in others.items():
+        if value not in (None, False):
+            hint = f"leave out {option}, or the task {task!a}"
+            raise UsageProblem(f"{option} is of the whole store", found=f"task {task!a} as well", hint=hint)
 
 
 def check_sources(given: Sequence[str]) -> None:

@@ -7,10 +7,23 @@ from typing import Annotated
 import typer
 
 from clmoe_cli.cli import flags
+from clmoe_cli.cli.completion import task_names
 from clmoe_cli.report.progress import note, progress
 
 
 def inspect(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", autocompletion=task_names, help="The task to show: what --task names."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=task_names,
+            metavar="TASK",
+            help="Show one task: when and from what it was learned, its size, accuracy by class, wrong answers.",
+        ),
+    ] = None,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file and every task's outputs.")] = False,
     repair: Annotated[
@@ -27,8 +40,22 @@ def inspect(
 ) -> None:
     """Show experts, tasks, frozen shares, overlaps, history and bytes."""
     from clmoe_cli.api.inspect import inspect as call
+    from clmoe_cli.api.inspect import inspect_task
+    from clmoe_cli.cli import early
     from clmoe_cli.report import render
 
+    wanted = early.one_task(name, task, store)
+    if wanted is not None:
+        whole_store: dict[str, object] = {
+            "--verify": verify,
+            "--repair": repair,
+            "--plot": plot,
+            "--report": report_file,
+        }
+        whole_store |= {"--with-pictures": with_pictures, "--format": format_}
+        early.check_alone(wanted, whole_store)
+        render.show(inspect_task(store, wanted), json_)
+        return
     if format_ is not None:
         render.check_format(format_)
     render.check_pictures(plot, report_file)

@@ -50,6 +50,26 @@ def predict(
         typer.Option(autocompletion=task_names, help="Answer among this task's classes, without routing."),
     ] = None,
     reject: flags.RejectOption = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Give the K most likely labels of each image, with confidences."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=among(choices.ONLY),
+            help="Print and write just these rows: wrong (the data have labels), unsure (below 80 % confidence), or "
+            "unknown (with --reject).",
+        ),
+    ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Write a page for a browser (.html): the wrong, the unsure and the unknown with small pictures, at "
+            "most 60 of each; with labels also accuracy by class, confusion and calibration.",
+        ),
+    ] = None,
     explain: flags.ExplainOption = False,
     device: flags.DeviceOption = "auto",
     json_: flags.JsonOption = False,
@@ -65,16 +85,20 @@ def predict(
         ("router", router, choices.ROUTERS),
         ("value of --route", route, choices.ROUTES),
         ("value of --labels", labels, choices.LABELS),
+        *(() if only is None else (("value of --only", only, choices.ONLY),)),
     )
     every = [*(sources or ()), *([] if batch is None else [batch])]
     early.check_sources(every)
     from clmoe_cli.api.checks import judged
+    from clmoe_cli.api.predict import check_only
     from clmoe_cli.api.predict import predict as call
     from clmoe_cli.cli.reading import BackboneSession, How, Opened, read_all
     from clmoe_cli.runtime.devices import resolved
 
     if output is not None:
         render.check_output(output, json_)
+    render.check_page(report_file)
+    check_only(only, reject, labels != "ignore")
     where = resolved(device)
     with together(where), progress(quiet) as shown:
         started = time.monotonic()
@@ -84,6 +108,7 @@ def predict(
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
         images = read_all(every, "ignored" if labels == "ignore" else "optional", expected, how)
         images, warning = judged(expected, images, folders=labels == "folder")
+        check_only(only, reject, images.labels is not None)
         report = call(
             opened,
             images,
@@ -93,13 +118,15 @@ def predict(
             task=task,
             reject=reject,
             device=where,
-            on_part=render.print_rows if output == render.STDOUT and leading() else None,
+            on_part=render.row_printer(only) if output == render.STDOUT and leading() else None,
             on_step=shown.step,
             explain=explain,
+            top=top,
         )
         took = time.monotonic() - started
     if launched() and saved(took) < LAUNCH and not quiet:
         note(f"several processes do not pay here: this took {took:.1f} s, and starting them about {LAUNCH:.0f} s more")
+    whole, report = report, report.only(only)
     render.warnings(report.warnings)
     if warning:
         note(f"warning: {warning}")
@@ -109,3 +136,7 @@ def predict(
         return  # process 0 has the output
     with progress(quiet) as shown:
         render.show_predictions(report, output, json_, quiet, shown.step)
+    if report_file is not None:
+        render.write_answers(whole, images, report_file)
+        if not quiet:
+            note(f"wrote {report_file}")

@@ -110,11 +110,11 @@ def for_command(context: typer.Context, store: str) -> None:
 
 
 def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
-    """A line on stderr for each ``CLMOE_*`` variable that no command reads, unless ``quiet``, which is handed on.
+    """A line on stderr for each ``CLMOE_*`` variable that no command reads, also where it is ``quiet``.
 
     The callback of ``--quiet``, which every command has: by then it is known whatever said it.
     """
-    if not (quiet or context.resilient_parsing):
+    if not context.resilient_parsing:
         known = _variables(context.find_root().command)
         for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
             hint = _closest(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], PREFIX)

@@ -196,7 +196,8 @@ def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:
     if not 2 <= len(shape) <= 4:
         raise fail("not a shape of images", found=str(list(shape)), expected=_LAYOUTS, hint="reshape the array")
     if 0 in shape:
-        raise fail("no images in the array", found=str(list(shape)), expected="at least one image and one pixel")
+        least = "at least one row and one feature" if len(shape) == 2 else "at least one image and one pixel"
+        raise fail("nothing in the array", found=str(list(shape)), expected=least)
     if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] not in CHANNELS:
         wanted = "1, 3 or 4 channels on axis 1 or 3"
         raise fail("no axis for the channels", found=str(list(shape)), expected=wanted, hint="transpose the array")
@@ -285,6 +286,8 @@ def _unusable(images: Array, raw: Array, first: int) -> tuple[str, str, str] | N
         return None
     index = int(finite.argmin())
     what = "a value beyond float32" if np.isfinite(raw[index]).all() else "NaN or Inf"
+    if raw.ndim == 2:
+        return "not every feature is a number", f"{what} in row {first + index}", "drop or repair the row"
     return "not every pixel is a number", f"{what} in image {first + index}", "drop or repair the image"
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from clmoe_cli.api.contents import chosen, together
 from clmoe_cli.data.npz import replacing
 from clmoe_cli.report.cells import percent
+from clmoe_cli.report.judging import Judged, Rows
 from clmoe_cli.report.overview import BY_CONSTRUCTION, measured, some
 from clmoe_cli.report.plots import drawings, picture
 
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
 ABOUT_TASKS = """Percentages are of the expert's shared weights: what the task reads, what of that earlier tasks had
 frozen, and what was frozen in all after the task. Accuracies are those of images held out while learning: without
 pruning (dense), and with the task's subnetwork, whose outputs stay bit-identical after that."""
+ABOUT_HELD_OUT = """Each task's images were held out while it was learned, and answered as predict answered then:
+without a task id, among the tasks that the store knew. Tasks that came later may have changed some answers; clmoe
+predict with a labelled file tells what is so now. Tasks that were learned before wrong answers were kept are missing
+below."""
+WORDS = {
+    "task": "what one learn learned: some classes and their examples",
+    "expert": "a network whose weights several tasks share",
+    "shared weights": "the weights of an expert that tasks choose from; a task also owns some, such as its output rows",
+    "selected": "weights that a task reads",
+    "reused": "those of them that an earlier task had frozen before",
+    "frozen": "read by a task: no later training changes them by a bit",
+    "free": "read by no task yet: room for later ones",
+    "subnetwork": "the weights of an expert that a task selected, with what it owns besides",
+    "dense": "the expert with all its weights in use, before a task's subnetwork was chosen from them",
+    "held out": "images given to learn and not trained on, by which it was judged",
+    "confidence": "how sure an answer is, from 0 to 100 %; calibrated if answers of 90 % are right nine times in ten",
+    "confusion": "which label was answered for which",
+    "overlap (kappa)": "how much two tasks select the same weights: 1 is the same, 0 chance, below 0 less than chance",
+    "generation": "the number of a state of the store; each commit makes the next",
+    "content": "one hash of all that was learned: two stores with the same hash hold the same",
+}
 MATRIX = 60
 """Overlaps are also given in numbers for at most so many tasks."""
 
@@ -37,7 +59,9 @@ def draw(report: InspectReport, path: Path) -> None:
 
 def picture_page(svg: bytes) -> bytes:
     """A page with one picture (an SVG of matplotlib's)."""
-    return _page("Pictures of a clmoe store", report=None, thumbnails=None, picture=Markup(inline(svg, "all")))
+    return page(
+        "page.html.j2", "Pictures of a clmoe store", report=None, thumbnails=None, picture=Markup(inline(svg, "all"))
+    )
 
 
 def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None = None) -> bytes:
@@ -45,7 +69,8 @@ def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None
 
     With ``thumbnails`` it shows them, by task and class.
     """
-    return _page(
+    return page(
+        "page.html.j2",
         f"clmoe store, generation {report.generation}",
         report=report,
         checked="every file and every task's outputs verified"
@@ -64,6 +89,9 @@ def report_page(report: InspectReport, thumbnails: Sequence[TaskPictures] | None
         history=_history(report),
         thumbnails=thumbnails,
         some=some,
+        about_held_out=ABOUT_HELD_OUT,
+        judged=_judged(report),
+        words=WORDS,
     )
 
 
@@ -89,12 +117,8 @@ def inline(svg: bytes, prefix: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-Rows = tuple[Sequence[str], list[Sequence[object]]]
-"""A table: names of the columns, those that begin with # hold numbers, and its rows."""
-
-
-def _page(title: str, **values: object) -> bytes:
-    """The template with these values; whatever is not Markup is escaped."""
+def page(template: str, title: str, **values: object) -> bytes:
+    """A template with these values; whatever is not Markup is escaped."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -104,7 +128,7 @@ def _page(title: str, **values: object) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return templates.get_template("page.html.j2").render(title=title, **values).encode()
+    return templates.get_template(template).render(title=title, **values).encode()
 
 
 def _printable(value: object) -> object:
@@ -191,12 +215,23 @@ def _hundredths(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def _judged(report: InspectReport) -> Judged:
+    """Of the held-out images of all tasks; of which tasks nothing was kept they are missing."""
+    kept = [task for task in report.tasks if task.confusion is not None]
+    per_class = [own for task in kept or report.tasks for own in task.per_class]
+    if not kept:
+        return Judged.of(per_class, None, None)
+    wrong = [one for task in kept for one in task.confusion or ()]
+    return Judged.of(per_class, wrong, [one for task in kept for one in task.calibration or ()])
+
+
 def _history(report: InspectReport) -> Rows:
-    head = ("#generation", "action", "task", "frozen after it, by expert")
+    head = ("#generation", "when (UTC)", "action", "task", "#images", "from", "frozen after it, by expert")
     return (
         head,
         [
-            (h.generation, h.action, h.task or "",
+            (h.generation, (h.at or "not kept")[:16].replace("T", " "), h.action, h.task or "",
+             "" if h.images is None else f"{h.images:,}", h.source or "",
              ", ".join(f"{e} {_frozen(s.layers)}" for e, s in h.experts.items()))
             for h in report.history
         ],

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from clmoe_cli.api.contents import chosen
-from clmoe_cli.report.cells import columns, headline, percent
+from clmoe_cli.report.cells import UNLIMITED, columns, headline, percent
 
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Shares, Task, Unfinished
@@ -20,7 +20,6 @@ PARTS = (("several tasks", "█", "#", "cyan"), ("one task", "▒", "=", "blue")
 """Who reads a part of a layer, its sign, its sign where there is only ASCII, its colour: shared, single, free."""
 BAR = (8, 40)
 """Least and greatest width of a bar."""
-UNLIMITED = 100_000
 
 
 class Bar:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from clmoe_cli.api import names
 from clmoe_cli.api.reports import Caution, Json, LearnReport, RemovalReport, Report, fields_of, plain
-from clmoe_cli.report.cells import columns, console
+from clmoe_cli.report.cells import columns, console, put
 from clmoe_cli.report.progress import note
 from clmoe_cli.report.tables import reasons_table, score_tables, tables
 from clmoe_cli.runtime.events import OnStep, silent, whole
@@ -22,6 +22,8 @@ from store_schema.errors import DiskProblem, UsageProblem
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport
     from clmoe_cli.api.predict import PredictReport
+    from clmoe_cli.api.predictions import Likely
+    from clmoe_cli.data import Batch
     from clmoe_cli.report.thumbnails import TaskPictures
 
 SUFFIXES = (".npz", ".csv", ".json", ".ndjson")
@@ -74,6 +76,11 @@ def _print_json(value: Json) -> None:
     print(to_text(value, ascii_only=encoding != "utf8"))
 
 
+def row_printer(only: str | None) -> Callable[[PredictReport], None]:
+    """What prints the rows of parts of a prediction, as :func:`print_rows`; ``only``: those that are of one sort."""
+    return lambda part: print_rows(part.only(only))
+
+
 def print_rows(part: PredictReport) -> None:
     """The rows of a part of a prediction as NDJSON, out of the buffer before the next part is decided."""
     for row in part.rows():
@@ -98,21 +105,23 @@ def show(report: Report, as_json: bool) -> None:
     else:
         screen = console()
         for part in tables(report):
-            screen.print(part)
+            put(screen, part)
 
 
 def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
     """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
 
     def confirm(plan: RemovalReport) -> bool:
-        if not quiet:
+        asked = sys.stdin.isatty() and sys.stderr.isatty()
+        # Where nobody can be asked the report is the plan, and says it.
+        if not quiet and (yes or asked):
             goes = [*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)]
             what = ", ".join((*goes, *(f"what the unfinished learn of {t} had reached" for t in plan.unfinished)))
             old = " and all older generations" if plan.gc else ""
             note(f"plan: remove {what or 'nothing'}{old}; frees {plan.freed_parameters} weights")
         if yes:
             return True
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not asked:
             if not quiet:
                 note("nothing was changed: add --yes to act")
             return False
@@ -178,9 +187,13 @@ def check_pictures(plot: Path | None, page: Path | None) -> None:
 
         check_output(path, suffixes=suffixes)
         check_plotting()
-        if not os.access(path.parent, os.W_OK):
-            hint = "check the permissions of the folder and the file"
-            raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
+        _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path.parent, os.W_OK):
+        hint = "check the permissions of the folder and the file"
+        raise DiskProblem("cannot write the file", where=str(path), found="a folder without permission", hint=hint)
 
 
 def check_thumbnails(folder: Path | None, page: Path | None) -> None:
@@ -239,32 +252,58 @@ def show_predictions(
         if as_json:
             _print_json(report.written(str(output)).to_json())
         elif not quiet:
-            note(f"wrote {len(report.labels)} predictions to {output}")
+            note(f"wrote {report.count} predictions to {output}")
     elif as_json:
         _print_json(report.to_json())
     else:
         screen = console()
         first = "image" if report.file is None else "file"
         judged = () if report.reject is None else ("known",)
-        table = columns(first, "label", "task", "expert", "confidence", *judged, "p-value")
         rows = report.rows(candidates=False)[:ROWS_SHOWN]
+        truth = ("is",) if any(row.truth is not None for row in rows) else ()
+        next_best = () if report.top_label is None else ("then",)
+        table = columns(first, *truth, "label", "task", "expert", "confidence", *judged, "p-value", *next_best)
         for row in rows:
             p = "–" if row.p_value is None else f"{row.p_value:.3f}"
-            about = row.file or str(row.index), str(row.label), row.task, row.expert
+            is_so = (str(row.truth),) if truth else ()
+            about = row.file or str(row.index), *is_so, str(row.label), row.task, row.expert
             known = ("yes" if row.known else "no",) if judged else ()
-            table.add_row(*about, f"{row.confidence:.3f}", *known, p)
-        screen.print(table if report.explained is None else reasons_table(first, rows))
-        if len(report.labels) > ROWS_SHOWN:
-            screen.print(f"… {len(report.labels) - ROWS_SHOWN} more: --json, or --output FILE for all")
+            then = (_tops((row.top or ())[1:]),) if next_best else ()
+            table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
+        words = report.in_words([row.index - report.first for row in rows])
+        put(screen, table if words is None else reasons_table(first, rows, words))
+        if report.count > ROWS_SHOWN:
+            screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
         text = f"accuracy {100 * report.scores.accuracy:.2f} % of {len(report.labels)} images"
         if output is None:
             print(text)
             screen = console()
             for part in score_tables(report.scores):
-                screen.print(part)
+                put(screen, part)
         elif not quiet:
             note(text)
+
+
+def _tops(found: Sequence[Likely]) -> str:
+    """Labels and confidences as one cell."""
+    return ", ".join(f"{one.label} {one.confidence:.3f}" for one in found)
+
+
+def check_page(page: Path | None) -> None:
+    """What :func:`write_answers` would refuse, before any work is done; DiskProblem for a folder that is read-only."""
+    if page is not None:
+        check_output(page, suffixes=PICTURES[-1:])
+        _check_writable(page)
+
+
+def write_answers(report: PredictReport, batch: Batch, page: Path) -> None:
+    """Writes the page that shows the inputs that were answered wrong, that are unsure, and that are unknown."""
+    from clmoe_cli.data.npz import replacing
+    from clmoe_cli.report.answers import answers_page
+
+    with replacing(page) as file:
+        file.write(answers_page(report, batch))
 
 
 def _write(report: PredictReport, path: Path) -> None:
@@ -284,9 +323,14 @@ def _write(report: PredictReport, path: Path) -> None:
         import csv
 
         out = io.StringIO()
-        writer = csv.DictWriter(out, ["index", *report.arrays()])
+        names = [name for name in report.arrays() if name not in ("index", "top_label", "top_confidence")]
+        top = () if report.top_label is None else ("top",)
+        rows = report.rows(candidates=False)
+        truth = ("truth",) if any(row.truth is not None for row in rows) else ()
+        writer = csv.DictWriter(out, ["index", *names, *top, *truth])
         writer.writeheader()
-        writer.writerows(map(fields_of, report.rows(candidates=False)))
+        for row in rows:
+            writer.writerow(fields_of(row) | ({"top": _tops(row.top or ())} if top else {}))
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())

@@ -10,25 +10,28 @@ from rich.table import Table
 
 from clmoe_cli.api.copying import CopyReport
 from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
-from clmoe_cli.api.inspect import InspectReport
+from clmoe_cli.api.inspect import InspectReport, TaskReport
 from clmoe_cli.api.reports import DetectReport, ExportAllReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
-from clmoe_cli.report.cells import columns, headline, percent
-from clmoe_cli.report.overview import overview, unfinished
+from clmoe_cli.report.cells import columns, headline, percent, sentences
+from clmoe_cli.report.overview import overview, some, unfinished
+from clmoe_cli.report.single_task import held_out, one_task
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
     from clmoe_cli.api.scoring import Scores
 
 OVERLAP_SHOWN = 12
+LABELS = 12
+"""Of more classes so many are named, and counted; --json has them all."""
 
 
-def reasons_table(first: str, rows: Sequence[Prediction]) -> Table:
-    """Why each image was answered so; long sentences go on in the next line."""
+def reasons_table(first: str, rows: Sequence[Prediction], words: Sequence[str]) -> Table:
+    """Why each image was answered so, in words; long sentences go on in the next line."""
     table = columns(first, "sure", "why")
     table.columns[2].justify = "left"
-    for row in rows:
-        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", row.reason)
+    for row, why in zip(rows, words, strict=True):
+        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", why)
     return table
 
 
@@ -61,6 +64,11 @@ def tables(report: Any) -> list[Any]:
 @tables.register
 def _(report: InspectReport) -> list[Any]:
     return overview(report)
+
+
+@tables.register
+def _(report: TaskReport) -> list[Any]:
+    return one_task(report)
 
 
 @tables.register
@@ -102,7 +110,7 @@ def _(report: CopyReport) -> list[Any]:
 def _(report: TasksReport) -> list[Any]:
     table = columns("file", "task", "classes", "images")
     for file in report.files:
-        table.add_row(file.path, file.task, ", ".join(map(str, file.classes)), str(file.images))
+        table.add_row(file.path, file.task, some(file.classes, LABELS), str(file.images))
     return ["nothing was written; this would be:", table] if report.dry_run else [table]
 
 
@@ -121,34 +129,13 @@ def _(report: LearnReport) -> list[Any]:
             layer.name, str(layer.parameters), str(layer.selected), str(layer.reused), f"{layer.frozen_percent:.2f} %"
         )
     said = {
-        "classes": ", ".join(map(str, report.classes)),
-        "held out": _held_out(report),
+        "classes": some(report.classes, LABELS),
+        "held out": held_out(report),
         report.onset.verdict: report.onset.reason,
         "placed": report.reason,
     }
-    lines = [headline(head, f"  ({report.seconds:.1f} s)"), _sentences(said)]
+    lines = [headline(head, f"  ({report.seconds:.1f} s)"), sentences(said)]
     return [*lines, table]
-
-
-def _held_out(report: LearnReport) -> str:
-    """How right held-out images are, as ``predict`` answers, and what stands beside it."""
-    found = report.accuracy
-    if found.answer is None and not found.held_out:
-        return "not measured: no image could be left out"
-    if found.answer is None:
-        shares = f"{percent(found.subnetwork)} of {found.held_out} images right by the subnetwork alone"
-        return f"{shares}, {percent(found.dense)} before pruning"
-    shares = (
-        f"task given {percent(found.within)}, subnetwork alone {percent(found.subnetwork)}, before pruning "
-        f"{percent(found.dense)}, guessing {percent(found.guessing)}"
-    )
-    text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
-    rows = [(row.accuracy, row.label) for row in report.per_class if row.accuracy is not None]
-    worst = sorted(rows, key=lambda row: row[0])[:3]
-    named = ", ".join(f"{label} {percent(share)}" for share, label in worst)
-    if len(rows) < 3:
-        return text
-    return f"{text}; lowest: {named}"
 
 
 def _plan_tables(report: LearnReport) -> list[Any]:
@@ -158,8 +145,8 @@ def _plan_tables(report: LearnReport) -> list[Any]:
         "refined": f"would refine {report.task} in expert {report.expert}",
     }[report.status]
     lines = [
-        headline(head, f": classes {', '.join(map(str, report.classes))}"),
-        _sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
+        headline(head, f": classes {some(report.classes, LABELS)}"),
+        sentences({report.onset.verdict: report.onset.reason, "placed": report.reason}),
     ]
     if report.plan is None:
         return lines
@@ -172,19 +159,22 @@ def _plan_tables(report: LearnReport) -> list[Any]:
 @tables.register
 def _(report: StreamReport) -> list[Any]:
     table = columns("images", "status", "task", "expert", "classes", "accuracy", "seconds")
+    guessed = False
     for part in report.segments:
+        # Where a segment before it would be learned, only training tells into which expert it goes.
+        guess, guessed = part.dry_run and guessed, guessed or part.status == "learned"
         table.add_row(
             f"{part.start} to {part.stop - 1}",
             part.status,
             part.task,
-            part.expert,
-            ", ".join(map(str, part.classes)),
+            "not known yet" if guess and part.status == "learned" else part.expert,
+            some(part.classes, LABELS),
             percent(part.accuracy.shown),
             f"{part.seconds:.1f}",
         )
     new = sum(part.status == "learned" for part in report.segments)
     if any(part.dry_run for part in report.segments):
-        rest = f", {new} of them new to the store as it is; nothing was changed"
+        rest = f", {new} of them new; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
     return [headline(f"{len(report.segments)} segments", rest), table]
@@ -198,7 +188,7 @@ def _(report: DetectReport) -> list[Any]:
     for row in report.tasks:
         own = "–" if row.p_value is None else f"{row.p_value:.3g}"
         table.add_row(row.task, row.expert, f"{row.deviation:.4g}", own, f"{row.overlap:.3f}", f"{row.divergence:.3f}")
-    return [headline(f"{report.verdict}{name}", f"  p = {p}"), _sentences({"why": report.reason}), table]
+    return [headline(f"{report.verdict}{name}", f"  p = {p}"), sentences({"why": report.reason}), table]
 
 
 @tables.register
@@ -207,7 +197,8 @@ def _(report: RemovalReport) -> list[Any]:
     if report.unfinished:
         freed = f": {report.freed_bytes} bytes freed" if report.applied else ""
         return [headline(f"{verb} what the unfinished learn of {', '.join(report.unfinished)} had reached", freed)]
-    names = ", ".join((*report.removed, *report.removed_experts)) or "nothing"
+    older = ("all older generations",) if report.gc else ()
+    names = ", ".join((*report.removed, *report.removed_experts, *older)) or "nothing"
     keeps = report.applied and not report.gc and bool(report.removed)
     return [
         headline(
@@ -225,7 +216,7 @@ def _(report: ExportReport) -> list[Any]:
     size = f"{report.parameters} parameters, {report.nonzero} of them not 0, {report.bytes} bytes"
     return [
         headline(f"exported {report.task} to {report.output}", f": {size}"),
-        f"reads {what} {list(report.input_shape)}; answers classes {', '.join(map(str, report.classes))}",
+        f"reads {what} {list(report.input_shape)}; answers classes {some(report.classes, LABELS)}",
         f"answers as {_answering(report)}",
         f"read back and run by {report.checked_with}: logits differ by at most {report.deviation:.3g}",
     ]
@@ -254,11 +245,3 @@ def _answering(report: ExportReport) -> str:
     return "predict --task does: the gate" + (
         f", and the subnetwork with weight {report.opinion:.2f}" if report.opinion else ""
     )
-
-
-def _sentences(said: dict[str, str]) -> Table:
-    """Sentences by what they are about; long ones go on below their beginning."""
-    table = Table.grid(padding=(0, 1))
-    for about, sentence in said.items():
-        table.add_row(f"{about}:", sentence)
-    return table

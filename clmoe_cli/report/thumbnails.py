@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clmoe_cli.data.decoding import Array, decode
 from clmoe_cli.data.listing import PHONES, READ
 from clmoe_cli.data.npz import one_line, read_problem
@@ -22,6 +24,7 @@ from store_schema.errors import BadInput
 
 if TYPE_CHECKING:
     from clmoe_cli.api.inspect import InspectReport
+    from clmoe_cli.data import Batch
 
 SIDE = 96
 """The longer side of a thumbnail, in pixels."""
@@ -150,6 +153,26 @@ def _spread(files: Sequence[str], each: int) -> Iterator[str]:
     """``each`` files at even distances, then those that are tried where some of these are broken."""
     chosen = [[len(files) * i // count for i in range(count)] for count in (each, min(TRIED, len(files)))]
     return (files[i] for i in dict.fromkeys(i for part in chosen for i in part) if i < len(files))
+
+
+def of_input(batch: Batch, row: int) -> str | None:
+    """A small picture of one input of a batch as a data: URI; None for what is no picture, or cannot be read any more.
+
+    Of pictures that a backbone has read the file is read again.
+    """
+    pixels = batch.images[row]
+    if pixels.ndim == 3 and len(pixels) in (1, 3):
+        if pixels.dtype != np.uint8:
+            least, most = float(pixels.min()), float(pixels.max())
+            pixels = ((pixels - least) * (255 / ((most - least) or 1.0))).round().astype(np.uint8)
+        return _thumbnail(pixels)
+    if batch.input is None or batch.input.features is None or batch.files is None:
+        return None
+    below = Path(batch.source) / batch.files[row]
+    try:
+        return _thumbnail(decode(str(below if below.is_file() else batch.files[row])))
+    except BadInput:
+        return None
 
 
 def _thumbnail(pixels: Array) -> str:

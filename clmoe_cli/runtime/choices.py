@@ -12,6 +12,7 @@ BOUNDARIES = ("labels", "images")
 AUGMENT = ("none", "light", "strong")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMATS = ("csv", "md")
+ONLY = ("wrong", "unsure", "unknown")
 LABELS = ("auto", "folder", "ignore")
 
 # Suggestions: more are possible.

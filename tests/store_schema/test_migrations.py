@@ -109,7 +109,7 @@ def test_format_1_gains_inputs_and_keeps_its_content_hash(make_store: Make) -> N
     assert all(record.pop("input_range") is None for record in fields["gates"])
     for task in fields["tasks"]:
         assert (task.pop("opinion"), task.pop("measured")) == (None, None)
-        later = ("answer", "within", "guessing", "per_class")
+        later = ("answer", "within", "guessing", "per_class", "confusion", "calibration")
         assert [task["accuracy"].pop(key) for key in later] == [None] * len(later)
     content = {
         "objects": sorted(ref.sha256 for ref in manifest.objects()),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clmoe_cli.method.routing.gaussians import GaussianGate
 from clmoe_cli.method.routing.subspaces import Compared, Gate, Statistics
@@ -35,7 +36,7 @@ class Sources:
     ``codes`` [S]: label code of each of the gate's subspaces. ``statistics(task)`` and ``opinion(task, rows)``, the
     log-probabilities [n, C] of the task's classes for the images at ``rows`` [n], are called for tasks on the
     shortlist alone; without ``opinion`` the gate decides by itself. ``explain``: makes of what was answered why.
-    ``weights`` [T]: of each task's opinion beside the gate's.
+    ``weights`` [T]: of each task's opinion beside the gate's. ``top``: so many of the best labels are named.
     """
 
     gate: Gate | GaussianGate
@@ -44,6 +45,7 @@ class Sources:
     opinion: Callable[[int, Tensor], Tensor] | None
     explain: Explain | None = None
     weights: Sequence[float] | None = None
+    top: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Why:
 class Decision:
     """For each of N images: position of the task and code of the label [N], confidence and p-value [N] float64.
 
-    ``why``: where it was asked for.
+    ``why``: where it was asked for. ``best`` and ``likely`` [N, K]: codes of the most likely labels, the answer first,
+    and how likely each is; −1 and 0 where no further one was compared.
     """
 
     task: Tensor
@@ -63,6 +66,8 @@ class Decision:
     confidence: Tensor
     p_value: Tensor
     why: Why | None = None
+    best: Tensor | None = None
+    likely: Tensor | None = None
 
     @staticmethod
     def joined(parts: list[Decision]) -> Decision:
@@ -78,7 +83,9 @@ class Decision:
         parts = (self, *others)
         whys = [part.why for part in parts if part.why is not None]
         why = type(whys[0])(*(of(whys, f.name) for f in fields(whys[0]))) if whys else None
-        return Decision(of(parts, "task"), of(parts, "code"), of(parts, "confidence"), of(parts, "p_value"), why)
+        best, likely = (None if self.best is None else of(parts, name) for name in ("best", "likely"))
+        task, code, confidence, p_value = (of(parts, name) for name in ("task", "code", "confidence", "p_value"))
+        return Decision(task, code, confidence, p_value, why, best, likely)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ def decide_within(sources: Sources, batch: BatchTask, values: Tensor, rows: Tens
     The confidence in the task multiplies that of the answers.
     """
     found = _decided(sources, sources.gate.within(values, batch.task, sources.statistics), values, rows, batch)
-    return replace(found, confidence=found.confidence * batch.sure)
+    likely = None if found.likely is None else found.likely * batch.sure
+    return replace(found, confidence=found.confidence * batch.sure, likely=likely)
 
 
 def _pooled(
@@ -172,6 +180,14 @@ def mixed(gate: Tensor, subnetwork: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(gate + math.log1p(-weight), subnetwork + math.log(weight))
 
 
+def most_likely(posterior: Tensor, codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Codes and probabilities [N, count] of the most likely of ``codes`` [N, L], each of which counts once."""
+    likely, at = posterior.sort(dim=1, descending=True, stable=True)
+    likely, best = likely[:, :count], codes.gather(1, at)[:, :count]
+    missing = (0, count - best.shape[1])
+    return pad(best.where(likely > 0, -1), missing, value=-1), pad(likely, missing)
+
+
 def _decided(
     sources: Sources, compared: Compared, values: Tensor, rows: Tensor, batch: BatchTask | None = None
 ) -> Decision:
@@ -196,7 +212,8 @@ def _decided(
     for task in owner.unique().tolist():
         here = owner == task
         p_value[here] = sources.statistics(task).answered(values[here], gate.position[winner[here]])
-    found = Decision(owner, sources.codes[winner], confidence, p_value)
+    top = most_likely(posterior, codes, sources.top) if sources.top else (None, None)
+    found = Decision(owner, sources.codes[winner], confidence, p_value, None, *top)
     if sources.explain is None:
         return found
     return replace(found, why=sources.explain(sources, Answered(values, rows, compared, scores, best, batch)))
