@@ -52,7 +52,7 @@ def changed(text: str, fault: Fault) -> str:
 
 
 LEARNING, TRAINING = "tests/method/test_learning.py", "tests/method/test_training.py"
-ROUNDING = "tests/method/test_rounding.py"
+ROUNDING, STARTING = "tests/method/test_rounding.py", "tests/test_starting.py"
 ONSET, GATE, GAUSSIANS = (f"tests/method/test_{name}.py" for name in ("calibration_onset", "gate", "gaussians"))
 KERNELS, FUSION, IMAGES = (f"tests/method/test_{name}.py" for name in ("convolutions", "fusion", "image_scores"))
 STORE, DAMAGE, FAULTS, CODECS = (
@@ -656,6 +656,30 @@ FAULTS_OF_THE_STORE = (
         "fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)",
         "fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)",
         (f"{DAMAGE}::test_links_and_folders_in_place_of_objects_are_refused",),
+    ),
+    Fault(
+        "a task reads no base", "clmoe_cli/method/networks/base.py",
+        "below = {name: self.base[name].to(value) for name, value in params.items() if name in self.base}",
+        "below: dict[str, Tensor] = {}",
+        (f"{STARTING}::test_tasks_read_the_whole_base_and_add_a_little",),
+    ),
+    Fault(
+        "a copied expert loses its base", "clmoe_cli/api/copying.py",
+        'base = None if record.base is None else locked.put(source.read_object(record.base), "safetensors")',
+        "base = None",
+        (f"{STARTING}::test_a_base_goes_where_its_tasks_go",),
+    ),
+    Fault(
+        "a base is not among what a generation needs", "store_schema/records.py",
+        "yield from (e.base for e in self.experts if e.base is not None)",
+        "yield from ()",
+        (f"{STARTING}::test_a_base_outlives_its_generation",),
+    ),
+    Fault(
+        "the model of a store leaves the base out", "clmoe_cli/api/export_all.py",
+        "plain.state(net, net.effective(params), scaling)",
+        "plain.state(net, params, scaling)",
+        (f"{STARTING}::test_a_model_of_the_whole_store_stands_on_the_base",),
     ),
 )  # fmt: skip
 
