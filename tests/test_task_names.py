@@ -22,7 +22,17 @@ SAYING = {
     "鳥.npz": "鳥",
     unicodedata.normalize("NFD", "vögel.npz"): "vögel",
 }
-NOTHING = ("train.npz", "3.npz", "data.csv", "x.npz", "train_images.npz", "-birds.npz", ".birds", f"{'b' * 61}.npz")
+NOTHING = (
+    "task.npz",
+    "train.npz",
+    "3.npz",
+    "data.csv",
+    "x.npz",
+    "train_images.npz",
+    "-birds.npz",
+    ".birds",
+    f"{'b' * 61}.npz",
+)
 
 
 @pytest.mark.parametrize("name", [*SAYING, *NOTHING])

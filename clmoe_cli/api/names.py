@@ -53,7 +53,10 @@ def suggested(source: str) -> str | None:
         return None
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     words = re.split(r"[\W\d_]+", name.casefold())
-    telling = any((len(word) > 1 or word > "\x7f") and word not in GENERIC for word in words)
+    # A number after it makes task a name, as in task2.npz.
+    telling = name.casefold() != "task" and any(
+        (len(word) > 1 or word > "\x7f") and word not in GENERIC for word in words
+    )
     return nfc(name) if telling and proper(name) and len(name) <= LONGEST and re.match(r"\w", name) else None
 
 
