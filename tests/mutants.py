@@ -392,7 +392,7 @@ FAULTS_OF_ROUTING = (
     ),
     Fault(
         "sure of a doubtful task", "clmoe_cli/method/routing/decide.py",
-        "return replace(found, confidence=found.confidence * batch.sure)",
+        "return replace(found, confidence=found.confidence * batch.sure, likely=likely)",
         "return found",
         (f"{FUSION}::test_a_batch_is_as_sure_of_its_task_as_the_evidence",),
     ),

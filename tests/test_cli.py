@@ -404,7 +404,7 @@ def test_streams_hold_what_they_should(data: dict[str, Path], tmp_path: Path) ->
     assert lines[-1].startswith("onset: no task")
     done = spawn("learn", "--data", data["pets.train"], "--store", store, *QUICK, "-q")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"learned task2 in ")
+    assert done.stdout.startswith(b"learned pets in ")
     assert b"\x1b" not in done.stdout
     before = contents(store)
     done = spawn("learn", "--data", data["pets.test"], "--store", store, "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -57,6 +58,8 @@ def offered(line: str, cwd: Path, **variables: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("clmoe inspect --store store ta", ["task1", "task2"]),
+        ("clmoe predict --only ", ["wrong", "unsure", "unknown"]),
         ("clmoe ", ["learn", "detect", "predict", "inspect", "prune", "tasks", "schema"]),
         ("clmoe pre", ["predict"]),
         ("clmoe --version pre", ["predict"]),
@@ -166,6 +169,33 @@ def test_a_shell_completes_with_the_script_that_it_is_given(root: Path) -> None:
     done = shells.bash(script, root, light=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.split() == [b"_clmoe_completion", b"task1", b"task2"]
+
+
+SHELLS = {
+    "zsh": """
+    autoload -U compinit && compinit -D
+    eval "$(_CLMOE_COMPLETE=source_zsh clmoe)"
+    print $_comps[clmoe]
+    """,
+    "fish": """
+    _CLMOE_COMPLETE=source_fish clmoe | source
+    complete -C "clmoe predict --store store --task ta"
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_shells_take_their_scripts(shell: str, root: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    path = {"PATH": f"{forking.served(True)}:{os.environ['PATH']}"}
+    bare = ["-f"] if shell == "zsh" else ["--no-config"]
+    done = subprocess.run(
+        [shell, *bare, "-c", SHELLS[shell]],
+        cwd=root, env=shells.clean() | path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.split() == {"zsh": ["_clmoe_completion"], "fish": ["task1", "task2"]}[shell]
 
 
 def test_words_are_those_that_commands_take() -> None:

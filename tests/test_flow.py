@@ -120,8 +120,8 @@ def test_what_another_commit_has_changed_is_read_again(
     np.savez(world / "other.npz", x=x, y=y)
     code, out, err = call(capsys, "learn", "--data", world / "other.npz", "--store", world / "store", *QUICK, "--json")
     assert code == 0, err
-    assert json.loads(out)["task"] == "task4"
-    assert [t.name for t in Store.open(world / "store").manifest.tasks] == ["task1", "task2", "task3", "task4"]
+    assert json.loads(out)["task"] == "other"
+    assert [t.name for t in Store.open(world / "store").manifest.tasks] == ["task1", "task2", "task3", "other"]
     assert opened[0] == "manifest"
 
 

@@ -113,7 +113,7 @@ def test_one_store_for_pictures_arrays_and_vectors(world: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "tasks"),
-    [("asked", {"task1", "task2"}), ("grey.npz", {"task3"}), ("vectors.npz", {"task4"})],
+    [("asked", {"task1", "task2"}), ("grey.npz", {"grey"}), ("vectors.npz", {"vectors"})],
 )
 def test_predict_reads_as_the_tasks_did(
     source: str, tasks: set[str], world: Path, capsys: pytest.CaptureFixture[str]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from clmoe_cli.runtime.words import nfc
@@ -34,11 +36,43 @@ def check_name(name: str, key: str | None = None) -> None:
         raise UsageProblem("not a name for a task", key=key, found=ascii(name[:60]), expected=expected)
 
 
-def new_task(wanted: str | None, number: int, taken: Sequence[str]) -> str:
-    """The name of a new task: the wanted one, else task``number``, which may need a letter more.
+_GENERIC = """all archive array batch data dataset examples features file files images img inputs known labels more new
+out output pictures photos points samples set stdin stream table test tmp train training val valid validation x"""
+GENERIC = frozenset(_GENERIC.split())
+"""Names of files that say nothing of what is in them."""
 
-    Raises UsageProblem for a name that is taken.
+
+def suggested(source: str) -> str | None:
+    """What a task is called after the file or folder that it is learned from; None where that says nothing.
+
+    The name without suffixes, where it has a letter that is no more than a generic word: neither ``train.npz`` nor
+    ``3.npz`` nor ``data.csv`` names a task. Arrays and pipes have no name.
     """
+    path = Path(source)
+    if source == "-" or not path.exists():
+        return None
+    name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
+    words = re.split(r"[\W\d_]+", name.casefold())
+    # A number after it makes task a name, as in task2.npz.
+    telling = name.casefold() != "task" and any(
+        (len(word) > 1 or word > "\x7f") and word not in GENERIC for word in words
+    )
+    return nfc(name) if telling and proper(name) and len(name) <= LONGEST and re.match(r"\w", name) else None
+
+
+LONGEST = 60
+"""Characters of a name that a file gives."""
+
+
+def new_task(wanted: str | None, number: int, taken: Sequence[str], source: str | None = None) -> str:
+    """The name of a new task: the wanted one, else its ``source``'s, else task``number``, which may need a letter more.
+
+    A source's name that is taken gets a number: birds-2. Raises UsageProblem for a wanted name that is taken.
+    """
+    after = None if wanted is not None or source is None else suggested(source)
+    if after is not None:
+        every = set(map(nfc, taken))
+        return next(name for name in chain([after], (f"{after}-{i}" for i in count(2))) if name not in every)
     name = nfc(wanted or f"task{number}")
     while wanted is None and name in taken:
         name += "b"

@@ -68,7 +68,9 @@ def next_step(session: Session) -> Skip | Refine | New:
         return Skip(verdict)
     if verdict.known and session.options.if_known != "new":
         return _refine(session, verdict)
-    name = new_task(session.options.name, session.number, [t.name for t in session.manifest.tasks])
+    taken = [t.name for t in session.manifest.tasks]
+    source = None if session.options.numbered else session.batch.source
+    name = new_task(session.options.name, session.number, taken, source)
     placement, candidates = _placed(session, near)
     if placement.expert is None:
         record, scaling = _new_expert(session)

@@ -31,7 +31,8 @@ class LearnOptions:
     for as many as it needs. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
     ``eyes``: what looks at pictures beside the gate's fixed features, one of :data:`clmoe_cli.runtime.choices.EYES`;
     None for what their kind was begun with, and for a new kind none. ``refine``: the task that the data improve,
-    whatever the onset would say.
+    whatever the onset would say. ``numbered``: without ``name`` the task is called task1, task2, … and not after its
+    file.
     """
 
     name: str | None = None
@@ -48,6 +49,7 @@ class LearnOptions:
     evidence: str = "gate"
     eyes: str | None = None
     refine: str | None = None
+    numbered: bool = False
 
 
 class LearnFlags(TypedDict, total=False):

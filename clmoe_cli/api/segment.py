@@ -115,7 +115,8 @@ class _Part:
         assert stream.labels is not None
         self.start, self.stop = start, stop
         self.batch = stream.taken(slice(start, stop))
-        self.options = options if options.name is None else replace(options, name=f"{options.name}.{number}")
+        name = None if options.name is None else f"{options.name}.{number}"
+        self.options = replace(options, name=name, numbered=True)
 
     def without_strays(self) -> _Part:
         """Leaves out labels that are rare and occur only at an end of the segment: the neighbour's.

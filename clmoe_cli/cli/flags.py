@@ -60,7 +60,7 @@ LabelColumnOption = Annotated[
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option(help="Name of the task [default: task1, task2, …]; with --segment NAME.1, NAME.2, …"),
+    typer.Option(help="Name of the task [default: that of the file, else task1, task2, …]; with --segment NAME.1, …"),
 ]
 SegmentOption = Annotated[
     bool, typer.Option("--segment", help="The file is a stream: find where one task ends and the next begins.")

@@ -49,7 +49,7 @@ def prune(
             report = call(
                 store,
                 options,
-                render.confirmation(yes, quiet),
+                render.confirmation(yes, quiet, json_),
                 on_wait=shown.waiting,
                 on_step=shown.step,
                 on_change=shown.changed,

@@ -197,7 +197,7 @@ def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:
         raise fail("not a shape of images", found=str(list(shape)), expected=_LAYOUTS, hint="reshape the array")
     if 0 in shape:
         least = "at least one row and one feature" if len(shape) == 2 else "at least one image and one pixel"
-        raise fail("nothing in the array", found=str(list(shape)), expected=least)
+        raise fail("no images in the array", found=str(list(shape)), expected=least)
     if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] not in CHANNELS:
         wanted = "1, 3 or 4 channels on axis 1 or 3"
         raise fail("no axis for the channels", found=str(list(shape)), expected=wanted, hint="transpose the array")

@@ -108,13 +108,13 @@ def show(report: Report, as_json: bool) -> None:
             put(screen, part)
 
 
-def confirmation(yes: bool, quiet: bool) -> Callable[[RemovalReport], bool]:
+def confirmation(yes: bool, quiet: bool, as_json: bool) -> Callable[[RemovalReport], bool]:
     """Asks before something is removed: on a terminal only; elsewhere ``--yes`` is needed."""
 
     def confirm(plan: RemovalReport) -> bool:
         asked = sys.stdin.isatty() and sys.stderr.isatty()
-        # Where nobody can be asked the report is the plan, and says it.
-        if not quiet and (yes or asked):
+        # Where nobody can be asked the table is the plan, and says it.
+        if not quiet and (yes or asked or as_json):
             goes = [*(f"task {t}" for t in plan.removed), *(f"expert {e}" for e in plan.removed_experts)]
             what = ", ".join((*goes, *(f"what the unfinished learn of {t} had reached" for t in plan.unfinished)))
             old = " and all older generations" if plan.gc else ""
