@@ -20,11 +20,11 @@ start included, and of the one that predicts all test inputs. Bytes: what lies o
 code in the script, without blank lines, comments and docstrings; of clmoe the two commands.
 
 Killed: three tasks of Split-MNIST with ``--kill-images`` images each. ``learn`` of the third is killed (SIGKILL) after
-three quarters of its processor time, and twice while it saves: a script at the middle and at the last of the system
-calls that write its file (with strace), clmoe when a new object and when the new manifest is in its store. Then:
-does the state load; are the answers for the first two tasks those from before; does the same ``learn`` run again, in
-what share of its processor time, and are its answers those of a run that was not killed. Peers of one script are
-killed once.
+three quarters of its processor time (sooner if it saves by then), and twice while it saves: a script at the middle and
+at the last of the system calls that write its file (with strace), clmoe when a new object and when the new manifest is
+in its store. Then: does the state load; are the answers for the first two tasks those from before; does the same
+``learn`` run again, in what share of its processor time, and are its answers those of a run that was not killed. Peers
+of one script are killed once.
 
 Prints a Markdown table and writes ``peers.json`` after every figure. A run that was stopped goes on from it.
 """
@@ -65,7 +65,8 @@ HELD_OUT = 0.1
 MOST_TO_CHOOSE = 10000
 """Training inputs that choices are made with."""
 CHOICE_SEED = 1000
-KILL_AT = 0.75
+KILL_AT = (0.75, 0.6, 0.45)
+"""Shares of the processor time of ``learn`` at which it is killed: the first at which it does not yet save."""
 CALLS = ("write", "writev", "pwrite64")
 WORK = {
     "P6": digits(P6),
@@ -372,11 +373,19 @@ def kill(user: User, folder: Path) -> Json:
         own = shutil.copytree(before, folder / "own")
         done = act(own)
         hit = done.code in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        found = {"killed": hit, **after(user, own, kept, end, full.seconds)}
+        files = [path for path in before.rglob("*") if path.is_file() and path.name != "lock"]
+        touched = any((own / path.relative_to(before)).read_bytes() != path.read_bytes() for path in files)
+        found = {"killed": hit, "touched": touched, **after(user, own, kept, end, full.seconds)}
         shutil.rmtree(own)
         return found
 
-    late = killed(lambda own: user.learn(own, 3, lambda used: used >= KILL_AT * full.seconds))
+    for share in KILL_AT:
+        late = {
+            "at": share,
+            **killed(lambda own, used=share * full.seconds: user.learn(own, 3, lambda now: now >= used)),
+        }
+        if not late["touched"]:
+            break
     saving = [killed(act) for act in (in_a_store(user) if user.peer.script == "" else in_a_file(user, before))]
     shutil.rmtree(folder)
     return {"seconds": full.seconds, "learning": late, "saving": saving}
@@ -485,8 +494,10 @@ def left(found: Json) -> str:
 
 
 def summary(result: Json) -> str:
-    """Markdown: a row for each peer. Seconds, bytes are those of the first data set."""
+    """Markdown: a row for each peer. Seconds and bytes are those of the first seed."""
+    order = list(WORK)
     names = list(dict.fromkeys(name for row in result["peers"] for name in row.get("data", {})))
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
     header = ["method", "inputs kept", "task id", *names]
     header += [f"seconds, {name}" for name in names] + [f"MB, {name}" for name in names] + ["lines", "killed"]
     lines = [header, ["---"] * len(header)]
