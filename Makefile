@@ -5,9 +5,10 @@ PYTHON ?= python3
 MNIST ?= ../shared/mnist
 PHOTOS ?= ../shared/photos
 OUT ?= demo-out
+OLD_PYTHON ?= python3.10
 
 .PHONY: docs help install demo demo-photos test mutants test-faults lint check format clean bench-p6 bench-paper bench-curve bench-onset bench-brightness bench-transfer bench-segmentation \
-	bench bench-card bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos bench-unknown bench-pictures
+	bench bench-card bench-hundred bench-ablation bench-gate bench-defaults bench-cnn bench-colour bench-resnet bench-memory bench-processes bench-answers bench-photos bench-unknown bench-pictures bench-peers
 
 ##@ Use
 
@@ -123,6 +124,10 @@ bench-unknown: $(STAMP)  ## unknown photographs: p-values, rejections, onset (PH
 
 bench-pictures: $(STAMP)  ## pictures a second through lite0, cold and kept, and memory
 	$(BIN)/python benchmarks/pictures_per_second.py --out bench-out/pictures --memory 40000
+
+bench-peers: $(STAMP)  ## beside Avalanche, hat-cl, river and scikit-learn, each in its environment (PHOTOS=folder, OLD_PYTHON=3.9 or 3.10)
+	$(BIN)/python benchmarks/peers.py --mnist $(MNIST) --photos $(PHOTOS) --venvs bench-out/venvs --install \
+		--old-python $(OLD_PYTHON) --out bench-out/peers
 
 bench-answers: $(STAMP)  ## evidence beside plainer tools, and reports beside answers (PHOTOS=folder of the photographs)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --photos $(PHOTOS) --mnist $(MNIST) --out bench-out/answers --reuse
