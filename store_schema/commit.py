@@ -198,9 +198,9 @@ def _check_place(root: Path, create: bool) -> None:
         if (root / layout.FORMAT).exists() or not create:
             check_format(root)
         elif root.exists() and not root.is_dir():
-            raise DiskProblem("not a folder", where=str(root), hint="choose another --store")
+            raise DiskProblem("not a folder", where=str(root), hint="name another folder for the store")
         elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
-            hint = "choose another --store or an empty folder"
+            hint = "name another folder for the store, or an empty one"
             raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
 
 

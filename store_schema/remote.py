@@ -84,8 +84,8 @@ class _Remote:
         try:
             found: tuple[Any, str] = fsspec.core.url_to_fs(self.address)
         except (ValueError, ImportError) as error:
-            hint = "a package may be missing: pip install s3fs for s3, gcsfs for gs, adlfs for az"
-            raise UsageProblem("cannot read from there", found=address, expected=str(error), hint=hint) from error
+            hint = "a package may be missing: pip install s3fs for s3, gcsfs for gs, adlfs for az, aiohttp for http"
+            raise UsageProblem("cannot read from there", where=address, found=str(error), hint=hint) from error
         self.system, self.base = found[0], found[1].rstrip("/")
 
     def read(self, name: str, limit: int) -> bytes:

@@ -344,3 +344,20 @@ def test_the_command(source: Path, target: Path, tmp_path: Path) -> None:
     with writer(target):
         locked = said("source", "target", "--rename", "task1=z", "--task", "task1", "--lock-timeout", "0", code=5)
     assert "locked by another writer" in locked
+
+
+def test_a_damaged_source_makes_no_store(source: Path, tmp_path: Path) -> None:
+    path = max(source.glob("objects/*/*.h5"), key=lambda path: path.stat().st_size)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreDamaged):
+        copy(str(source), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_copied_task_says_when_it_was_learned(source: Path, tmp_path: Path) -> None:
+    copy(str(source), str(tmp_path / "new"))
+    name = Store.open(source).manifest.tasks[0].name
+    done = shells.spawn("inspect", name, "--store", tmp_path / "new", cwd=tmp_path, light=True)
+    assert b"copied" in done.stdout
+    assert b"from store source" in done.stdout

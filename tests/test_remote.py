@@ -125,7 +125,7 @@ def test_a_commit_in_the_meantime_is_followed(
 def test_what_goes_wrong_is_one_error(root: Path, system: Any, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     with pytest.raises(StoreMissing, match="no store: memory://bucket/nothing"):
         mirrored("memory://bucket/nothing", cache)
-    with pytest.raises(UsageProblem, match=r"cannot read from there; found nosuch://x"):
+    with pytest.raises(UsageProblem, match=r"cannot read from there: nosuch://x"):
         mirrored("nosuch://x", cache)
     weights = Store.open(root).manifest.experts[0].weights
     assert weights is not None

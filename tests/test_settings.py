@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,19 @@ def test_data_may_stand_behind_the_command(command: str, tmp_path: Path) -> None
     said = spoken(f"{command} a.npz --data b.npz", tmp_path)
     assert "data given twice; found a.npz and --data b.npz" in said
     assert "cannot read the data: missing.npz" in spoken(f"{command} missing.npz", tmp_path)
+
+
+def test_a_variable_has_a_name_with_spaces_and_a_line_for_each_of_several(tmp_path: Path) -> None:
+    root = shells.folder(tmp_path)
+    for old, new in (("task1", "my birds"), ("task2", "birds")):
+        assert shells.spawn("rename", old, new, "--store", root / "store", cwd=tmp_path, light=True).returncode == 0
+
+    def would(wanted: str) -> list[str]:
+        done = shells.spawn(
+            "prune", "--dry-run", "--json", "--store", root / "store", cwd=tmp_path, light=True, CLMOE_PRUNE_TASK=wanted
+        )
+        found: list[str] = json.loads(done.stdout)["removed"]
+        return found
+
+    assert would("my birds") == ["my birds"]
+    assert sorted(would("my birds\nbirds")) == ["birds", "my birds"]

@@ -103,6 +103,7 @@ def copy(
     plan = _planned(known.manifest, here.manifest, options)
     if options.dry_run:
         return _report(here.manifest, plan, applied=False)
+    read_consistently(source, lambda store: _check_whole(store, options, here.manifest), known)
     with writer(
         target, seed=known.manifest.seed, timeout=options.lock_timeout, create=True, on_wait=on_wait, known=here
     ) as locked:
@@ -110,6 +111,16 @@ def copy(
         plan, manifest = read_consistently(source, lambda store: _merged(locked, store, options, on_step), known)
         locked.commit(manifest)
     return _report(before, plan, applied=True)
+
+
+def _check_whole(source: Store, options: CopyOptions, here: Manifest) -> None:
+    """Reads all that would be copied, so that a damaged source makes no store."""
+    plan = _planned(source.manifest, here, options)
+    for expert in plan.experts:
+        source.read_expert(expert)
+        source.read_base(expert)
+    for name in plan.names:
+        source.read_subnetwork(name)
 
 
 def _opened(target: str, seed: int) -> Store:

@@ -128,9 +128,9 @@ def _planned(store: Store, wanted: int | None) -> tuple[UndoReport, Manifest]:
         raise UsageProblem("the store is at that generation", found=str(target), hint="clmoe log lists them")
     there = [number for _, number in manifests(store.root) if number < now.generation]
     if target not in there:
-        shown = ", ".join(map(str, there)) or "none"
+        shown = f"generation {' or '.join(map(str, there))}" if there else "no generation: this one alone is kept"
         hint = "the last two generations are kept, and after prune --gc the last one alone"
-        raise UsageProblem("that generation is gone", found=str(target), expected=f"one of {shown}", hint=hint)
+        raise UsageProblem("no such generation is there", found=str(target), expected=shown, hint=hint)
     data = read_regular(path, MAX_MANIFEST)
     if target == now.generation - 1 and hashlib.sha256(data).hexdigest() != now.parent:
         raise StoreDamaged("damaged file", where=str(path), hint="clmoe inspect --verify lists what is damaged")

@@ -175,7 +175,7 @@ def decided(found: Sequence[Kind]) -> InputRecord | None:
     raise UsageProblem(
         "the store knows several ways to read pictures",
         found=" or ".join(f"({input_text(record)})" for record in records),
-        hint=f"--image-size N decides, --features ARCH or {NONE}, and in predict --task NAME",
+        hint=f"name what they differ in: --features ARCH or {NONE}, --image-size N; in predict also --task NAME",
     )
 
 

@@ -157,7 +157,6 @@ def inspect(
                 f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
                 where=", ".join(f.file for f in findings),
                 found="; ".join(f.problem for f in findings),
-                expected="every file as it was committed",
                 hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",
             )
 

@@ -78,6 +78,6 @@ def new_task(wanted: str | None, number: int, taken: Sequence[str], source: str 
         name += "b"
     if name in map(nfc, taken):
         raise UsageProblem(
-            "a task of that name exists", found=repr(name), hint="choose another --name, or prune that task first"
+            "a task of that name exists", found=repr(name), hint="choose another name, or prune that task first"
         )
     return name

@@ -135,7 +135,8 @@ TimeLimitOption = Annotated[
     float | None,
     typer.Option(
         metavar="MINUTES",
-        help="End training early, so that a task takes at most so long [default: as long as it needs].",
+        help="End training early, so that a task takes about so long; what follows training takes longer if it must "
+        "[default: as long as it needs].",
     ),
 ]
 ArchOption = Annotated[str, typer.Option(autocompletion=among(choices.ARCHS), help="Architecture of the experts.")]

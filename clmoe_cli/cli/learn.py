@@ -48,7 +48,7 @@ def learn(
     if_known: flags.IfKnownOption = "skip",
     refine: Annotated[
         str | None,
-        typer.Option(autocompletion=task_names, metavar="TASK", help="Improve this task with the data, known or new."),
+        typer.Option(autocompletion=task_names, metavar="TASK", help="Improve this task by more data of its classes."),
     ] = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Rate of false alarms of the onset.")] = 0.01,
     evidence: flags.EvidenceOption = "gate",

@@ -127,6 +127,8 @@ def predict(
     if launched() and saved(took) < LAUNCH and not quiet:
         note(f"several processes do not pay here: this took {took:.1f} s, and starting them about {LAUNCH:.0f} s more")
     whole, report = report, report.only(only)
+    if only is not None and not report.count and leading() and not quiet:
+        note(f"none of {whole.count} inputs is {only}")
     render.warnings(report.warnings)
     if warning:
         note(f"warning: {warning}")

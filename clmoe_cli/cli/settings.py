@@ -28,7 +28,16 @@ PATHS = ("store", "weights", "features-weights")
 
 
 class Command(TyperCommand):
-    """A command whose help is asked for by its flag, never by a variable."""
+    """A command whose help is asked for by its flag, never by a variable.
+
+    Where an option may be given several times, its variable has a line for each: names have spaces.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if getattr(param, "multiple", False):
+                vars(param)["split_envvar_value"] = str.splitlines
 
     def get_help_option(self, ctx: Any) -> Any:
         """The option ``--help``."""

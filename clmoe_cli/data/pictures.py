@@ -74,12 +74,16 @@ class _Broken:
                         yield path, result
                 to(start + len(part))
 
-    def refuse(self, listed: Listing, folder: str) -> None:
-        """BadInput that says what is wrong with the first, and names and counts them all."""
+    def refuse(self, listed: Listing, folder: str, skipping: bool = False) -> None:
+        """BadInput that says what is wrong with the first, and names and counts them all.
+
+        ``skipping``: such pictures were to be left out, and none is left.
+        """
         count, first = len(listed.paths), self.found[min(self.found)]
         names = [_shown(path, listed, folder) for path in sorted(self.found)]
         found = f"{first.found}; {len(names)} of {count} pictures are broken: {name_list(names)}"
-        hint = f"{first.hint}; --skip-broken leaves such pictures out"
+        others = "no other picture is left" if skipping else "--skip-broken leaves such pictures out"
+        hint = f"{first.hint}; {others}"
         raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
 
 
@@ -187,7 +191,7 @@ def _read(
         for _, pixels in broken.each(paths, read, at_once, on_step, name, share):
             spool.append(pixels)
         if broken.found and (not skip_broken or spool.rows == 0):
-            broken.refuse(listed, folder)
+            broken.refuse(listed, folder, skip_broken)
         return spool.finish(), record, tuple(path for path in paths if path in broken.found)
 
 

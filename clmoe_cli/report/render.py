@@ -271,7 +271,8 @@ def show_predictions(
             then = (_tops((row.top or ())[1:]),) if next_best else ()
             table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
         words = report.in_words([row.index - report.first for row in rows])
-        put(screen, table if words is None else reasons_table(first, rows, words))
+        following = [_tops((row.top or ())[1:]) for row in rows] if next_best else None
+        put(screen, table if words is None else reasons_table(first, rows, words, following))
         if report.count > ROWS_SHOWN:
             screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:

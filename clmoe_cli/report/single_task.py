@@ -59,6 +59,9 @@ def _done(history: Sequence[Commit], task: Task) -> str:
         images = "" if commit.images is None else f" with {count(commit.images, 'image')}"
         source = "" if commit.source is None else f" {'of' if images else 'from'} {commit.source}"
         verb = "" if commit.action == "learn" else f"{PAST[commit.action]} "
+        if commit.action == "copy":
+            texts += [day(task.learned_at)] if task.learned_at < (commit.at or "") else []
+            images, source = "", f" from store {commit.source}" if commit.source else ""
         texts.append(f"{verb}{day(commit.at) or day(task.learned_at)}{images}{source}")
     return "; ".join(texts) or day(task.learned_at)
 

@@ -26,12 +26,14 @@ LABELS = 12
 """Of more classes so many are named, and counted; --json has them all."""
 
 
-def reasons_table(first: str, rows: Sequence[Prediction], words: Sequence[str]) -> Table:
-    """Why each image was answered so, in words; long sentences go on in the next line."""
-    table = columns(first, "sure", "why")
+def reasons_table(
+    first: str, rows: Sequence[Prediction], words: Sequence[str], then: Sequence[str] | None = None
+) -> Table:
+    """Why each image was answered so, in words; long sentences go on in the next line. ``then``: the next best."""
+    table = columns(first, "sure", "why", *(() if then is None else ("then",)))
     table.columns[2].justify = "left"
-    for row, why in zip(rows, words, strict=True):
-        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", why)
+    for row, why, *more in zip(rows, words, *(() if then is None else (then,)), strict=True):
+        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", why, *more)
     return table
 
 
@@ -232,7 +234,7 @@ def _(report: ExportAllReport) -> list[Any]:
             f"exported {count} task{'s' * (count != 1)} to {report.output}",
             f": {report.parameters} parameters, {report.bytes} bytes",
         ),
-        f"reads images {list(report.input_shape)}{what}; answers classes {', '.join(map(str, report.classes))}",
+        f"reads images {list(report.input_shape)}{what}; answers classes {some(report.classes, LABELS)}",
         "answers as predict does: label, task, confidence, p-value",
         f"read back and run by {report.checked_with}: confidences differ by at most {report.deviation:.3g}; {speed}",
     ]
