@@ -12,7 +12,7 @@ from clmoe_cli.cli import flags
 from clmoe_cli.cli.completion import among, task_names
 from clmoe_cli.report.progress import note, progress
 from clmoe_cli.runtime import choices
-from clmoe_cli.runtime.distributed.processes import LAUNCH, launched, leading, saved, together
+from clmoe_cli.runtime.distributed.processes import LAUNCH, leading, paid, together
 
 
 def predict(
@@ -124,7 +124,7 @@ def predict(
             top=top,
         )
         took = time.monotonic() - started
-    if launched() and saved(took) < LAUNCH and not quiet:
+    if not paid(took) and not quiet:
         note(f"several processes do not pay here: this took {took:.1f} s, and starting them about {LAUNCH:.0f} s more")
     whole, report = report, report.only(only)
     if only is not None and not report.count and leading() and not quiet:

@@ -357,7 +357,7 @@ def alone_seconds(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str
 def cost(run: Run, params: Mapping[str, Tensor], trainable: Mapping[str, Tensor], epochs: int) -> Cost:
     """What so many epochs of a network will take; of several processes on processors, also what one would."""
     limit = run.limit.left("consolidate")
-    if collectives.world() == 1 or device_of(params).type != "cpu":
+    if not collectives.several() or device_of(params).type != "cpu":
         return Cost(epochs, run.steps, step_seconds(run, params, trainable), limit)
     step, own = step_seconds(run, params, trainable, COMPARED), torch.get_num_threads()
     # Threads that have no core for themselves wait for each other: one of them may be quicker than all.

@@ -38,6 +38,11 @@ def apart() -> Iterator[None]:
         _apart = False
 
 
+def several() -> bool:
+    """Whether there are others to work with."""
+    return world() > 1
+
+
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if world() > 1 else 0

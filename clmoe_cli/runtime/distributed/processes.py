@@ -67,9 +67,10 @@ def joined() -> bool:
     return _joined
 
 
-def saved(seconds: float) -> float:
-    """Seconds that the others can have saved at most, where working together took so many."""
-    return seconds * ((_number("WORLD_SIZE") or 1) - 1)
+def paid(seconds: float) -> bool:
+    """Whether working together for so many seconds can have saved more than meeting took; one process had nobody to
+    meet."""
+    return not launched() or seconds * ((_number("WORLD_SIZE") or 1) - 1) >= LAUNCH
 
 
 def on_this_machine() -> tuple[int, int] | None:
