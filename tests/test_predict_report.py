@@ -183,6 +183,17 @@ def test_the_command_writes_rows_and_page(
     assert capsys.readouterr().out.splitlines()[0].split() == [
         "image", "is", "label", "task", "expert", "confidence", "p-value", "then",
     ]  # fmt: skip
+    assert run(app, [*command, "--explain"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["image", "sure", "why", "then"]
+
+
+def test_that_nothing_is_of_a_sort_is_said(
+    store: str, mixed: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "mixed.npz", x=mixed.images[:4])
+    command = ["predict", str(tmp_path / "mixed.npz"), "--store", store, "--only", "unknown", "--reject", "1e-9"]
+    assert run(app, command) == 0
+    assert "none of 4 inputs is unknown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
