@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Unpack
 
 from clmoe_cli.api.contents import Task
@@ -21,10 +22,12 @@ from clmoe_cli.api.reading import How, read_given
 from clmoe_cli.api.reports import DetectReport, LearnReport, RemovalReport
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data.batch import Batch, LabelUse
+from clmoe_cli.data.given import is_path
+from clmoe_cli.data.npz import one_line
 from clmoe_cli.report.notebook import in_notebook, notebook_progress
 from clmoe_cli.report.progress import Progress, progress
 from clmoe_cli.runtime.devices import resolved
-from store_schema.errors import StoreMissing
+from store_schema import StoreMissing, UsageProblem, check_place, is_remote
 
 SHOWN = 12
 """Classes of a task that its line in a notebook names at most."""
@@ -44,7 +47,11 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
+        if not is_path(path):
+            raise UsageProblem("not the path of a store", found=one_line(repr(path))[:60], expected="that of a folder")
         self.path, self.progress = os.fspath(path), progress
+        if not is_remote(self.path):
+            check_place(Path(self.path))
 
     def learn(
         self,

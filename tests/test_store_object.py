@@ -181,3 +181,16 @@ def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture[st
     clmoe.Store(tmp_path / "store").learn(X, Y, **QUICK)
     assert capfd.readouterr() == ("", "")
     assert not notebook.in_notebook()
+
+
+def test_what_is_no_folder_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "t1.csv").write_text("a,b\n1,2\n")
+    for path in (tmp_path / "t1.csv", tmp_path / "t1.csv" / "store"):
+        with pytest.raises(clmoe.ClmoeError, match=r"not a folder: .*t1\.csv"):
+            clmoe.Store(path)
+    store = clmoe.Store(tmp_path / "later")
+    (tmp_path / "later").write_text("")
+    with pytest.raises(clmoe.ClmoeError, match="not a folder"):
+        _ = store.tasks
+    with pytest.raises(clmoe.UsageProblem, match="not the path of a store; found 3"):
+        clmoe.Store(3)  # type: ignore[arg-type]
