@@ -194,3 +194,57 @@ def test_what_is_no_folder_is_no_store(tmp_path: Path) -> None:
         _ = store.tasks
     with pytest.raises(clmoe.UsageProblem, match="not the path of a store; found 3"):
         clmoe.Store(3)  # type: ignore[arg-type]
+
+
+def pictures(count: int = 120) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    y = np.arange(count) % 2
+    shades = (60 + 130 * y)[:, None, None, None]
+    pixels = np.random.default_rng(0).normal(shades, 10, (count, 14, 16, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8), y
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> clmoe.Store:
+    made = clmoe.Store(tmp_path_factory.mktemp("colour") / "store")
+    made.learn(*pictures(), image_size=12, **QUICK)
+    return made
+
+
+def test_a_picture_of_pillow_is_one_picture(colour: clmoe.Store) -> None:
+    x, _ = pictures(2)
+    first, second = (Image.fromarray(each) for each in x)
+    wanted = colour.predict(x)
+    for given, at in ((first, [0]), ([second], [1]), ([first, second], [0, 1]), (first.convert("RGBA"), [0])):
+        found = colour.predict(given)
+        assert found.label.tolist() == wanted.label[at].tolist()
+        np.testing.assert_allclose(found.confidence, wanted.confidence[at], atol=1e-6)
+    assert len(colour.predict([first.convert("L"), second]).label) == 2
+    assert len(colour.predict(first.convert("L")).label) == 1
+    with pytest.raises(clmoe.BadInput, match="several shapes"):
+        colour.predict([first, second.resize((5, 6))])
+    with pytest.raises(clmoe.BadInput, match="not an 8-bit picture; found I"):
+        colour.predict(first.convert("I"))
+
+
+def test_an_array_that_may_be_one_picture_is_refused(colour: clmoe.Store, tmp_path: Path) -> None:
+    x, y = pictures(14)
+    np.save(tmp_path / "one.npy", x[0])
+    bare = x[0], x[0] / 255, torch.from_numpy(x[0]).permute(2, 0, 1), tmp_path / "one.npy"
+    for given in bare:
+        with pytest.raises(clmoe.BadInput, match=r"three axes may be one picture or several: .*; x\[None\] if it is"):
+            colour.predict(given)
+        with pytest.raises(clmoe.BadInput, match="three axes"):
+            colour.detect(given)
+    assert len(colour.predict(x[0][None]).label) == 1
+    assert len(colour.predict(x[..., 0]).label) == 14
+    # Labels say how many there are, and a task may have grey pictures of three columns.
+    assert len(colour.predict(x[0], y).label) == len(colour.predict(tmp_path / "one.npy", y).label) == 14
+    narrow = clmoe.Store(tmp_path / "narrow")
+    narrow.learn(pictures()[0][:, 0, :4, :], pictures()[1], **QUICK)
+    assert len(narrow.predict(x[:, 0, :4, :]).label) == 14
+
+
+def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(colour: clmoe.Store) -> None:
+    x, y = pictures(6)
+    x.flags.writeable = y.flags.writeable = False
+    assert colour.predict(x, y).accuracy == 1.0
