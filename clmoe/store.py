@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
+from clmoe.calls import checked
 from clmoe_cli.api.contents import Task
 from clmoe_cli.api.detect import detect
 from clmoe_cli.api.inspect import InspectReport, inspect
@@ -17,7 +19,7 @@ from clmoe_cli.api.learn import learn
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnFlags, of_flags
 from clmoe_cli.api.predict import PredictReport, predict
-from clmoe_cli.api.prune import PruneOptions, prune
+from clmoe_cli.api.prune import PruneOptions, prune, would_prune
 from clmoe_cli.api.reading import How, read_given
 from clmoe_cli.api.reports import DetectReport, LearnReport, RemovalReport
 from clmoe_cli.backbone.session import BackboneSession
@@ -46,6 +48,7 @@ class Store:
     Nothing is kept in memory between calls, so that other processes may use the same folder.
     """
 
+    @checked("Store")
     def __init__(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
         if not is_path(path):
             raise UsageProblem("not the path of a store", found=one_line(repr(path))[:60], expected="that of a folder")
@@ -53,6 +56,7 @@ class Store:
         if not is_remote(self.path):
             check_place(Path(self.path))
 
+    @checked("learn", LearnFlags)
     def learn(
         self,
         X: Any,
@@ -82,6 +86,7 @@ class Store:
             callbacks["on_warning"] = _warn
             return learn(opened, batch, chosen, **callbacks)
 
+    @checked("predict")
     def predict(
         self,
         X: Any,
@@ -90,6 +95,7 @@ class Store:
         task: str | None = None,
         reject: float | None = None,
         explain: bool = False,
+        top: int | None = None,
         route: str = "image",
         router: str = "fused",
         batch_size: int | None = None,
@@ -102,7 +108,9 @@ class Store:
         """Answers each input without a task id; options are named like the flags of ``clmoe predict``.
 
         ``report.label``, ``.task``, ``.confidence``, ``.p_value`` and ``.known`` have a value for each input, [N].
-        ``y``: labels that answers are judged by (``report.accuracy``); those of a file are taken where it has some.
+        ``explain``: ``report.explained`` says of each why. ``top``: the likeliest labels are ``report.top_label``
+        and ``.top_confidence``, [N, top]. ``y``: labels that answers are judged by (``report.accuracy``); those of a
+        file are taken where it has some.
         Raises BadInput, UsageProblem and the errors of the store.
         """
         with self._shown() as shown:
@@ -122,11 +130,13 @@ class Store:
                 device=where,
                 on_step=shown.step,
                 explain=explain,
+                top=top,
             )
         for caution in report.warnings:
             _warn(caution)
         return report
 
+    @checked("detect")
     def detect(
         self,
         X: Any,
@@ -159,12 +169,30 @@ class Store:
             _warn(caution)
         return report
 
-    def prune(self, task: str | Sequence[str], *, gc: bool = False) -> RemovalReport:
-        """Takes one task or several out again; answers of all others stay the same, bit for bit.
+    @checked("prune")
+    def prune(
+        self,
+        task: str | Sequence[str] | None = None,
+        *,
+        expert: str | None = None,
+        to_frozen: float | None = None,
+        unfinished: str | None = None,
+        gc: bool = False,
+        dry_run: bool = False,
+        lock_timeout: float | None = None,
+    ) -> RemovalReport:
+        """Takes one task or a list of them out again; answers of all others stay the same, bit for bit.
 
-        ``gc``: they cannot be got back. Raises UsageProblem for an unknown task, and the errors of the store.
+        In place of ``task``: one ``expert`` with its tasks, whole tasks until at most ``to_frozen`` percent of an
+        expert are frozen, or what an ``unfinished`` learn had reached. ``gc``: what was removed cannot be got back.
+        ``dry_run``: says what would go, and only reads. ``lock_timeout``: seconds to wait for other processes.
+        Raises UsageProblem for an unknown name, and the errors of the store.
         """
-        return prune(self.path, PruneOptions(task=task, gc=gc), lambda plan: True)
+        options = PruneOptions(_names(task), expert, to_frozen, gc, lock_timeout, unfinished)
+        if dry_run:
+            return would_prune(self.path, options)
+        with self._shown() as shown:
+            return prune(self.path, options, lambda plan: True, on_wait=shown.waiting, on_step=shown.step)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -174,6 +202,7 @@ class Store:
         except StoreMissing:
             return ()
 
+    @checked("report")
     def report(self) -> InspectReport:
         """Experts, tasks, what is frozen, overlaps and history. Raises StoreMissing and the errors of the store."""
         return inspect(self.path)
@@ -185,8 +214,6 @@ class Store:
     def _shown(self) -> Iterator[Progress]:
         wanted = in_notebook() or self.progress is not False
         if wanted and self.progress is None and not in_notebook():
-            import sys
-
             wanted = sys.stderr.isatty()
         with notebook_progress() if wanted and in_notebook() else progress(not wanted) as shown:
             yield shown
@@ -202,6 +229,18 @@ class Store:
         return f"<b>{html.escape(repr(self))}</b><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
+def _names(tasks: Any) -> tuple[str, ...]:
+    """The names of tasks that are given: none, one, or several. UsageProblem for what is no name."""
+    names = () if tasks is None else (tasks,) if isinstance(tasks, str) else tasks
+    wrong = [names] if not isinstance(names, (list, tuple)) else [each for each in names if not isinstance(each, str)]
+    if wrong:
+        raise UsageProblem(
+            "not the name of a task", found=type(wrong[0]).__name__, expected="text, or a list of such",
+            hint="store.tasks[0].name is one",
+        )  # fmt: skip
+    return tuple(names)
+
+
 def _cells(task: Task) -> tuple[str, ...]:
     shown = ", ".join(map(str, task.classes[:SHOWN])) + (", …" if len(task.classes) > SHOWN else "")
     accuracy = task.accuracy.shown
@@ -215,9 +254,17 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 def _warned(batch: Batch) -> Batch:
     for text in batch.warnings:
-        warnings.warn(text, stacklevel=4)
+        _say(text)
     return batch
 
 
 def _warn(caution: Any) -> None:
-    warnings.warn(caution.text, stacklevel=4)
+    _say(caution.text)
+
+
+def _say(text: str) -> None:
+    """A warning of Python that names the line of the caller, however deep in here it is said."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("clmoe", "clmoe_cli"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)

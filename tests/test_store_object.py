@@ -151,8 +151,9 @@ def test_items_of_a_data_set_have_one_shape() -> None:
 
 
 def test_what_looks_wrong_is_a_warning_of_python(store: clmoe.Store) -> None:
-    with pytest.warns(UserWarning, match="range|beyond|times"):
+    with pytest.warns(UserWarning, match="range|beyond|times") as caught:
         store.predict(X * 1000)
+    assert caught[0].filename == __file__
 
 
 def test_a_notebook_shows_the_store_as_a_table(store: clmoe.Store, tmp_path: Path) -> None:
@@ -248,3 +249,45 @@ def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(colour: clm
     x, y = pictures(6)
     x.flags.writeable = y.flags.writeable = False
     assert colour.predict(x, y).accuracy == 1.0
+
+
+WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
+    "a misspelt option": ("predict", (X,), {"tpo": 3}, "unknown option of predict; found 'tpo'.*did you mean 'top'"),
+    "an option of another method": ("detect", (X,), {"reject": 0.1}, "unknown option of detect"),
+    "a second task": ("prune", ("a", "b"), {}, r"not a call of prune; found too many.*expected prune\(task=…, expert="),
+    "no inputs": ("predict", (), {}, r"not a call of predict; found missing .*'X'; expected predict\(X, y=…"),
+    "inputs twice": ("learn", (X,), {"X": X}, r"not a call of learn; found multiple values.*expected learn\(X, y=…"),
+    "nothing to prune": ("prune", (), {}, "prune needs one thing to remove"),
+    "a task in place of its name": ("prune", (3,), {}, "not the name of a task; found int"),
+    "a report of something": ("report", (), {"task": "low"}, "unknown option of report"),
+    "no labels at the top": ("predict", (X,), {"top": 0}, "--top is a number of labels"),
+    "text for a number": ("predict", (X,), {"top": "3"}, "--top is a number of labels"),
+    "text for a rate": ("predict", (X,), {"reject": "0.05"}, "--reject is a rate; found 0.05"),
+    "text for a level": ("detect", (X,), {"alpha": "0.05"}, "is a rate; found 0.05"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_calls_that_mean_nothing_are_refused_in_one_line(case: str, store: clmoe.Store) -> None:
+    name, args, options, message = WRONG_CALLS[case]
+    with pytest.raises(clmoe.UsageProblem, match=message) as caught:
+        getattr(store, name)(*args, **options)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(clmoe.UsageProblem, match=r"unknown option of Store; .*did you mean 'progress'"):
+        clmoe.Store("nowhere", progres=True)  # type: ignore[call-arg]
+
+
+def test_the_likeliest_labels_and_reasons_are_told(store: clmoe.Store) -> None:
+    report = store.predict(X[:5], top=2, explain=True)
+    assert report.top_label is not None
+    assert report.explained is not None
+    assert report.top_label.shape == (5, 2)
+    assert report.top_label[:, 0].tolist() == report.label.tolist()
+    assert len(report.explained.reason) == 5
+
+
+def test_what_prune_would_take_out_is_told_without_a_change(store: clmoe.Store) -> None:
+    report = store.prune(["low"], dry_run=True)
+    assert (report.removed, report.applied, report.dry_run) == (("low",), False, True)
+    assert [task.name for task in store.tasks] == ["low"]
+    assert store.prune(expert="e1", dry_run=True).removed_experts == ("e1",)
