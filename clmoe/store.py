@@ -6,14 +6,18 @@ import html
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
 from clmoe.calls import checked
 from clmoe_cli.api.contents import Task
+from clmoe_cli.api.copying import CopyOptions, CopyReport, copy
 from clmoe_cli.api.detect import detect
+from clmoe_cli.api.export import export
+from clmoe_cli.api.export_all import export_all
+from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport, log, rename, undo
 from clmoe_cli.api.inspect import InspectReport, inspect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.opened import Opened
@@ -21,7 +25,7 @@ from clmoe_cli.api.options import LearnFlags, of_flags
 from clmoe_cli.api.predict import PredictReport, predict
 from clmoe_cli.api.prune import PruneOptions, prune, would_prune
 from clmoe_cli.api.reading import How, read_given
-from clmoe_cli.api.reports import DetectReport, LearnReport, RemovalReport
+from clmoe_cli.api.reports import DetectReport, ExportAllReport, ExportReport, LearnReport, RemovalReport
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data.batch import Batch, LabelUse
 from clmoe_cli.data.given import is_path
@@ -50,9 +54,7 @@ class Store:
 
     @checked("Store")
     def __init__(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
-        if not is_path(path):
-            raise UsageProblem("not the path of a store", found=one_line(repr(path))[:60], expected="that of a folder")
-        self.path, self.progress = os.fspath(path), progress
+        self.path, self.progress = _path(path), progress
         if not is_remote(self.path):
             check_place(Path(self.path))
 
@@ -207,6 +209,94 @@ class Store:
         """Experts, tasks, what is frozen, overlaps and history. Raises StoreMissing and the errors of the store."""
         return inspect(self.path)
 
+    @checked("verify")
+    def verify(self) -> InspectReport:
+        """The same report, once every file's hash and the outputs of every task are found to be as they were committed.
+
+        Raises StoreDamaged that names every damaged file, StoreMissing and the other errors of the store.
+        """
+        with self._shown() as shown:
+            return inspect(self.path, check=True, on_step=shown.step)
+
+    @checked("log")
+    def log(self) -> LogReport:
+        """What was done to the store: ``report.commits``, in their order, and which of them it can go back to.
+
+        Raises StoreMissing and the errors of the store.
+        """
+        return log(self.path)
+
+    @checked("undo")
+    def undo(self, *, dry_run: bool = False, lock_timeout: float | None = None) -> UndoReport:
+        """Takes the last change back; a second undo brings it again. As :meth:`checkout` of the generation before."""
+        return self._back_to(None, dry_run, lock_timeout)
+
+    @checked("checkout")
+    def checkout(self, generation: int, *, dry_run: bool = False, lock_timeout: float | None = None) -> UndoReport:
+        """Goes back to a generation that is still there (:meth:`log`), as a new one: ``report.removed``, ``.returned``.
+
+        ``dry_run``: says what would be done, and only reads. ``lock_timeout``: seconds to wait for other processes.
+        Raises UsageProblem for a generation that is gone, and the errors of the store.
+        """
+        return self._back_to(generation, dry_run, lock_timeout)
+
+    @checked("rename")
+    def rename(self, old: str, new: str, *, lock_timeout: float | None = None) -> RenameReport:
+        """Gives the task ``old`` another name; answers stay the same, bit for bit.
+
+        Raises UsageProblem for an unknown task and a name that is taken or none, and the errors of the store.
+        """
+        with self._shown() as shown:
+            return rename(self.path, old, new, lock_timeout=lock_timeout, on_wait=shown.waiting)
+
+    @checked("copy")
+    def copy(
+        self,
+        target: str | os.PathLike[str] | Store,
+        task: str | Sequence[str] | None = None,
+        *,
+        rename: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+        lock_timeout: float | None = None,
+    ) -> CopyReport:
+        """Copies one task, a list of them or (None) all into another store, which is made where there is none.
+
+        ``rename``: old names of tasks → new ones. ``report.tasks`` says what they are called there. Raises UsageProblem
+        for names that are unknown or clash, StoreIncompatible for stores that read the same inputs in different ways,
+        and the errors of both stores; nothing is changed then.
+        """
+        options = CopyOptions(_names(task), rename, dry_run, lock_timeout)
+        there = target.path if isinstance(target, Store) else _path(target)
+        with self._shown() as shown:
+            return copy(self.path, there, options, on_wait=shown.waiting, on_step=shown.step)
+
+    @checked("export")
+    def export(self, out: str | os.PathLike[str], task: str, *, sparse: bool = False) -> ExportReport:
+        """Writes a task to a ``.safetensors`` or ``.onnx`` file that needs no clmoe, and checks its answers.
+
+        ``sparse``: in a ``.safetensors`` file only the weights that are used. Raises UsageProblem for an unknown task,
+        a file that cannot be written and missing packages, and the errors of the store.
+        """
+        report = export(self.path, task, _path(out), sparse=sparse)
+        for caution in report.warnings:
+            _warn(caution)
+        return report
+
+    @checked("export_all")
+    def export_all(
+        self, out: str | os.PathLike[str], *, task: str | None = None, features_weights: str | None = None
+    ) -> ExportAllReport:
+        """Writes the whole store to an ``.onnx`` or ``.pt2`` file that answers as :meth:`predict`, and checks it.
+
+        ``task``: of a store with several kinds of input, a task of the kind that is wanted. ``features_weights``: the
+        weights of its backbone. Raises as :meth:`export`, and StoreIncompatible for what cannot be one model.
+        """
+        return export_all(self.path, _path(out), task=task, features_weights=features_weights)
+
+    def _back_to(self, generation: int | None, dry_run: bool, lock_timeout: float | None) -> UndoReport:
+        with self._shown() as shown:
+            return undo(self.path, generation, dry_run=dry_run, lock_timeout=lock_timeout, on_wait=shown.waiting)
+
     def _asked(self, x: Any, y: Any, labels: LabelUse, opened: Opened, how: How, task: str | None = None) -> Batch:
         return _warned(read_given(x, y, "required" if y is not None else labels, opened.expected_by(task), how))
 
@@ -227,6 +317,13 @@ class Store:
         head = "".join(f"<th>{name}</th>" for name in ("task", "classes", "inputs", "accuracy", "expert"))
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(t))}</tr>" for t in self.tasks)
         return f"<b>{html.escape(repr(self))}</b><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _path(value: Any) -> str:
+    """A path as text. UsageProblem for what is none."""
+    if not is_path(value):
+        raise UsageProblem("not a path", found=one_line(repr(value))[:60], expected="text, or a pathlib.Path")
+    return str(os.fspath(value))
 
 
 def _names(tasks: Any) -> tuple[str, ...]:

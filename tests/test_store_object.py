@@ -193,7 +193,7 @@ def test_what_is_no_folder_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "later").write_text("")
     with pytest.raises(clmoe.ClmoeError, match="not a folder"):
         _ = store.tasks
-    with pytest.raises(clmoe.UsageProblem, match="not the path of a store; found 3"):
+    with pytest.raises(clmoe.UsageProblem, match="not a path; found 3"):
         clmoe.Store(3)  # type: ignore[arg-type]
 
 
@@ -263,6 +263,15 @@ WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "no labels at the top": ("predict", (X,), {"top": 0}, "--top is a number of labels"),
     "text for a number": ("predict", (X,), {"top": "3"}, "--top is a number of labels"),
     "text for a rate": ("predict", (X,), {"reject": "0.05"}, "--reject is a rate; found 0.05"),
+    "a generation that is gone": ("checkout", (7,), {}, "that generation is gone; found 7"),
+    "a generation that is none": ("checkout", (0.5,), {}, "that generation is gone; found 0.5"),
+    "a name that is none": ("rename", ("low", 5), {}, "not a name for a task; found 5"),
+    "a name of nothing": ("rename", ("lo", "high"), {}, "unknown task; .*did you mean 'low'"),
+    "a copy without a place": ("copy", (), {}, r"not a call of copy; .*expected copy\(target, task=…, rename=…"),
+    "a copy into itself": ("copy", (), {"target": "itself"}, "a store cannot be copied into itself"),
+    "a copy of nothing": ("copy", ("nowhere", "lo"), {}, "unknown task"),
+    "an export of nothing": ("export", ("nowhere.onnx",), {}, r"not a call of export; .*'task'"),
+    "an export to nowhere": ("export_all", (5,), {}, "not a path; found 5"),
     "text for a level": ("detect", (X,), {"alpha": "0.05"}, "is a rate; found 0.05"),
 }
 
@@ -270,6 +279,8 @@ WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG_CALLS)
 def test_calls_that_mean_nothing_are_refused_in_one_line(case: str, store: clmoe.Store) -> None:
     name, args, options, message = WRONG_CALLS[case]
+    if options.get("target") == "itself":
+        options = {"target": store}
     with pytest.raises(clmoe.UsageProblem, match=message) as caught:
         getattr(store, name)(*args, **options)
     assert "\n" not in str(caught.value)
@@ -291,3 +302,25 @@ def test_what_prune_would_take_out_is_told_without_a_change(store: clmoe.Store) 
     assert (report.removed, report.applied, report.dry_run) == (("low",), False, True)
     assert [task.name for task in store.tasks] == ["low"]
     assert store.prune(expert="e1", dry_run=True).removed_experts == ("e1",)
+
+
+def test_a_store_goes_back_is_renamed_copied_and_exported(store: clmoe.Store, tmp_path: Path) -> None:
+    assert [each.action for each in store.log().commits] == ["learn"]
+    assert store.verify().generation == 1
+    assert [each.task for each in store.copy(tmp_path / "other", rename={"low": "three"}).tasks] == ["three"]
+    other = clmoe.Store(tmp_path / "other")
+    assert other.rename("three", "few").new == "few"
+    assert [task.name for task in other.tasks] == ["few"]
+    assert other.undo(dry_run=True).applied is False
+    assert other.undo().returned == ("three",)
+    assert other.checkout(2).returned == ("few",)
+    assert store.copy(other, ["low"], dry_run=True).applied is False
+    assert other.predict(X).label.tolist() == store.predict(X).label.tolist()
+    with pytest.warns(UserWarning, match="predict"):
+        written = other.export(tmp_path / "few.safetensors", "few")
+    assert (written.task, Path(written.output).is_file()) == ("few", True)
+    with pytest.raises(clmoe.UsageProblem, match=r"unknown output format.*expected .onnx, .pt2"):
+        other.export_all(tmp_path / "all.txt")
+    (next((tmp_path / "other" / "objects").rglob("*.h5"))).write_bytes(b"")
+    with pytest.raises(clmoe.StoreDamaged, match="damaged"):
+        other.verify()

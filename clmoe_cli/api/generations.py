@@ -127,7 +127,7 @@ def _planned(store: Store, wanted: int | None) -> tuple[UndoReport, Manifest]:
     if target == now.generation:
         raise UsageProblem("the store is at that generation", found=str(target), hint="clmoe log lists them")
     there = [number for _, number in manifests(store.root) if number < now.generation]
-    if target not in there:
+    if not isinstance(target, int) or target not in there:  # the Python API may be given anything
         shown = ", ".join(map(str, there)) or "none"
         hint = "the last two generations are kept, and after prune --gc the last one alone"
         raise UsageProblem("that generation is gone", found=str(target), expected=f"one of {shown}", hint=hint)
