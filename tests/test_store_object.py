@@ -324,3 +324,28 @@ def test_a_store_goes_back_is_renamed_copied_and_exported(store: clmoe.Store, tm
     (next((tmp_path / "other" / "objects").rglob("*.h5"))).write_bytes(b"")
     with pytest.raises(clmoe.StoreDamaged, match="damaged"):
         other.verify()
+
+
+def test_labels_of_a_frame_are_found_as_those_of_a_csv_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(12)]).assign(label=np.array(["a", "b", "c"])[Y])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    store = clmoe.Store(tmp_path / "store")
+    store.learn(frame, **QUICK)
+    assert store.tasks[0].classes == ("a", "b", "c")
+    assert store.predict(frame).accuracy == store.predict(tmp_path / "t.csv").accuracy == 1.0
+    assert store.predict(frame.drop(columns=["label"])).accuracy is None
+    assert store.detect(frame).verdict == "known"
+    renamed = frame.rename(columns={"label": "kind"})
+    assert store.predict(renamed, label_column="kind").accuracy == 1.0
+    with pytest.raises(clmoe.UsageProblem, match="--label-column is for tables: the inputs"):
+        store.predict(X, label_column="kind")
+
+
+def test_a_column_that_was_learned_as_a_feature_is_one(tmp_path: Path) -> None:
+    store, frame = clmoe.Store(tmp_path / "store"), pd.DataFrame(X[:, :2], columns=["x", "y"])
+    store.learn(frame, Y, **QUICK)
+    assert store.predict(frame).accuracy is None
+    more = pd.DataFrame(X[:, :1], columns=["x"]).assign(label=Y)
+    assert store.learn(more, name="more", **QUICK).status == "learned"
+    with pytest.raises(clmoe.BadInput, match="no labels"):
+        clmoe.Store(tmp_path / "other").learn(frame.assign(label=0, target=1), **QUICK)

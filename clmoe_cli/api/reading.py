@@ -8,7 +8,7 @@ from typing import Any
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, look
-from clmoe_cli.data.given import ArrayReader, arrays, paths
+from clmoe_cli.data.given import ArrayReader, arrays, is_frame, paths
 from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.runtime.events import OnStep, silent
@@ -57,7 +57,12 @@ def read_given(x: Any, y: Any, labels: LabelUse, expected: Expected, how: How) -
     """
     named = paths(x)
     if named is None:
-        return read_source(arrays(x, y), labels, expected, how)
+        if is_frame(x) and how.label_column is not None:
+            y, how = how.label_column if y is None else y, replace(how, label_column=None)
+        # Data to learn have labels somewhere, whatever the store reads.
+        known = () if labels == "required" else expected.kinds
+        widths = {kind.shape[0] for kind in known if len(kind.shape) == 1}
+        return read_source(arrays(x, y, widths), labels, expected, how)
     own: LabelUse = labels if y is None else "ignored"
     how = replace(how, counted=y is not None)
     found = joined([read_source(group, own, expected, how) for group in grouped(named)])

@@ -94,6 +94,7 @@ def look(
     """
     one_of("value of labels", labels, get_args(LabelUse))
     if isinstance(source, ArrayReader):
+        _refuse_column(label_column, source.where)
         yield _Arrays.of(source, source.where, labels, on_step)
         return
     if isinstance(source, tuple):
@@ -182,7 +183,7 @@ def _refuse_column(label_column: str | None, source: str) -> None:
     if label_column is not None:
         hint = "an npz has its labels as y, a folder as the names of its class folders"
         where = "stdin" if source == "-" else one_line(source)
-        raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file", hint=hint)
+        raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file or a DataFrame", hint=hint)
 
 
 def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ What a value is, is told by what it can do: tensors are detached, DataFrames hav
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from clmoe_cli.data.batch import Array
 from clmoe_cli.data.decoding import is_grey, pixels_of
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.spool import rows_of
+from clmoe_cli.data.targets import LABEL_NAMES
 from store_schema.errors import BadInput, UsageProblem
 
 IMAGES, LABELS = "X", "y"
@@ -85,18 +86,23 @@ def paths(value: Any) -> list[str] | None:
     return [os.fspath(each) for each in value]
 
 
-def arrays(x: Any, y: Any = None) -> ArrayReader:
+def arrays(x: Any, y: Any = None, widths: Collection[int] = ()) -> ArrayReader:
     """Inputs and labels as arrays to read; ``y`` None for none, or, of a DataFrame, the name of its column.
+
+    Without ``y`` the labels of a DataFrame are the column that has one of ``LABEL_NAMES``, as those of a CSV file are:
+    if it is the only one, and unless a store that reads vectors of ``widths`` reads all columns and not one less.
 
     ``x``: an array ``[N, …]``, a tensor, a DataFrame (its columns are the features), nested lists, a picture of Pillow
     or a list of such, or a map-style data set of torch, whose items are ``(x, y)`` or ``x``. Raises BadInput for what
     no array can be made of.
     """
-    if _is_frame(x) and isinstance(y, str):
+    if is_frame(x) and y is None:
+        y = _own_labels(x, widths)
+    if is_frame(x) and isinstance(y, str):
         if y not in x.columns:
             found = name_list([str(c) for c in x.columns])
             raise BadInput("no such column", where=IMAGES, key=one_line(y), found=found, hint="y='NAME OF THE LABELS'")
-        x, y = x.drop(columns=[y]), x[y]
+        x, y = x[[name for name in x.columns if name != y]], x[y]
     if _is_set(x):
         x, own = _of_set(x)
         y = own if y is None else y
@@ -104,14 +110,22 @@ def arrays(x: Any, y: Any = None) -> ArrayReader:
         x = _stacked([x])
     elif isinstance(x, (list, tuple)) and any(map(_is_picture, x)):
         x = _stacked(list(x))
-    values = {IMAGES: _frame(x) if _is_frame(x) else _array(x, IMAGES)}
+    values = {IMAGES: _frame(x) if is_frame(x) else _array(x, IMAGES)}
     if y is not None:
         values[LABELS] = _labels(y)
     return ArrayReader(values, "the inputs")
 
 
-def _is_frame(value: Any) -> bool:
+def is_frame(value: Any) -> bool:
+    """Whether it is a DataFrame."""
     return hasattr(value, "to_numpy") and hasattr(value, "columns")
+
+
+def _own_labels(frame: Any, widths: Collection[int]) -> str | None:
+    """The name of the column that has the labels; None where no name says so."""
+    found = [name for name in frame.columns if isinstance(name, str) and name in LABEL_NAMES]
+    every = len(frame.columns)
+    return found[0] if len(found) == 1 and not (every in widths and every - 1 not in widths) else None
 
 
 def _is_picture(value: Any) -> bool:
