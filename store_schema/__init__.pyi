@@ -50,6 +50,7 @@ from .rollback import Repaired as Repaired, repair as repair, would_repair as wo
 from .store import (
     Store as Store,
     check_local as check_local,
+    check_place as check_place,
     is_remote as is_remote,
     read_consistently as read_consistently,
 )

@@ -16,7 +16,7 @@ from store_schema import files, layout, objects
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreMissing, disk_errors
 from store_schema.locking import locked
 from store_schema.records import Manifest, ObjectRef, Suffix
-from store_schema.store import Store, check_format, check_local, committed, head_bytes, newest
+from store_schema.store import Store, check_format, check_local, check_place, committed, head_bytes, newest
 
 KEEP = 2
 FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
@@ -197,9 +197,9 @@ def _check_place(root: Path, create: bool) -> None:
     with disk_errors(str(root)):
         if (root / layout.FORMAT).exists() or not create:
             check_format(root)
-        elif root.exists() and not root.is_dir():
-            raise DiskProblem("not a folder", where=str(root), hint="name another folder for the store")
-        elif root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
+            return
+        check_place(root)
+        if root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
             hint = "name another folder for the store, or an empty one"
             raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)
 

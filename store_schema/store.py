@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from store_schema import files, layout, objects
-from store_schema.errors import ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, UsageProblem, disk_errors
+from store_schema.errors import (
+    DiskProblem,
+    ObjectVanished,
+    StoreDamaged,
+    StoreIncompatible,
+    StoreMissing,
+    UsageProblem,
+    disk_errors,
+)
 from store_schema.eyes import decode_eye
 from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
 from store_schema.records import GateRecord, InputRecord, Manifest, ObjectRef
@@ -44,8 +52,8 @@ class Store:
     def open(path: str | Path, *, empty: bool = False) -> Store:
         """Opens a store for reading; ``empty``: also one that has no commit yet.
 
-        Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged, and UsageProblem
-        for an address (:mod:`store_schema.remote`).
+        Raises StoreMissing (no store, or no task yet), StoreIncompatible (newer format), StoreDamaged, DiskProblem
+        (no folder), and UsageProblem for an address (:mod:`store_schema.remote`).
         """
         check_local(path)
         root = Path(path)
@@ -137,6 +145,14 @@ def check_local(store: str | Path) -> None:
         )
 
 
+def check_place(root: Path) -> None:
+    """DiskProblem where no store can be, since the path, or what it lies in, is there and is no folder."""
+    with disk_errors(str(root)):
+        there = next((path for path in (root, *root.parents) if path.exists()), None)
+        if there is not None and not there.is_dir():
+            raise DiskProblem("not a folder", where=str(there), hint="choose another --store")
+
+
 def check_format(root: Path) -> None:
     """Refuses what is no store, and stores of a newer format by name; older ones are upgraded as they are read."""
     path = root / layout.FORMAT
@@ -146,6 +162,7 @@ def check_format(root: Path) -> None:
             if committed(root) and not path.exists():
                 raise StoreDamaged("missing file", where=str(path), hint="restore it from a copy of the store")
             if not path.exists():
+                check_place(root)
                 hint = "the folder holds no store; check --store" if root.exists() else "clmoe learn creates it"
                 raise StoreMissing("no store", where=str(root), hint=hint)
     text = files.read_regular(path, 64).decode("ascii", "replace")

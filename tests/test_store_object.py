@@ -151,8 +151,9 @@ def test_items_of_a_data_set_have_one_shape() -> None:
 
 
 def test_what_looks_wrong_is_a_warning_of_python(store: clmoe.Store) -> None:
-    with pytest.warns(UserWarning, match="range|beyond|times"):
+    with pytest.warns(UserWarning, match="range|beyond|times") as caught:
         store.predict(X * 1000)
+    assert caught[0].filename == __file__
 
 
 def test_a_notebook_shows_the_store_as_a_table(store: clmoe.Store, tmp_path: Path) -> None:
@@ -181,3 +182,170 @@ def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture[st
     clmoe.Store(tmp_path / "store").learn(X, Y, **QUICK)
     assert capfd.readouterr() == ("", "")
     assert not notebook.in_notebook()
+
+
+def test_what_is_no_folder_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "t1.csv").write_text("a,b\n1,2\n")
+    for path in (tmp_path / "t1.csv", tmp_path / "t1.csv" / "store"):
+        with pytest.raises(clmoe.ClmoeError, match=r"not a folder: .*t1\.csv"):
+            clmoe.Store(path)
+    store = clmoe.Store(tmp_path / "later")
+    (tmp_path / "later").write_text("")
+    with pytest.raises(clmoe.ClmoeError, match="not a folder"):
+        _ = store.tasks
+    with pytest.raises(clmoe.UsageProblem, match="not a path; found 3"):
+        clmoe.Store(3)  # type: ignore[arg-type]
+
+
+def pictures(count: int = 120) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    y = np.arange(count) % 2
+    shades = (60 + 130 * y)[:, None, None, None]
+    pixels = np.random.default_rng(0).normal(shades, 10, (count, 14, 16, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8), y
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> clmoe.Store:
+    made = clmoe.Store(tmp_path_factory.mktemp("colour") / "store")
+    made.learn(*pictures(), image_size=12, **QUICK)
+    return made
+
+
+def test_a_picture_of_pillow_is_one_picture(colour: clmoe.Store) -> None:
+    x, _ = pictures(2)
+    first, second = (Image.fromarray(each) for each in x)
+    wanted = colour.predict(x)
+    for given, at in ((first, [0]), ([second], [1]), ([first, second], [0, 1]), (first.convert("RGBA"), [0])):
+        found = colour.predict(given)
+        assert found.label.tolist() == wanted.label[at].tolist()
+        np.testing.assert_allclose(found.confidence, wanted.confidence[at], atol=1e-6)
+    assert len(colour.predict([first.convert("L"), second]).label) == 2
+    assert len(colour.predict(first.convert("L")).label) == 1
+    with pytest.raises(clmoe.BadInput, match="several shapes"):
+        colour.predict([first, second.resize((5, 6))])
+    with pytest.raises(clmoe.BadInput, match="not an 8-bit picture; found I"):
+        colour.predict(first.convert("I"))
+
+
+def test_an_array_that_may_be_one_picture_is_refused(colour: clmoe.Store, tmp_path: Path) -> None:
+    x, y = pictures(14)
+    np.save(tmp_path / "one.npy", x[0])
+    bare = x[0], x[0] / 255, torch.from_numpy(x[0]).permute(2, 0, 1), tmp_path / "one.npy"
+    for given in bare:
+        with pytest.raises(clmoe.BadInput, match=r"three axes may be one picture or several: .*; x\[None\] if it is"):
+            colour.predict(given)
+        with pytest.raises(clmoe.BadInput, match="three axes"):
+            colour.detect(given)
+    assert len(colour.predict(x[0][None]).label) == 1
+    assert len(colour.predict(x[..., 0]).label) == 14
+    # Labels say how many there are, and a task may have grey pictures of three columns.
+    assert len(colour.predict(x[0], y).label) == len(colour.predict(tmp_path / "one.npy", y).label) == 14
+    narrow = clmoe.Store(tmp_path / "narrow")
+    narrow.learn(pictures()[0][:, 0, :4, :], pictures()[1], **QUICK)
+    assert len(narrow.predict(x[:, 0, :4, :]).label) == 14
+
+
+def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(colour: clmoe.Store) -> None:
+    x, y = pictures(6)
+    x.flags.writeable = y.flags.writeable = False
+    assert colour.predict(x, y).accuracy == 1.0
+
+
+WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
+    "a misspelt option": ("predict", (X,), {"tpo": 3}, "unknown option of predict; found 'tpo'.*did you mean 'top'"),
+    "an option of another method": ("detect", (X,), {"reject": 0.1}, "unknown option of detect"),
+    "a second task": ("prune", ("a", "b"), {}, r"not a call of prune; found too many.*expected prune\(task=…, expert="),
+    "no inputs": ("predict", (), {}, r"not a call of predict; found missing .*'X'; expected predict\(X, y=…"),
+    "inputs twice": ("learn", (X,), {"X": X}, r"not a call of learn; found multiple values.*expected learn\(X, y=…"),
+    "nothing to prune": ("prune", (), {}, "prune needs one thing to remove"),
+    "a task in place of its name": ("prune", (3,), {}, "not the name of a task; found int"),
+    "a report of something": ("report", (), {"task": "low"}, "unknown option of report"),
+    "no labels at the top": ("predict", (X,), {"top": 0}, "--top is a number of labels"),
+    "text for a number": ("predict", (X,), {"top": "3"}, "--top is a number of labels"),
+    "text for a rate": ("predict", (X,), {"reject": "0.05"}, "--reject is a rate; found 0.05"),
+    "a generation that is gone": ("checkout", (7,), {}, "that generation is gone; found 7"),
+    "a generation that is none": ("checkout", (0.5,), {}, "that generation is gone; found 0.5"),
+    "a name that is none": ("rename", ("low", 5), {}, "not a name for a task; found 5"),
+    "a name of nothing": ("rename", ("lo", "high"), {}, "unknown task; .*did you mean 'low'"),
+    "a copy without a place": ("copy", (), {}, r"not a call of copy; .*expected copy\(target, task=…, rename=…"),
+    "a copy into itself": ("copy", (), {"target": "itself"}, "a store cannot be copied into itself"),
+    "a copy of nothing": ("copy", ("nowhere", "lo"), {}, "unknown task"),
+    "an export of nothing": ("export", ("nowhere.onnx",), {}, r"not a call of export; .*'task'"),
+    "an export to nowhere": ("export_all", (5,), {}, "not a path; found 5"),
+    "text for a level": ("detect", (X,), {"alpha": "0.05"}, "is a rate; found 0.05"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_calls_that_mean_nothing_are_refused_in_one_line(case: str, store: clmoe.Store) -> None:
+    name, args, options, message = WRONG_CALLS[case]
+    if options.get("target") == "itself":
+        options = {"target": store}
+    with pytest.raises(clmoe.UsageProblem, match=message) as caught:
+        getattr(store, name)(*args, **options)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(clmoe.UsageProblem, match=r"unknown option of Store; .*did you mean 'progress'"):
+        clmoe.Store("nowhere", progres=True)  # type: ignore[call-arg]
+
+
+def test_the_likeliest_labels_and_reasons_are_told(store: clmoe.Store) -> None:
+    report = store.predict(X[:5], top=2, explain=True)
+    assert report.top_label is not None
+    assert report.explained is not None
+    assert report.top_label.shape == (5, 2)
+    assert report.top_label[:, 0].tolist() == report.label.tolist()
+    assert len(report.explained.reason) == 5
+
+
+def test_what_prune_would_take_out_is_told_without_a_change(store: clmoe.Store) -> None:
+    report = store.prune(["low"], dry_run=True)
+    assert (report.removed, report.applied, report.dry_run) == (("low",), False, True)
+    assert [task.name for task in store.tasks] == ["low"]
+    assert store.prune(expert="e1", dry_run=True).removed_experts == ("e1",)
+
+
+def test_a_store_goes_back_is_renamed_copied_and_exported(store: clmoe.Store, tmp_path: Path) -> None:
+    assert [each.action for each in store.log().commits] == ["learn"]
+    assert store.verify().generation == 1
+    assert [each.task for each in store.copy(tmp_path / "other", rename={"low": "three"}).tasks] == ["three"]
+    other = clmoe.Store(tmp_path / "other")
+    assert other.rename("three", "few").new == "few"
+    assert [task.name for task in other.tasks] == ["few"]
+    assert other.undo(dry_run=True).applied is False
+    assert other.undo().returned == ("three",)
+    assert other.checkout(2).returned == ("few",)
+    assert store.copy(other, ["low"], dry_run=True).applied is False
+    assert other.predict(X).label.tolist() == store.predict(X).label.tolist()
+    with pytest.warns(UserWarning, match="predict"):
+        written = other.export(tmp_path / "few.safetensors", "few")
+    assert (written.task, Path(written.output).is_file()) == ("few", True)
+    with pytest.raises(clmoe.UsageProblem, match=r"unknown output format.*expected .onnx, .pt2"):
+        other.export_all(tmp_path / "all.txt")
+    (next((tmp_path / "other" / "objects").rglob("*.h5"))).write_bytes(b"")
+    with pytest.raises(clmoe.StoreDamaged, match="damaged"):
+        other.verify()
+
+
+def test_labels_of_a_frame_are_found_as_those_of_a_csv_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(12)]).assign(label=np.array(["a", "b", "c"])[Y])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    store = clmoe.Store(tmp_path / "store")
+    store.learn(frame, **QUICK)
+    assert store.tasks[0].classes == ("a", "b", "c")
+    assert store.predict(frame).accuracy == store.predict(tmp_path / "t.csv").accuracy == 1.0
+    assert store.predict(frame.drop(columns=["label"])).accuracy is None
+    assert store.detect(frame).verdict == "known"
+    renamed = frame.rename(columns={"label": "kind"})
+    assert store.predict(renamed, label_column="kind").accuracy == 1.0
+    with pytest.raises(clmoe.UsageProblem, match="--label-column is for tables: the inputs"):
+        store.predict(X, label_column="kind")
+
+
+def test_a_column_that_was_learned_as_a_feature_is_one(tmp_path: Path) -> None:
+    store, frame = clmoe.Store(tmp_path / "store"), pd.DataFrame(X[:, :2], columns=["x", "y"])
+    store.learn(frame, Y, **QUICK)
+    assert store.predict(frame).accuracy is None
+    more = pd.DataFrame(X[:, :1], columns=["x"]).assign(label=Y)
+    assert store.learn(more, name="more", **QUICK).status == "learned"
+    with pytest.raises(clmoe.BadInput, match="no labels"):
+        clmoe.Store(tmp_path / "other").learn(frame.assign(label=0, target=1), **QUICK)

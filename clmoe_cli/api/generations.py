@@ -127,7 +127,7 @@ def _planned(store: Store, wanted: int | None) -> tuple[UndoReport, Manifest]:
     if target == now.generation:
         raise UsageProblem("the store is at that generation", found=str(target), hint="clmoe log lists them")
     there = [number for _, number in manifests(store.root) if number < now.generation]
-    if target not in there:
+    if not isinstance(target, int) or target not in there:  # the Python API may be given anything
         shown = f"generation {' or '.join(map(str, there))}" if there else "no generation: this one alone is kept"
         hint = "the last two generations are kept, and after prune --gc the last one alone"
         raise UsageProblem("no such generation is there", found=str(target), expected=shown, hint=hint)

@@ -16,10 +16,13 @@ from clmoe_cli.data.batch import Batch, Raw
 from clmoe_cli.data.labels import Label
 from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import one_of
-from store_schema import FeaturesRecord, InputRecord, Manifest, UsageProblem
+from store_schema import BadInput, FeaturesRecord, InputRecord, Manifest, UsageProblem
 
 AS_THEY_ARE = 0
 """The ``image_size`` that says: no transform, whatever the store has."""
+
+_COLOURED = (3, 4)
+"""Channels of a picture in colour, without and with opacity."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,19 @@ class Expected:
     def kind_of(self, batch: Batch) -> Kind | None:
         """The kind that a batch is of, None for one that no task reads."""
         return next((k for k in self.kinds if (k.shape, k.input) == (batch.input_shape, batch.input)), None)
+
+    def check_axes(self, raw: Raw, where: str) -> None:
+        """BadInput for an array of three axes that is more likely one picture in colour than many grey ones."""
+        pictures = [k for k in self.kinds if k.seen or len(k.shape) == 3]
+        if raw.axes is None or not pictures or any(k.shape == raw.shape and k.same_size for k in pictures):
+            return
+        coloured = all(k.seen or k.shape[0] in _COLOURED for k in pictures)
+        if raw.axes[2] in _COLOURED or (raw.axes[0] in _COLOURED and coloured):
+            raise BadInput(
+                "three axes may be one picture or several", where=where, found=str(list(raw.axes)),
+                expected="[N, H, W, C] or [N, C, H, W]",
+                hint=f"x[None] if it is one, x[:, None] if it is {raw.axes[0]} grey ones",
+            )  # fmt: skip
 
     def transform(
         self,

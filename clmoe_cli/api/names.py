@@ -29,11 +29,11 @@ def proper(name: str) -> bool:
     return bool(name.strip()) and name.isprintable() and len(name) <= MAX_NAME
 
 
-def check_name(name: str, key: str | None = None) -> None:
+def check_name(name: object, key: str | None = None) -> None:
     """UsageProblem for what no task may be called; ``key``: the option that says it."""
-    if not proper(name):
+    if not isinstance(name, str) or not proper(name):  # the Python API may be given anything
         expected = f"1 to {MAX_NAME} printable characters"
-        raise UsageProblem("not a name for a task", key=key, found=ascii(name[:60]), expected=expected)
+        raise UsageProblem("not a name for a task", key=key, found=ascii(name)[:62], expected=expected)
 
 
 _GENERIC = """all archive array batch data dataset examples features file files images img inputs known labels more new

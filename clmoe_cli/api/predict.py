@@ -212,13 +212,13 @@ def predict(
     one_of("value of --route", route, ROUTES)
     if reject is not None:
         check_rate("--reject", reject)
-    if batch_size is not None and (route != "batch" or batch_size < 1):
+    if batch_size is not None and (route != "batch" or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageProblem(
             "--batch-size says how many consecutive images belong to one task",
             found=f"{batch_size} with --route {route}",
             expected="1 or more, with --route batch",
         )
-    if top is not None and top < 1:
+    if top is not None and (not isinstance(top, int) or top < 1):
         raise UsageProblem("--top is a number of labels", key="--top", found=str(top), expected="1 or more")
     together = None if route == "image" else min(batch_size or len(batch.images), len(batch.images))
     asked = _Asked(router, together, task, reject, explain, on_part, on_step, top or 0)

@@ -8,7 +8,7 @@ from typing import Any
 from clmoe_cli.api.inputs import Expected
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch, LabelUse, look
-from clmoe_cli.data.given import ArrayReader, arrays, paths
+from clmoe_cli.data.given import ArrayReader, arrays, is_frame, paths
 from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.runtime.events import OnStep, silent
@@ -20,7 +20,8 @@ class How:
     """How images are read.
 
     ``image_size``, ``skip_broken`` and ``label_column`` are the options of these names; ``backbone``: what its options
-    say of one; ``quiet``: notes are left out; ``on_step``: is told of what may take long.
+    say of one; ``quiet``: notes are left out; ``on_step``: is told of what may take long; ``counted``: labels that are
+    given apart say how many images there are.
     """
 
     image_size: int | None = None
@@ -29,6 +30,7 @@ class How:
     backbone: BackboneSession | None = None
     quiet: bool = False
     on_step: OnStep = silent
+    counted: bool = False
 
 
 def read_source(source: str | tuple[str, ...] | ArrayReader, labels: LabelUse, expected: Expected, how: How) -> Batch:
@@ -40,6 +42,8 @@ def read_source(source: str | tuple[str, ...] | ArrayReader, labels: LabelUse, e
     with look(
         source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
     ) as unread:
+        if not how.counted:
+            expected.check_axes(unread.raw, source.where if isinstance(source, ArrayReader) else str(source))
         record = expected.transform(unread.raw, how.image_size, how.backbone, how.on_step)
         extractor = how.backbone if record is not None and record.features is not None else None
         return unread.read(record, extractor)
@@ -53,8 +57,14 @@ def read_given(x: Any, y: Any, labels: LabelUse, expected: Expected, how: How) -
     """
     named = paths(x)
     if named is None:
-        return read_source(arrays(x, y), labels, expected, how)
+        if is_frame(x) and how.label_column is not None:
+            y, how = how.label_column if y is None else y, replace(how, label_column=None)
+        # Data to learn have labels somewhere, whatever the store reads.
+        known = () if labels == "required" else expected.kinds
+        widths = {kind.shape[0] for kind in known if len(kind.shape) == 1}
+        return read_source(arrays(x, y, widths), labels, expected, how)
     own: LabelUse = labels if y is None else "ignored"
+    how = replace(how, counted=y is not None)
     found = joined([read_source(group, own, expected, how) for group in grouped(named)])
     if y is None:
         return found

@@ -26,7 +26,7 @@ from clmoe_cli.data.npy import NpyReader
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.sources import check_source, kind_of, open_source
-from clmoe_cli.data.targets import read_labels
+from clmoe_cli.data.targets import LABEL_KEYS, read_labels
 from clmoe_cli.data.transforms import resolved, shape_after, transformed
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
@@ -94,6 +94,7 @@ def look(
     """
     one_of("value of labels", labels, get_args(LabelUse))
     if isinstance(source, ArrayReader):
+        _refuse_column(label_column, source.where)
         yield _Arrays.of(source, source.where, labels, on_step)
         return
     if isinstance(source, tuple):
@@ -152,7 +153,9 @@ class _Arrays:
     @property
     def raw(self) -> Raw:
         """One of its images, as it is stored."""
-        return Raw(False, self.shape)
+        axes = self.header.shape
+        counted = any(self.reader.header(key).shape == axes[:1] for key in LABEL_KEYS if key in self.reader.names)
+        return Raw(False, self.shape, None if counted or len(axes) != 3 else axes)
 
     def read(self, input: InputRecord | None, extractor: Extractor | None = None) -> Batch:
         """Images and labels."""
@@ -180,7 +183,7 @@ def _refuse_column(label_column: str | None, source: str) -> None:
     if label_column is not None:
         hint = "an npz has its labels as y, a folder as the names of its class folders"
         where = "stdin" if source == "-" else one_line(source)
-        raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file", hint=hint)
+        raise UsageProblem("--label-column is for tables", where=where, expected="a CSV file or a DataFrame", hint=hint)
 
 
 def _image_shape(header: Header, where: str, key: str) -> tuple[int, ...]:

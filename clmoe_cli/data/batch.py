@@ -25,11 +25,13 @@ class Raw:
     """One image of a source as it is stored, before anything is done to it.
 
     ``shape``: ``(D,)`` or ``(C, H, W)``; of a folder that of its first readable picture, whose size need not be the
-    others'. None where there is none.
+    others'. None where there is none. ``axes``: of an array with three axes its own shape, where no labels say that the
+    first of them counts images; None for all others.
     """
 
     folder: bool
     shape: tuple[int, ...] | None
+    axes: tuple[int, ...] | None = None
 
 
 class Unread(Protocol):

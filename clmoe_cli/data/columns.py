@@ -25,15 +25,13 @@ from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
-from clmoe_cli.data.targets import LABEL_KEYS, check_names
+from clmoe_cli.data.targets import LABEL_NAMES, check_names
 from clmoe_cli.data.transforms import shape_after
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 
-LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
-"""Names of a column that is taken for the labels when nobody says which one is."""
 _CELLS = limits.CELLS
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,17})")

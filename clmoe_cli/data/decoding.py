@@ -48,7 +48,7 @@ def look(path: str) -> Look:
         width, height = picture.size
         if picture.getexif().get(_ORIENTATION) in _LYING:
             width, height = height, width
-        return Look(height, width, picture.mode in _GREY)
+        return Look(height, width, is_grey(picture))
 
 
 def decode(path: str, grey: bool | None = None) -> Array:
@@ -57,11 +57,29 @@ def decode(path: str, grey: bool | None = None) -> Array:
     Palettes, CMYK and the like become RGB, opacity is dropped: as in torchvision's own loader of folders. BadInput
     where the picture is broken, or has more than 8 bits a channel and no RGB.
     """
+    with _opened(path) as picture:
+        return _pixels(picture, is_grey(picture) if grey is None else grey)
+
+
+def pixels_of(picture: Any, grey: bool) -> Array:
+    """The same of a picture of Pillow that is in memory; errors name no file."""
+    if _is_deep(picture):
+        raise BadInput("not an 8-bit picture", found=picture.mode, hint="convert it: picture.convert('RGB')")
+    try:
+        return _pixels(picture, grey)
+    except Exception as error:  # Pillow reads a file only now, and raises whatever its decoders do
+        raise BadInput("broken picture", found=one_line(error)[:80], hint="repair or leave out the picture") from error
+
+
+def is_grey(picture: Any) -> bool:
+    """Whether a picture of Pillow has no colour."""
+    return bool(picture.mode in _GREY)
+
+
+def _pixels(picture: Any, grey: bool) -> Array:
     from PIL import ImageOps
 
-    with _opened(path) as picture:
-        grey = picture.mode in _GREY if grey is None else grey
-        pixels = np.array(ImageOps.exif_transpose(picture).convert("L" if grey else "RGB"))
+    pixels = np.array(ImageOps.exif_transpose(picture).convert("L" if grey else "RGB"))
     return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -117,11 +135,16 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+def _is_deep(picture: Any) -> bool:
+    """Whether the mode of a picture has more than 8 bits a channel."""
+    return bool(picture.mode in ("I", "F") or picture.mode.startswith("I;"))
+
+
 def _deep(picture: Any, path: str) -> str:
     """How a picture stores more than 8 bits a channel; nothing where it does not."""
     if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8:
         return f"{picture.info['bit_depth']} bits a channel"
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+    if _is_deep(picture):
         return str(picture.mode)
     for tile in picture.tile:
         stored = next((part for part in _flat(tile[-1]) if isinstance(part, str) and _DEEP.search(part)), None)

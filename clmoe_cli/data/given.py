@@ -6,14 +6,16 @@ What a value is, is told by what it can do: tensors are detached, DataFrames hav
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from clmoe_cli.data.batch import Array
+from clmoe_cli.data.decoding import is_grey, pixels_of
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.spool import rows_of
+from clmoe_cli.data.targets import LABEL_NAMES
 from store_schema.errors import BadInput, UsageProblem
 
 IMAGES, LABELS = "X", "y"
@@ -51,7 +53,8 @@ class ArrayReader(NpzReader):
         array = self._arrays[name]
         step = rows_of(array.shape[1:], array.dtype.itemsize)
         for start in range(0, len(array), step):
-            yield array[start : start + step]
+            # Torch warns of an array that it may not write to, even where it only reads it.
+            yield np.require(array[start : start + step], requirements="W")
 
     def read(self, name: str) -> Array:
         """The whole array."""
@@ -83,28 +86,51 @@ def paths(value: Any) -> list[str] | None:
     return [os.fspath(each) for each in value]
 
 
-def arrays(x: Any, y: Any = None) -> ArrayReader:
+def arrays(x: Any, y: Any = None, widths: Collection[int] = ()) -> ArrayReader:
     """Inputs and labels as arrays to read; ``y`` None for none, or, of a DataFrame, the name of its column.
 
-    ``x``: an array ``[N, …]``, a tensor, a DataFrame (its columns are the features), nested lists, or a map-style data
-    set of torch, whose items are ``(x, y)`` or ``x``. Raises BadInput for what no array can be made of.
+    Without ``y`` the labels of a DataFrame are the column that has one of ``LABEL_NAMES``, as those of a CSV file are:
+    if it is the only one, and unless a store that reads vectors of ``widths`` reads all columns and not one less.
+
+    ``x``: an array ``[N, …]``, a tensor, a DataFrame (its columns are the features), nested lists, a picture of Pillow
+    or a list of such, or a map-style data set of torch, whose items are ``(x, y)`` or ``x``. Raises BadInput for what
+    no array can be made of.
     """
-    if _is_frame(x) and isinstance(y, str):
+    if is_frame(x) and y is None:
+        y = _own_labels(x, widths)
+    if is_frame(x) and isinstance(y, str):
         if y not in x.columns:
             found = name_list([str(c) for c in x.columns])
             raise BadInput("no such column", where=IMAGES, key=one_line(y), found=found, hint="y='NAME OF THE LABELS'")
-        x, y = x.drop(columns=[y]), x[y]
+        x, y = x[[name for name in x.columns if name != y]], x[y]
     if _is_set(x):
         x, own = _of_set(x)
         y = own if y is None else y
-    values = {IMAGES: _frame(x) if _is_frame(x) else _array(x, IMAGES)}
+    if _is_picture(x):
+        x = _stacked([x])
+    elif isinstance(x, (list, tuple)) and any(map(_is_picture, x)):
+        x = _stacked(list(x))
+    values = {IMAGES: _frame(x) if is_frame(x) else _array(x, IMAGES)}
     if y is not None:
         values[LABELS] = _labels(y)
     return ArrayReader(values, "the inputs")
 
 
-def _is_frame(value: Any) -> bool:
+def is_frame(value: Any) -> bool:
+    """Whether it is a DataFrame."""
     return hasattr(value, "to_numpy") and hasattr(value, "columns")
+
+
+def _own_labels(frame: Any, widths: Collection[int]) -> str | None:
+    """The name of the column that has the labels; None where no name says so."""
+    found = [name for name in frame.columns if isinstance(name, str) and name in LABEL_NAMES]
+    every = len(frame.columns)
+    return found[0] if len(found) == 1 and not (every in widths and every - 1 not in widths) else None
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether it is a picture of Pillow."""
+    return hasattr(value, "getexif") and hasattr(value, "convert")
 
 
 def _is_set(value: Any) -> bool:
@@ -132,11 +158,13 @@ def _of_set(value: Any) -> tuple[Any, Any]:
 
 
 def _stacked(items: list[Any]) -> Array:
-    found = [_array(item, IMAGES) for item in items]
+    """Items of one shape as one array; pictures are grey if all of them are, as those of a folder."""
+    grey = all(is_grey(item) for item in items if _is_picture(item))
+    found = [pixels_of(item, grey) if _is_picture(item) else _array(item, IMAGES) for item in items]
     shapes = sorted({each.shape for each in found})
     if len(shapes) > 1:
         shown = " and ".join(str(list(shape)) for shape in shapes[:3])
-        hint = "resize the pictures in the data set's transform"
+        hint = "resize the pictures, those of a data set in its transform"
         raise BadInput("the images have several shapes", where=IMAGES, found=shown, expected="one shape", hint=hint)
     return np.stack(found)
 
@@ -156,7 +184,7 @@ def _numeric(kind: Any) -> bool:
 
 
 def _array(value: Any, name: str) -> Array:
-    """An array of a tensor, an array, a picture of Pillow or nested lists."""
+    """An array of a tensor, an array or nested lists."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
         # bfloat16 has no counterpart in numpy.

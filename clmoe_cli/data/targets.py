@@ -16,6 +16,8 @@ from store_schema.errors import BadInput
 from store_schema.layout import MAX_NAME
 
 LABEL_KEYS = ("y", "Y", "labels", "targets")
+LABEL_NAMES = (*LABEL_KEYS, "label", "target", "class")
+"""Names of a column that is taken for the labels when nobody says which one is."""
 
 _MOST_BYTES = limits.LABELS_BYTES
 _LABEL_HINTS = {"f": "y.astype(int)", "b": "y.astype(int)", "O": "y.astype(str) or y.astype(int)"}

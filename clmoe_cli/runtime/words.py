@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 from store_schema import UsageProblem
 
@@ -14,9 +16,9 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def check_rate(name: str, value: float) -> None:
+def check_rate(name: str, value: Any) -> None:
     """UsageProblem for a value that is no share."""
-    if not 0.0 <= value <= 1.0:
+    if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:  # the Python API may be given anything
         raise UsageProblem(f"{name} is a rate", found=str(value), expected="a number from 0 to 1")
 
 

@@ -1,0 +1,48 @@
+"""Calls of the Python API with arguments that do not exist: one line with a suggestion, as the commands say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from clmoe_cli.runtime.words import one_of
+from store_schema import UsageProblem
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorates a method that people call ``name``: other arguments than it has are a UsageProblem, and no TypeError.
+
+    ``more``: the typed dictionary of the options that it hands on.
+    """
+
+    def decorated(method: Callable[P, T]) -> Callable[P, T]:
+        taken = signature(method)
+        own = [p.name for p in list(taken.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        options = [*own, *(get_type_hints(more) if more is not None else ())]
+
+        @wraps(method)
+        def called(*args: P.args, **given: P.kwargs) -> T:
+            for option in given:
+                one_of(f"option of {name}", option, options)
+            try:
+                taken.bind(*args, **given)
+            except TypeError as error:
+                shown = f"{name}({', '.join(_shown(p) for p in list(taken.parameters.values())[1:])})"
+                raise UsageProblem(f"not a call of {name}", found=str(error), expected=shown) from None
+            return method(*args, **given)
+
+        return called
+
+    return decorated
+
+
+def _shown(parameter: Any) -> str:
+    """``X``, ``y=…``: an argument, with whether it may be left out; ``…`` for the options that are handed on."""
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return "…"
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}=…"
