@@ -150,7 +150,7 @@ def check_place(root: Path) -> None:
     with disk_errors(str(root)):
         there = next((path for path in (root, *root.parents) if path.exists()), None)
         if there is not None and not there.is_dir():
-            raise DiskProblem("not a folder", where=str(there), hint="choose another --store")
+            raise DiskProblem("not a folder", where=str(there), hint="name another folder for the store")
 
 
 def check_format(root: Path) -> None:
