@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import tarfile
 import tempfile
 import warnings
 import weakref
+import zipfile
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,8 +143,10 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         state = dict(super().__getstate__())
         if state.get("_kept") is not None:
             packed = io.BytesIO()
-            with tarfile.open(fileobj=packed, mode="w") as archive:
-                archive.add(self.store_.path, STORE)
+            root = Path(self.store_.path)
+            with zipfile.ZipFile(packed, "w") as archive:
+                for path in sorted(path for path in root.rglob("*") if path.is_file()):
+                    archive.write(path, Path(STORE) / path.relative_to(root))
             state["_kept"] = packed.getvalue()
             del state["store_"]
         return state
@@ -154,6 +156,6 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         packed = vars(self).get("_kept")
         if isinstance(packed, bytes):
             self._kept = _Folder()
-            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                archive.extractall(self._kept.path, filter="data")
+            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+                archive.extractall(self._kept.path)
             self.store_ = Store(self._kept.path / STORE)

@@ -202,7 +202,8 @@ def test_answers_that_are_quicker_than_a_start_are_told(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("clmoe_cli.cli.predict.together", lambda device: nullcontext())
-    monkeypatch.setattr("clmoe_cli.cli.predict.LAUNCH", launch)
+    for where in ("cli.predict", "runtime.distributed.processes"):
+        monkeypatch.setattr(f"clmoe_cli.{where}.LAUNCH", launch)
     args = ("predict", data / "mixed.npz", "--store", one, "--output", tmp_path / "answers.csv")
     assert alone(*args, *quiet) == 0
     assert capsys.readouterr().err.count("several processes do not pay here: this took ") == said
