@@ -59,7 +59,7 @@ def measure(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     common = {"task": number + 1, "seed": seed, "dense": quality(net, dense, asked).accuracy}
 
     def pruned(params: dict[str, torch.Tensor], mask: masks.Masks, density: float, score: str) -> masks.Masks:
-        scores = importance(net, params, parts.training, score)
+        scores = importance(net, params, mask, parts.training, score)
         threshold = threshold_at(scores, density)
         return {name: (value >= threshold) & (value > 0) & mask[name] for name, value in scores.items()}
 

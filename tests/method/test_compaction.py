@@ -13,8 +13,9 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import Network, logits
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork import masks
-from clmoe_cli.method.subnetwork.compact import compacted, inside
+from clmoe_cli.method.subnetwork.compact import compacted, inside, scores_inside
 from clmoe_cli.method.subnetwork.finetuning import finetune
+from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
 from clmoe_cli.method.subnetwork.training import Annealing, Run, Schedule, anneal, quality
 
 
@@ -141,6 +142,28 @@ def test_what_a_mask_holds_keeps_its_bits(hidden: list[int], density: float, see
         assert torch.equal(found[name], again[name])
         if name in trainable:
             assert torch.equal(found[name][~trainable[name]], value[~trainable[name]])
+
+
+@given(
+    hidden=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    density=st.sampled_from([0.0, 0.05, 0.2, 0.6, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_scores_inside_a_mask_are_those_of_the_whole(hidden: list[int], density: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    net = MLP(7, tuple(hidden))
+    params, mask = started(net, density, rng, torch.float64)
+    params = {name: value.where(mask[name], 0.0) if name in mask else value for name, value in params.items()}
+    for name in mask:  # a selected weight may have come to zero, and has a score all the same
+        params[name] = params[name].where(torch.rand(params[name].shape, generator=rng) < 0.9, 0.0)
+    data = some_images(rng, torch.float64)
+    oracle = gradient_scores(net, params, data.x, data.y)
+    found = scores_inside(net, params, mask, data)
+    assert list(found) == list(oracle)
+    for name, value in oracle.items():
+        own = mask.get(name, torch.ones_like(value, dtype=torch.bool))
+        torch.testing.assert_close(found[name][own], value[own], rtol=1e-9, atol=1e-12)
 
 
 def test_an_image_file_is_read_in_the_part_that_is_used() -> None:

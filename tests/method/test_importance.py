@@ -12,6 +12,7 @@ from oracle import single_images
 from clmoe_cli.method.networks.convnet import ConvNet
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork import gradient_scores as scoring
+from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.gradient_scores import (
     Reference,
     deviation,
@@ -110,14 +111,15 @@ def test_normalised_layers_have_mean_one_and_zero_layers_stay_zero() -> None:
 def test_importance_multiplies_by_the_weight_and_refuses_other_names() -> None:
     params, x, y, _ = setup(1, dtype=torch.float32)
     data = Labelled(x, y)
-    plain = importance(NET, params, data, "gradient")
-    weighted = importance(NET, params, data, "gradient-weight")
+    mask = masks.ones_like({name: params[name] for name in NET.shared_shapes()})
+    plain = importance(NET, params, mask, data, "gradient")
+    weighted = importance(NET, params, mask, data, "gradient-weight")
     name = "hidden1.weight"
     ratio = weighted[name] / (plain[name] * params[name].abs())
     used = plain[name] > 0
     torch.testing.assert_close(ratio[used], ratio[used][:1].expand(int(used.sum())), rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="gradient-weight"):
-        importance(NET, params, data, "magnitude")
+        importance(NET, params, mask, data, "magnitude")
 
 
 @given(density=st.floats(0.01, 1.0), seed=st.integers(0, 100))

@@ -20,6 +20,8 @@ from clmoe_cli.method.images import Images, Labelled
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.subnetwork.augmentation import Augment
+from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores
+from clmoe_cli.runtime.events import OnDone
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ class Compact:
         return result
 
 
-def compacted(net: Network, params: Mapping[str, Tensor], living: Mapping[str, Tensor] | None = None) -> Compact:
+def compacted(
+    net: Network, params: Mapping[str, Tensor], living: Mapping[str, Tensor] | None = None, folded: bool = True
+) -> Compact:
     """The compact form of a perceptron; any other network is left as it is.
 
     ``living``: masks of shared weights that may be other than zero, all of a task's own being so; by default those that
-    are.
+    are. ``folded``: whether units that are constants go into biases; else they stay, and so do their gradients.
     """
     if not isinstance(net, MLP):
         return Compact(net, dict(params))
@@ -83,7 +87,7 @@ def compacted(net: Network, params: Mapping[str, Tensor], living: Mapping[str, T
     biases = {f"{name}.bias": params[f"{name}.bias"].cpu().double() for name in net.layers}
     added: Params = {}
     for (name, after), (own, reading) in zip(pairwise(net.layers), pairwise(alive), strict=True):
-        constant = ~own.any(dim=1)
+        constant = ~own.any(dim=1) & folded
         weights = params[f"{after}.weight"].cpu()[:, constant].double()
         added[f"{after}.bias"] = weights @ biases[f"{name}.bias"][constant].relu()
         biases[f"{after}.bias"] = biases[f"{after}.bias"] + added[f"{after}.bias"]
@@ -108,7 +112,27 @@ def inside(net: Network, params: Mapping[str, Tensor], trainable: Mapping[str, T
 
     Units that read nothing keep what they add while the others train; the biases that they add to are trained.
     """
-    small = compacted(net, params, {name: mask | (params[name] != 0) for name, mask in trainable.items()})
+    return _whole_if_empty(compacted(net, params, _living(params, trainable)), net, params)
+
+
+def scores_inside(
+    net: Network, params: Params, mask: Mapping[str, Tensor], data: Labelled, on_done: OnDone = lambda done: None
+) -> Params:
+    """:func:`gradient_scores` inside a mask, at the cost of what the mask leaves.
+
+    Outside it shared weights are zero, and some of their scores are left out: zero in place of what they are.
+    """
+    small = _whole_if_empty(compacted(net, params, _living(params, mask), folded=False), net, params)
+    here = small.images(data)
+    found = gradient_scores(small.net, small.params, here.x, here.y, on_done=on_done)
+    return small.put(found, {name: torch.zeros_like(value) for name, value in params.items()})
+
+
+def _living(params: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Params:
+    return {name: own | (params[name] != 0) for name, own in mask.items()}
+
+
+def _whole_if_empty(small: Compact, net: Network, params: Mapping[str, Tensor]) -> Compact:
     empty = any(value.numel() == 0 for value in small.params.values())
     return Compact(net, dict(params)) if empty else small
 

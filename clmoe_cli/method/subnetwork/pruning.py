@@ -16,6 +16,7 @@ from torch import Tensor
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.base import Convolution, Network, Params
 from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.compact import scores_inside
 from clmoe_cli.method.subnetwork.finetuning import finetune
 from clmoe_cli.method.subnetwork.gradient_scores import gradient_scores, halved, normalised
 from clmoe_cli.method.subnetwork.training import Annealing, Quality, Run, losses, quality
@@ -90,7 +91,7 @@ class Level:
 class Selection:
     """A task's subnetwork: parameters (zero outside the mask), mask, quality before and after, the rounds.
 
-    ``scores``: the parameters' gradient scores on the training images.
+    ``scores``: the parameters' gradient scores on the training images, of shared weights inside the mask.
     """
 
     params: Params
@@ -101,8 +102,10 @@ class Selection:
     scores: Params
 
 
-def importance(net: Network, params: Params, data: Labelled, score: str, on_done: OnDone = lambda done: None) -> Params:
-    """Normalised importance of every shared weight, over the whole data.
+def importance(
+    net: Network, params: Params, mask: masks.Masks, data: Labelled, score: str, on_done: OnDone = lambda done: None
+) -> Params:
+    """Normalised importance of every shared weight, over the whole data; weights outside the mask are zero.
 
     ``gradient``: mean absolute gradient (the paper's). ``gradient-weight``: the same times the absolute
     weight, a first-order estimate of what removing the weight changes. ``last-batch``: as the paper's
@@ -113,10 +116,12 @@ def importance(net: Network, params: Params, data: Labelled, score: str, on_done
     if score == "last-batch":
         rest = len(data) % LAST_BATCH or LAST_BATCH
         data = Labelled(data.x[torch.arange(len(data) - rest, len(data))], data.y[-rest:])
-    scores = gradient_scores(net, params, data.x, data.y, on_done=on_done)
-    if score == "gradient-weight":
-        scores = {name: value * params[name].abs() for name, value in scores.items()}
-    elif score not in SCORES:
+    if score == "gradient-weight":  # zero outside the mask
+        found = scores_inside(net, params, mask, data, on_done)
+        scores = {name: value * params[name].abs() for name, value in found.items()}
+    elif score in SCORES:
+        scores = gradient_scores(net, params, data.x, data.y, on_done=on_done)
+    else:
         raise ValueError(f"unknown score {score!r}; expected one of {', '.join(SCORES)}")
     return normalised(net, scores)
 
@@ -154,7 +159,7 @@ def select(run: Run, params: Params, free: masks.Masks, tolerance: Tolerance, sc
 
     def pruned(before: _Round, density: float, bounded: bool = True) -> _Round:
         started, to = run.limit.clock(), begun(run.on_step, "scores", len(scored), "images")
-        scores = importance(net, before.params, scored, score, to)
+        scores = importance(net, before.params, before.mask, scored, score, to)
         # What is idle, two kinds of scores and the statistics are still to come, all of them over all images.
         run.limit.reserve = PASSES * (run.limit.clock() - started)
         # Only what would be frozen anew is counted: reading what is frozen already costs no capacity.
@@ -261,12 +266,12 @@ def errors(net: Network, params: Params, data: Labelled) -> Tensor:
 def without_idle(net: Network, params: Params, mask: masks.Masks, data: Labelled) -> tuple[Params, masks.Masks, Params]:
     """Takes out selected weights whose score on ``data`` is zero as stored, until there are none.
 
-    Returns parameters, mask, and the scores of these parameters.
+    Returns parameters, mask, and the scores of these parameters inside it.
 
     A weight that is taken out may wake a unit that it kept at zero, so the scores are taken again.
     """
     while True:
-        scores = gradient_scores(net, params, data.x, data.y)
+        scores = scores_inside(net, params, mask, data)
         half = halved(scores)[0]
         used = {name: own & (half[name] > 0) for name, own in mask.items()}
         if masks.count(used) == masks.count(mask):
