@@ -1,8 +1,8 @@
 """An eye that is a network: the first task's subnetwork, frozen, which then looks at the images of every task.
 
 First-session adaptation (Panos et al., "First Session Adaptation", 2023; McDonnell et al., "RanPAC", 2023): what the
-first task teaches a network serves all later ones as features, and never changes again. What an earlier layer sees helps to
-tell classes apart that the first task did not have.
+first task teaches a network serves all later ones as features, and never changes again. What an earlier layer sees
+helps to tell classes apart that the first task did not have.
 """
 
 from __future__ import annotations
