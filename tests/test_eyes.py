@@ -222,7 +222,7 @@ def test_stores_seen_by_one_subnetwork_go_together(adapted: Path, tmp_path: Path
     assert predict(str(tmp_path / "new"), asked).label.tolist() == predict(str(adapted), asked).label.tolist()
     assert verify(tmp_path / "new") == []
     other = tmp_path / "other"
-    learn(str(other), batch([1, 4], 120), network_options("subnetwork"))
+    learn(str(other), batch([1, 4], 120), replace(network_options("subnetwork"), name="other"))
     with pytest.raises(StoreIncompatible, match="in different ways"):
         copy(str(adapted), str(other))
 
