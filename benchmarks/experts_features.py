@@ -2,7 +2,7 @@
 
     python benchmarks/experts_features.py --photos PHOTOS --mnist MNIST --only cifar100 --eyes none patches turns
 
-Nothing is pretrained. An eye is made from the images of the first task alone and then never changes; its features are
+An eye is made from the images of the first task alone and then never changes; its features are
 appended to the fixed ones, and every task has its statistics in that joint space. A fifth of the training images is
 held out and asked, each by itself, without a task id; ``--test`` learns from all of them and asks the test images, for
 final figures only. Gate, statistics and what they choose are the project's own.
@@ -10,12 +10,16 @@ final figures only. Gate, statistics and what they choose are the project's own.
 ``patches``: what ``learn --eyes first`` makes; no label is used. ``net``: a small residual network trained on the first
 task's classes; ``turns``: the same with the images in four turns as classes of
 their own (Tack et al., CSI, 2020; Kim et al., CLOM, 2022). Their features are averages of two layers.
+
+``adapted``: what ``learn --eyes subnetwork --arch lite0`` makes of pictures of ``--image-size`` pixels; ``pretrained``:
+the same network before it has learned, so that the difference is what the first task adds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +30,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import EVERY, Data, Places
+from scratch import resized
 from torch import Tensor, nn
 
-from clmoe_cli.method import privacy
+from clmoe_cli.api.options import LearnOptions
+from clmoe_cli.api.starting import Start
+from clmoe_cli.data import Batch
+from clmoe_cli.method import learn_task, privacy
+from clmoe_cli.method.images import Labelled
+from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.routing import gaussians
 from clmoe_cli.method.routing.eye import SCALE
 from clmoe_cli.method.routing.features import features, new_eye
+from clmoe_cli.method.routing.network_eye import EARLY, LAST, NetworkEye
+from clmoe_cli.method.subnetwork import masks
+from clmoe_cli.method.subnetwork.pruning import Tolerance
+from clmoe_cli.method.subnetwork.training import Schedule
 
-EYES = ("none", "patches", "net", "turns", "patches+turns")
+EYES = ("none", "patches", "net", "turns", "patches+turns", "pretrained", "adapted")
 NAMES = {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "mnist": "split-mnist"}
 WINDOWS = 2
 """Windows along each side over which maps are averaged."""
@@ -43,6 +57,9 @@ BATCH = 64
 RATE = 0.15
 ASKED = 200
 """Images that an eye looks at together."""
+
+OWN = {"pretrained": math.hypot(EARLY, LAST), "adapted": math.hypot(EARLY, LAST)}
+"""Lengths of eyes that are not ``SCALE``."""
 
 Look = Callable[[Tensor], Tensor]
 """Features [N, d] of images [N, C, H, W]."""
@@ -104,6 +121,36 @@ def patches(x: Tensor, seed: int) -> Look:
     """The eye of ``learn --eyes first``, of unit length, from images [N, C, H, W]."""
     eye = new_eye(x.flatten(1), x.shape[1:], torch.Generator().manual_seed(seed))
     return lambda images: (eye.look(images) / SCALE).float()
+
+
+def subnetwork(x: Tensor, y: Tensor, options: argparse.Namespace, learned: bool) -> Look:
+    """The eye of ``learn --eyes subnetwork --arch lite0``, of unit length, from images [N, C, H, W] with class y [N].
+
+    Not ``learned``: as the task begins.
+    """
+    side, arch = options.image_size, "lite0"
+    large = _enlarged(x, side)
+    shape = tuple(large.shape[1:])
+    start = Start.of(LearnOptions(arch=arch), Batch(large[:1].numpy(), np.zeros(1, dtype=int), ""))
+    assert start.params is not None
+    net = parse_arch(arch, shape, {name: start.params[name] for name in parse_arch(arch, shape).shared_shapes()})
+    params = net.initial_shared(torch.Generator()) | start.params
+    params |= {name: torch.zeros(size) for name, size in net.shared_shapes().items()}
+    if learned:
+        how = learn_task.Options(Schedule(epochs=options.adapting), Tolerance(floor=options.floor))
+        zeros = {name: params[name] for name in net.shared_shapes()}
+        none = masks.zeros_like(zeros)
+        task = learn_task.Identity("first", "e1", int(y.max()) + 1)
+        rng = torch.Generator().manual_seed(options.seed)
+        setting = learn_task.Setting(how, rng, start=start.beside(net), input_shape=shape)
+        data = Labelled(large.flatten(1), y)
+        params = learn_task.learn_task(task, net, learn_task.Shared(zeros, none, none), data, setting).subnetwork.params
+    eye = NetworkEye.of(arch, net, params)
+    return lambda images: (eye.look(_enlarged(images, side)) / OWN["adapted"]).float()
+
+
+def _enlarged(x: Tensor, side: int) -> Tensor:
+    return torch.from_numpy(resized(((x * 255).round().byte().numpy(), None), side)[0]).float() / 255
 
 
 def _layer(before: int, after: int, stride: int = 1) -> nn.Module:
@@ -190,6 +237,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "patches": lambda: patches(x, options.seed),
         "net": lambda: trained(x, y, options.epochs, False, mirrored, options.seed),
         "turns": lambda: trained(x, y, options.epochs, True, mirrored, options.seed),
+        "pretrained": lambda: subnetwork(x, y, options, False),
+        "adapted": lambda: subnetwork(x, y, options, True),
     }
     seen: dict[str, Tensor] = {}
     found: dict[str, Any] = {}
@@ -200,7 +249,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
             if part not in seen:
                 seen[part] = looked(makers[part](), case.x)
         made = time.perf_counter() - started
-        scales = options.scales if parts else [1.0]
+        scales = (options.scales or [OWN.get(eye, SCALE)]) if parts else [1.0]
         for scale in scales:
             values = torch.cat([fixed, *(scale * seen[part] for part in parts)], dim=1)
             found[f"{eye} {scale:g}"] = measured(case, values) | {"eye_seconds": made}
@@ -215,7 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-out/experts_features"))
     parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--eyes", nargs="+", choices=EYES, default=list(EYES))
-    parser.add_argument("--scales", nargs="+", type=float, default=[0.5])
+    parser.add_argument("--scales", nargs="+", type=float, help="lengths of the eye's part [default: the eye's own]")
+    parser.add_argument("--image-size", type=int, default=96, help="of lite0's pictures")
+    parser.add_argument("--adapting", type=int, default=Schedule().epochs, help="epochs of a phase of lite0, at most")
+    parser.add_argument("--floor", type=float, default=Tolerance().floor, help="density at which pruning lite0 ends")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--most", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--test", action="store_true", help="learn from all training images, ask the test images")

@@ -41,6 +41,7 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import logits
 from clmoe_cli.method.subnetwork import masks
 from clmoe_cli.method.subnetwork.training import Epoch, Schedule, train
+from clmoe_cli.runtime.choices import EYES
 from store_schema import StoreMissing
 
 SIXTH = 6
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet9")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--augment", choices=("none", "light", "strong"))
-    parser.add_argument("--eyes", choices=("none", "first"), help="of the gate")
+    parser.add_argument("--eyes", choices=EYES, help="of the gate")
     parser.add_argument("--epochs", type=int, default=Schedule().epochs)
     parser.add_argument("--joint-epochs", type=int, help="epochs of joint training [default: --epochs]")
     parser.add_argument("--columns", nargs="+", choices=("joint", "store"), default=("joint", "store"))

@@ -18,8 +18,10 @@ from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.routing.calibration import Calibration
 from clmoe_cli.method.routing.eye import Eye
+from clmoe_cli.method.routing.features import AnyEye
 from clmoe_cli.method.routing.gaussians import GRID, GaussianGate, Gaussians, Solved
 from clmoe_cli.method.routing.mahalanobis import RANKS, Gaussian, Whitening
+from clmoe_cli.method.routing.network_eye import HEAD, NetworkEye
 from clmoe_cli.method.routing.paper import Subnetwork
 from clmoe_cli.method.routing.subspaces import Gate, Subspaces
 from clmoe_cli.method.scaling import Scaling
@@ -34,6 +36,7 @@ from store_schema import (
     GateRecord,
     InputRecord,
     Manifest,
+    NetworkEyeArrays,
     SolvedGaussians,
     Store,
     StoreDamaged,
@@ -88,7 +91,7 @@ class Loader:
         self._statistics: dict[str, Subspaces] = {}
         self._tasks: dict[str, Subnetwork] = {}
         self._answering: dict[str, tuple[Subspaces, Compact]] = {}
-        self._eyes: dict[str, Eye] = {}
+        self._eyes: dict[str, AnyEye] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -149,16 +152,19 @@ class Loader:
             return GaussianGate.of(Solved(**{key: tensor(value) for key, value in solved.arrays.items()}), classes)
         return Gate.of(tensor(solved.means), tensor(solved.coarse), tensor(solved.scales), classes)
 
-    def eye(self, record: GateRecord) -> Eye | None:
+    def eye(self, record: GateRecord) -> AnyEye | None:
         """What looks at this kind of input beside the fixed features; None for nothing."""
         if record.eye is None:
             return None
         if record.eye.sha256 not in self._eyes:
+            network_eye = self.store.read_network_eye(record)
             found = self.store.read_eye(record)
-            assert found is not None
-            self._eyes[record.eye.sha256] = Eye(
-                tensor(found["filters"]), tensor(found["offsets"]), float(found["level"][0])
-            )
+            if network_eye is not None:
+                eye: AnyEye = _network_eye(record, *network_eye)
+            else:
+                assert found is not None
+                eye = Eye(tensor(found["filters"]), tensor(found["offsets"]), float(found["level"][0]))
+            self._eyes[record.eye.sha256] = eye
         return self._eyes[record.eye.sha256]
 
     def answering(self, name: str) -> tuple[Subspaces, Compact]:
@@ -303,6 +309,41 @@ def eye_arrays(eye: Eye) -> dict[str, NDArray[Any]]:
     """An eye as it goes to disk."""
     level = np.array([eye.level], dtype=np.float64)
     return {"filters": eye.filters.numpy(), "offsets": eye.offsets.numpy(), "level": level}
+
+
+def network_eye_arrays(eye: NetworkEye, base: str | None) -> NetworkEyeArrays:
+    """An eye that is a subnetwork as it goes to disk, with the hash of the base that it stands on."""
+    shapes, added = eye.net.shared_shapes(), {}
+    for name in shapes:
+        flat = eye.params[name].flatten()
+        at = flat.nonzero()[:, 0]
+        if len(at):
+            added[name] = at.numpy(), flat[at].numpy()
+    owned = {name: value.numpy() for name, value in eye.params.items() if name not in shapes}
+    return NetworkEyeArrays(eye.arch, owned, shapes, added, base)
+
+
+def _network_eye(record: GateRecord, eye: NetworkEyeArrays, base: Mapping[str, NDArray[Any]]) -> NetworkEye:
+    """An eye that is a subnetwork. Raises StoreDamaged where it has other parameters than its architecture."""
+    assert record.eye is not None
+    key = f"eye {record.eye.sha256[:12]}"
+    try:
+        net = parse_arch(eye.arch, record.input_shape, {name: tensor(value) for name, value in base.items()})
+    except ValueError as error:
+        raise StoreDamaged("unknown architecture of an eye", key=key, found=eye.arch, expected=str(error)) from error
+    fresh = net.initial_owned(1, generator(0))
+    wanted = {name: tuple(value.shape) for name, value in fresh.items() if name not in HEAD}
+    found = {name: value.shape for name, value in eye.owned.items()}
+    if net.shared_shapes() != eye.shapes or found != wanted:
+        raise StoreDamaged("an eye has other parameters than its architecture", key=key, expected=eye.arch)
+    params = {name: tensor(value) for name, value in eye.owned.items()}
+    for name, shape in eye.shapes.items():
+        flat = torch.zeros(shape).flatten()
+        if name in eye.added:
+            at, values = eye.added[name]
+            flat[tensor(at)] = tensor(values)
+        params[name] = flat.reshape(shape)
+    return NetworkEye(eye.arch, net, params)
 
 
 def solved_arrays(found: Solved) -> SolvedGaussians:

@@ -13,7 +13,11 @@ from .errors import (
     StoreMissing as StoreMissing,
     UsageProblem as UsageProblem,
 )
-from .eyes import encode_eye as encode_eye
+from .eyes import (
+    NetworkEyeArrays as NetworkEyeArrays,
+    encode_eye as encode_eye,
+    encode_network_eye as encode_network_eye,
+)
 from .gates import (
     SolvedGate as SolvedGate,
     SolvedGaussians as SolvedGaussians,

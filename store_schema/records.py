@@ -272,7 +272,8 @@ class GateRecord(Record):
     ``input_lowest``: the same of the least value. None for stores that were made before format 3.
 
     ``eye``: what was made from the images of the first task and looks at those of all, beside fixed features; it stays
-    until no task of the kind is left. None for nothing, and before format 4.
+    until no task of the kind is left. None for nothing, and before format 4. ``eye_base``: of an eye that is a
+    subnetwork, the pretrained weights that it stands on, if any.
 
     A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
     another kind.
@@ -287,12 +288,22 @@ class GateRecord(Record):
     input_lowest: tuple[float, float] | None = None
     rule: Literal["gaussians"] | None = None
     eye: ObjectRef | None = None
+    eye_base: ObjectRef | None = None
 
     @model_validator(mode="after")
     def _eye_is_named(self) -> GateRecord:
         if (self.eye is None) == ("+" in self.features):
             raise ValueError(f"features {self.features!r} and the eye do not agree")
+        if self.eye_base is not None and self.eyes != "subnetwork":
+            raise ValueError(f"features {self.features!r} stand on no pretrained weights")
         return self
+
+    @property
+    def eyes(self) -> Literal["none", "first", "subnetwork"]:
+        """What looks at images beside the fixed features: nothing, filters made of patches, or a subnetwork."""
+        if self.eye is None:
+            return "none"
+        return "subnetwork" if "+subnetwork-" in self.features else "first"
 
 
 class HistoryEntry(Record):
@@ -378,6 +389,7 @@ class Manifest(Record):
         yield from (t.subnetwork for t in self.tasks)
         yield from (g.solved for g in self.gates)
         yield from (g.eye for g in self.gates if g.eye is not None)
+        yield from (g.eye_base for g in self.gates if g.eye_base is not None)
 
     def expert(self, expert_id: str) -> ExpertRecord:
         """The expert of that id (KeyError when there is none)."""

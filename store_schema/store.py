@@ -21,7 +21,7 @@ from store_schema.errors import (
     UsageProblem,
     disk_errors,
 )
-from store_schema.eyes import decode_eye
+from store_schema.eyes import NetworkEyeArrays, decode_eye, decode_network_eye
 from store_schema.gates import SolvedGate, SolvedGaussians, decode_gate, decode_gaussians
 from store_schema.records import GateRecord, InputRecord, Manifest, ObjectRef
 from store_schema.subnetworks import GROUPS, SubnetworkRecord, decode_subnetwork
@@ -82,7 +82,7 @@ class Store:
         if record.base is None:
             return None
         where = str(layout.object_path(self.root, record.base.sha256, record.base.suffix))
-        return decode_base(self.read_object(record.base), where, record)
+        return decode_base(self.read_object(record.base), where, {layer.name: layer.shape for layer in record.layers})
 
     def read_subnetwork(self, task: str, groups: Collection[str] = GROUPS) -> SubnetworkRecord:
         """A task's masks, scores, calibration, statistics and gate, or only some of these ``groups``."""
@@ -105,11 +105,24 @@ class Store:
         return decode(self.read_object(record.solved), where, record.features, classes)
 
     def read_eye(self, record: GateRecord) -> dict[str, NDArray[Any]] | None:
-        """The arrays of the eye of a kind of input, as :mod:`store_schema.eyes` has them; None when there is none."""
-        if record.eye is None:
+        """The arrays of an eye made of patches, as :mod:`store_schema.eyes` has them; None when there is none."""
+        if record.eye is None or record.eyes == "subnetwork":
             return None
         where = str(layout.object_path(self.root, record.eye.sha256, record.eye.suffix))
         return decode_eye(self.read_object(record.eye), where, record.input_shape)
+
+    def read_network_eye(self, record: GateRecord) -> tuple[NetworkEyeArrays, Mapping[str, NDArray[Any]]] | None:
+        """The eye of a kind of input that is a subnetwork, and the base that it stands on, empty for none; None when
+        there is no such eye."""
+        if record.eye is None or record.eyes != "subnetwork":
+            return None
+        where = str(layout.object_path(self.root, record.eye.sha256, record.eye.suffix))
+        base = record.eye_base
+        eye = decode_network_eye(self.read_object(record.eye), where, None if base is None else base.sha256)
+        if base is None:
+            return eye, {}
+        where = str(layout.object_path(self.root, base.sha256, base.suffix))
+        return eye, decode_base(self.read_object(base), where, eye.shapes)
 
 
 def read_consistently(path: str | Path, use: Callable[[Store], T], known: Store | None = None) -> T:

@@ -162,6 +162,7 @@ def check_contents(store: Store, found: Report, on_done: OnDone = _silent) -> No
         where = layout.object_path(store.root, gate.solved.sha256, gate.solved.suffix)
         try:
             store.read_eye(gate)
+            store.read_network_eye(gate)
             solved = store.read_gate(gate.input_shape, gate.input)
         except ClmoeError as error:
             found(error, store.root)

@@ -83,9 +83,9 @@ def encode_base(weights: Mapping[str, Array]) -> bytes:
     return encode_weights(ExpertWeights(weights, {}), BASE)
 
 
-def decode_base(data: bytes, where: str, record: ExpertRecord) -> Mapping[str, Array]:
-    """Parses and checks the base of an expert; raises what :func:`decode_weights` raises."""
-    return _parse(data, where, BASE, {layer.name: layer.shape for layer in record.layers}, (), None).shared
+def decode_base(data: bytes, where: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Array]:
+    """Parses and checks a base of layers of these shapes; raises what :func:`decode_weights` raises."""
+    return _parse(data, where, BASE, shapes, (), None).shared
 
 
 def _metadata(expert: str, width: int | None) -> dict[str, str]:

@@ -420,6 +420,24 @@ FAULTS_OF_ROUTING = (
         "key=len(x)",
         ("tests/test_privacy.py::test_noise_hangs_on_every_image_and_on_nothing_that_is_stored",),
     ),
+    Fault(
+        "the eye's parts change places", "clmoe_cli/method/routing/network_eye.py",
+        'LAST * _rooted(done.inputs["output"].double())',
+        'EARLY * _rooted(done.inputs["output"].double())',
+        ("tests/method/test_network_eye.py::test_it_sees_what_the_slow_reference_sees",),
+    ),
+    Fault(
+        "the eye forgets its base", "clmoe_cli/api/gating.py",
+        "return NetworkEye.of(record.arch, network(record, base), task.params)",
+        "return NetworkEye.of(record.arch, network(record, {} if base else base), task.params)",
+        ("tests/test_eyes.py::test_on_pretrained_weights_the_eye_names_them_and_they_stay",),
+    ),
+    Fault(
+        "an eye's weights in other places", "clmoe_cli/store_tensors.py",
+        "flat[tensor(at)] = tensor(values)",
+        "flat[: len(at)] = tensor(values)",
+        ("tests/test_eyes.py::test_all_tasks_are_seen_by_the_subnetwork_of_the_first",),
+    ),
 )  # fmt: skip
 
 FAULTS_OF_THE_STORE = (

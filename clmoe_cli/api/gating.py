@@ -25,14 +25,25 @@ from clmoe_cli.method.routing.decide import (
     task_of_batch,
 )
 from clmoe_cli.method.routing.eye import Eye
-from clmoe_cli.method.routing.features import features, is_image, kind, known, new_eye, seen_by_eyes, with_eye
+from clmoe_cli.method.routing.features import (
+    AnyEye,
+    features,
+    is_image,
+    kind,
+    known,
+    new_eye,
+    seen_by_eyes,
+    with_eye,
+)
 from clmoe_cli.method.routing.gaussians import Gaussians, alone, one_unit, solve
+from clmoe_cli.method.routing.network_eye import NetworkEye
 from clmoe_cli.method.routing.subspaces import COARSE, Subspaces
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
-from clmoe_cli.store_tensors import Loader, eye_arrays, gate_arrays, solved_arrays
+from clmoe_cli.store_tensors import Loader, eye_arrays, gate_arrays, network, network_eye_arrays, solved_arrays
 from store_schema import (
+    ExpertRecord,
     GateRecord,
     Manifest,
     SolvedGate,
@@ -42,9 +53,11 @@ from store_schema import (
     UsageProblem,
     Writer,
     coarse_form,
+    encode_base,
     encode_eye,
     encode_gate,
     encode_gaussians,
+    encode_network_eye,
     rows_of,
 )
 
@@ -90,13 +103,16 @@ def _amounts(batch: Batch) -> bool:
     return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
 
 
-def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None) -> None:
-    """UsageProblem where ``--eyes`` says other than what this kind of input was begun with, or cannot be had."""
+def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str) -> None:
+    """UsageProblem where ``--eyes`` says other than what this kind of input was begun with, or cannot be had.
+
+    ``arch``: of the expert that a first task begins.
+    """
     record = manifest.gate(batch.input_shape, batch.input)
     if wanted is None:
         return
     if record is not None:
-        has = "none" if record.eye is None else "first"
+        has = record.eyes
         if has != wanted:
             raise UsageProblem(
                 "this kind of input was begun with other eyes",
@@ -105,9 +121,21 @@ def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None) -> None:
                 expected=has,
                 hint="leave --eyes out, or begin another --store",
             )
-    elif wanted == "first" and (not seen_by_eyes(batch.input_shape) or _through_backbone(batch)):
+        return
+    seen = {"none": True, "first": seen_by_eyes(batch.input_shape), "subnetwork": is_image(batch.input_shape)}[wanted]
+    if not seen or (wanted != "none" and _through_backbone(batch)):
         found = kind_text(batch.input_shape, batch.input)
         raise UsageProblem("eyes look at pictures", key="--eyes", found=found, hint="leave --eyes out")
+    if wanted == "subnetwork" and arch.startswith("mlp:"):
+        raise UsageProblem(
+            "an eye that is a subnetwork has convolutions", key="--eyes", found=f"{wanted} with --arch {arch}",
+            expected="an --arch of convolutions, as resnet9 or lite0", hint="--eyes first goes with any",
+        )  # fmt: skip
+    if wanted == "subnetwork" and len(batch.classes()) < 2:
+        raise UsageProblem(
+            "a first task of one class trains no subnetwork", key="--eyes", found=wanted,
+            expected="two classes at least in the first task", hint="--eyes first goes without",
+        )  # fmt: skip
 
 
 def _through_backbone(batch: Batch) -> bool:
@@ -120,7 +148,14 @@ def eye_of(batch: Batch, scale: float, rng: torch.Generator, on_step: OnStep = s
         return new_eye(common.rows(batch, Scaling(scale)), batch.input_shape, rng)
 
 
-def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float, eye: Eye | None = None) -> Kind:
+def network_eye_of(record: ExpertRecord, learned: Learned) -> NetworkEye:
+    """An eye that is the subnetwork of the first task of its kind, which was just learned."""
+    task = learned.subnetwork
+    base = {name: value.cpu() for name, value in task.net.base.items()}
+    return NetworkEye.of(record.arch, network(record, base), task.params)
+
+
+def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float, eye: AnyEye | None = None) -> Kind:
     """The batch's kind of input, with the tasks that read it but the one of number ``without``.
 
     ``scale``: what inputs of this kind are multiplied by, and ``eye``, what looks at them: fixed by the first task of
@@ -129,7 +164,7 @@ def kind_of(manifest: Manifest, batch: Batch, without: int, scale: float, eye: E
     others = [t.name for t in manifest.tasks_of_shape(batch.input_shape, batch.input) if t.number != without]
     record = manifest.gate(batch.input_shape, batch.input)
     name = features_of(manifest, batch)
-    name = with_eye(name) if record is None and eye is not None else name
+    name = with_eye(name, eye) if record is None else name
     return Kind(name, scale, tuple(others), record is not None and record.rule is None, eye)
 
 
@@ -159,8 +194,13 @@ def updated(
     else:
         data = encode_gate(_with_subspaces(locked, batch, number, statistics), name)
     old = manifest.gate(shape, through)
-    eye = None if old is None else old.eye
-    if old is None and kind.eye is not None:
+    eye, base = (None, None) if old is None else (old.eye, old.eye_base)
+    if old is None and isinstance(kind.eye, NetworkEye):
+        below = {name: value.numpy(force=True) for name, value in kind.eye.net.base.items()}
+        base = locked.put(encode_base(below), "safetensors") if below else None
+        on = None if base is None else base.sha256
+        eye = locked.put(encode_network_eye(network_eye_arrays(kind.eye, on)), "safetensors")
+    elif old is None and isinstance(kind.eye, Eye):
         eye = locked.put(encode_eye(eye_arrays(kind.eye)), "safetensors")
     record = GateRecord(
         input_shape=shape,
@@ -170,6 +210,7 @@ def updated(
         input=through,
         rule="gaussians" if isinstance(statistics, Gaussians) else None,
         eye=eye,
+        eye_base=base,
     )
     record = record.model_copy(update=ranges.widened(old, batch))
     return (*(g for g in manifest.gates if (g.input_shape, g.input) != (shape, through)), record)
@@ -231,8 +272,11 @@ def joined(locked: Writer, source: Store, record: GateRecord, names: Collection[
         parts = [loaders[0].gaussians(t.name) for t in own]
         parts += [loaders[1].gaussians(t.name) for t, comes in zip(tasks, kept, strict=True) if comes]
         data = encode_gaussians(solved_arrays(solve(parts)), record.features)
-    eye = None if record.eye is None else locked.put(source.read_object(record.eye), "safetensors")
-    update = {"solved": locked.put(data, "safetensors"), "eye": eye} | ranges.united(here, record)
+    eyes = {
+        key: None if ref is None else locked.put(source.read_object(ref), "safetensors")
+        for key, ref in (("eye", record.eye), ("eye_base", record.eye_base))
+    }
+    update = {"solved": locked.put(data, "safetensors"), **eyes} | ranges.united(here, record)
     return record.model_copy(update=update)
 
 

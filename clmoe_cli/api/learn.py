@@ -165,7 +165,7 @@ def _commit(
     confused: list[Confusion] = []
 
     def commit() -> Manifest:
-        kind, on_step = session.kind(origin.number), session.on_step
+        kind, on_step = session.kind(origin.number, origin.record, learned), session.on_step
         features = gating.features_of_data(session.batch, kind, origin.classes, on_step)
         measures = gating.measure(session.loader, features, learned, on_step)
         confused.extend(measures.confused)

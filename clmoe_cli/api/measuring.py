@@ -20,8 +20,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.images import Rows, taken
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.routing import decide, gaussians, subspaces
-from clmoe_cli.method.routing.eye import Eye
-from clmoe_cli.method.routing.features import ROOT, VECTOR, features, width
+from clmoe_cli.method.routing.features import ROOT, VECTOR, AnyEye, features, width
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
 from clmoe_cli.method.routing.subspaces import Subspaces
 from clmoe_cli.method.scaling import Scaling
@@ -89,7 +88,7 @@ class Kind:
     scale: float
     names: tuple[str, ...]
     subspaces: bool = False
-    eye: Eye | None = None
+    eye: AnyEye | None = None
 
     @property
     def even(self) -> bool:
@@ -122,7 +121,7 @@ class DataFeatures:
         y = torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
         x, shape, rows, values = common.rows(batch, Scaling(kind.scale)), batch.input_shape, y[:0], torch.zeros(0, 0)
         if not kind.subspaces:
-            rows = _some(y, NUMBERS // width(shape, kind.features))
+            rows = _some(y, NUMBERS // width(shape, kind.features, kind.eye))
             seen = begun(on_step, "features", len(rows), "images")
             values = features(taken(x, rows), shape, kind.features, seen, kind.eye)
         return DataFeatures(shape, kind, classes, x, y, rows, values)
@@ -138,7 +137,7 @@ def measured_subspaces(data: DataFeatures, on_step: OnStep = silent) -> Measured
     The features of one class at a time are in memory.
     """
     y, classes = data.y, len(data.classes)
-    most = min(MOST, NUMBERS // width(data.shape, data.kind.features))
+    most = min(MOST, NUMBERS // width(data.shape, data.kind.features, data.kind.eye))
     counts = torch.bincount(y, minlength=classes).clamp(max=most).tolist()
     to, parts = begun(on_step, "gate", sum(counts), "images"), []
     for c in range(classes):

@@ -18,6 +18,7 @@ from clmoe_cli.api.starting import Start
 from clmoe_cli.backbone.session import check_backbone
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
+from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.subnetwork.training import OnCost, OnEpoch
 from clmoe_cli.runtime.events import OnStep, silent
@@ -128,14 +129,19 @@ class Session:
             return self.loader.network(record.id)
         return network(record, self.start.base(record, self.options.method.device))
 
-    def kind(self, number: int) -> Kind:
-        """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number."""
+    def kind(self, number: int, expert: ExpertRecord, learned: Learned) -> Kind:
+        """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number.
+
+        ``learned``: that task, of ``expert``; if it is the first one of its kind, its subnetwork may be the eye.
+        """
         record = self.manifest.gate(self.batch.input_shape, self.batch.input)
         scale = self.input_scale if record is None else record.input_scale
         eye = None if record is None else self.loader.eye(record)
         if record is None and self.options.eyes == "first":
             drawn = generator(derived_seed(self.manifest.seed, number, "eye"))
             eye = gating.eye_of(self.batch, scale, drawn, self.on_step)
+        elif record is None and self.options.eyes == "subnetwork":
+            eye = gating.network_eye_of(expert, learned)
         return gating.kind_of(self.manifest, self.batch, number, scale, eye)
 
     def warn(self, *cautions: Caution) -> None:
@@ -151,5 +157,5 @@ class Session:
         if self.options.expert not in (None, "new"):
             one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
         check_backbone(self.expected.backbone, self.batch)
-        gating.check_eyes(self.manifest, self.batch, self.options.eyes)
+        gating.check_eyes(self.manifest, self.batch, self.options.eyes, self.options.arch)
         gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

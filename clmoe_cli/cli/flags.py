@@ -87,8 +87,9 @@ EyesOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=among(choices.EYES),
-        help="What tells tasks of pictures apart beside fixed features: none, or first: filters made from the first "
-        "task's pictures, for all tasks [default: the store's, or none].",
+        help="What tells tasks of pictures apart beside fixed features, for all tasks: none; first: filters made from "
+        "the first task's pictures; subnetwork: what the first task learned, in an --arch of convolutions [default: "
+        "the store's, or none].",
     ),
 ]
 RejectOption = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 ROUTES = ("image", "batch")
 ROUTERS = ("fused", "gate", "loss", "gradient", "fisher", "paper")
 EVIDENCE = ("gate", "fisher", "gradient")
-EYES = ("none", "first")
+EYES = ("none", "first", "subnetwork")
 SCORES = ("gradient-weight", "gradient", "last-batch")
 IF_KNOWN = ("skip", "refine", "new")
 BOUNDARIES = ("labels", "images")

@@ -11,6 +11,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.routing import eye
 from clmoe_cli.method.routing.features import (
     COLOURED,
+    EYED,
     features,
     known,
     new_eye,
@@ -95,10 +96,11 @@ def test_the_same_generator_makes_the_same_eye_and_another_another() -> None:
 
 def test_each_image_by_itself() -> None:
     x = drawn(70, 3, 16, 16)
-    shape, name = (3, 16, 16), with_eye(COLOURED)
+    shape = (3, 16, 16)
     look = new_eye(x.flatten(1), shape, torch.Generator().manual_seed(0))
+    name = with_eye(COLOURED, look)
     whole = features(x.flatten(1), shape, name, eye=look)
-    assert whole.shape == (70, width(shape, name))
+    assert whole.shape == (70, width(shape, name, look))
     fixed = width(shape, COLOURED)
     assert torch.equal(whole[:, :fixed], features(x.flatten(1), shape, COLOURED))
     before = torch.get_num_threads()
@@ -113,9 +115,9 @@ def test_large_pictures_are_shrunk_and_narrow_ones_cannot_be_seen() -> None:
     x = drawn(20, 3, 64, 48)
     look = new_eye(x.flatten(1), (3, 64, 48), torch.Generator().manual_seed(0))
     assert shrunk(x).shape == (20, 3, 32, 24)
-    seen = features(x.flatten(1), (3, 64, 48), with_eye(COLOURED), eye=look)[:, -eye.WIDTH :]
+    seen = features(x.flatten(1), (3, 64, 48), with_eye(COLOURED, look), eye=look)[:, -eye.WIDTH :]
     torch.testing.assert_close(seen, look.look(shrunk(x)).float(), rtol=1e-4, atol=1e-5)
     assert seen_by_eyes((3, 64, 48))
     assert not seen_by_eyes((3, 12, 300))
     assert not seen_by_eyes((40,))
-    assert not known(with_eye("vector-1"), (40,))
+    assert not known("vector-1" + EYED, (40,))

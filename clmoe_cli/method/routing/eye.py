@@ -49,6 +49,11 @@ class Eye:
     offsets: Tensor
     level: float
 
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return WIDTH
+
     def look(self, x: Tensor) -> Tensor:
         """Features [N, WIDTH] float64 of images [N, C, H, W], of length ``SCALE``."""
         filters = self.filters.to(x.dtype)

@@ -25,6 +25,7 @@ from clmoe_cli.method.networks.base import BLOCK
 from clmoe_cli.method.reproducible import in_blocks
 from clmoe_cli.method.routing import eye as eyes
 from clmoe_cli.method.routing.eye import Eye
+from clmoe_cli.method.routing.network_eye import NetworkEye
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnDone
 
@@ -48,11 +49,13 @@ UNIT = "unit-1"
 VECTOR, ROOT, OLD_VECTOR = "vector-1", "vector-root-1", "relu-1"
 COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
 """Names of features; the old ones are those of stores of formats 1 and 2."""
-EYED = "+patches-1"
-"""Ends the name of features with which those of an eye (:mod:`clmoe_cli.method.routing.eye`) are."""
+EYED, ADAPTED = "+patches-1", "+subnetwork-1"
+"""End the names of features with which those of an eye are: one made of patches (:mod:`clmoe_cli.method.routing.eye`),
+or the first task's subnetwork (:mod:`clmoe_cli.method.routing.network_eye`)."""
 MOST_COLUMNS = 2048
 """Columns of plain vectors that are taken as they are."""
 CHUNK = limits.FEATURE_IMAGES
+AnyEye = Eye | NetworkEye
 FAINT = 0.02
 """Length up to which a layer's features are left as short as they are: what an even image's rounding leaves."""
 
@@ -78,9 +81,11 @@ def kind(input_shape: Sequence[int], backbone: bool = False, root: bool = False)
     return COLOURED if input_shape[0] == 3 else "scattering-1"
 
 
-def with_eye(name: str) -> str:
-    """Name of these features with those of an eye appended."""
-    return name + EYED
+def with_eye(name: str, eye: AnyEye | None) -> str:
+    """Name of these features with those of an eye appended, if there is one."""
+    if eye is None:
+        return name
+    return name + (ADAPTED if isinstance(eye, NetworkEye) else EYED)
 
 
 def seen_by_eyes(input_shape: Sequence[int]) -> bool:
@@ -92,16 +97,21 @@ def known(name: str, input_shape: Sequence[int]) -> bool:
     """Whether this version computes features of that name for inputs of this shape."""
     if name.endswith(EYED):
         return seen_by_eyes(input_shape) and known(name.removesuffix(EYED), input_shape)
+    if name.endswith(ADAPTED):
+        return is_image(input_shape) and known(name.removesuffix(ADAPTED), input_shape)
     if not is_image(input_shape):
         return name in (VECTOR, ROOT, OLD_VECTOR, UNIT)
     return name == UNIT or name in ((COLOURED, OLD_COLOURED) if input_shape[0] == 3 else ("scattering-1",))
 
 
-def width(input_shape: Sequence[int], name: str | None = None) -> int:
-    """Number d of features of that name (None: of :func:`kind`) for inputs of this shape."""
+def width(input_shape: Sequence[int], name: str | None = None, eye: AnyEye | None = None) -> int:
+    """Number d of features of that name (None: of :func:`kind`) for inputs of this shape.
+
+    ``eye``: of names that have one.
+    """
     name = name or kind(input_shape)
-    if name.endswith(EYED):
-        return width(input_shape, name.removesuffix(EYED)) + eyes.WIDTH
+    if eye is not None:
+        return width(input_shape, _fixed(name)) + eye.width
     if name == UNIT:
         return math.prod(input_shape)
     if name in (VECTOR, ROOT):
@@ -120,7 +130,7 @@ def features(
     input_shape: Sequence[int],
     name: str | None = None,
     on_done: OnDone = lambda done: None,
-    eye: Eye | None = None,
+    eye: AnyEye | None = None,
 ) -> Tensor:
     """Features [N, d] of inputs [N, D], D the product of ``input_shape``; float32, or float64 if ``x`` is.
 
@@ -142,15 +152,21 @@ def features(
             found[done : done + len(values)] = values
             done += len(values)
             on_done(done)
-    return torch.empty((0, width(input_shape, name))) if found is None else found
+    return torch.empty((0, width(input_shape, name, eye))) if found is None else found
 
 
-def calculated(x: Tensor, name: str, eye: Eye | None = None) -> Tensor:
+def calculated(x: Tensor, name: str, eye: AnyEye | None = None) -> Tensor:
     """Features [N, d] of that name, float64 or of the type of ``x``, of inputs [N, …], all of them at once."""
-    if not name.endswith(EYED):
-        return _BY_NAME[name](x)
+    found = _BY_NAME[_fixed(name)](x)
+    if name == _fixed(name):
+        return found
     assert eye is not None
-    return torch.cat([_BY_NAME[name.removesuffix(EYED)](x).double(), eye.look(shrunk(x))], dim=1)
+    return torch.cat([found.double(), eye.look(x if isinstance(eye, NetworkEye) else shrunk(x))], dim=1)
+
+
+def _fixed(name: str) -> str:
+    """Name of the features without those of an eye."""
+    return name.removesuffix(EYED).removesuffix(ADAPTED)
 
 
 def new_eye(x: Rows, input_shape: Sequence[int], rng: torch.Generator) -> Eye:

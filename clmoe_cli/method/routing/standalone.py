@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clmoe_cli.method.routing.eye import Eye
-from clmoe_cli.method.routing.features import MOST_COLUMNS, ROOT, VECTOR, calculated, columns, projection
+from clmoe_cli.method.routing.features import MOST_COLUMNS, ROOT, VECTOR, AnyEye, calculated, columns, projection
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians, own_directions
 
 
@@ -59,7 +58,7 @@ class Reading:
     input_shape: tuple[int, ...]
     scale: float
     features: str
-    eye: Eye | None = None
+    eye: AnyEye | None = None
 
 
 class Within(nn.Module):
