@@ -47,7 +47,12 @@ def predict(
     reject: flags.RejectOption = None,
     top: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Give the K most likely labels of each image, with confidences."),
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Give the K most likely labels of each image, with confidences; of a CSV file the columns top1_label, "
+            "top1_confidence, top2_label, …",
+        ),
     ] = None,
     only: Annotated[
         str | None,

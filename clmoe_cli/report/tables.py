@@ -243,6 +243,8 @@ def _(report: ExportAllReport) -> list[Any]:
 
 def _answering(report: ExportReport) -> str:
     """Whose answers an exported model gives."""
+    if len(report.classes) == 1:
+        return "predict --task does: its one class, whatever it reads"
     if report.answers == "subnetwork":
         return "predict --task does: the subnetwork" if report.opinion in (None, 1.0) else "the subnetwork alone"
     return "predict --task does: the gate" + (
