@@ -15,6 +15,7 @@ Errors are subclasses of :class:`ClmoeError`.
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,10 +78,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the API, imported when it is asked for."""
+    """A name of the API, imported when it is asked for; functions say what is wrong with a call in one line."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    found = getattr(import_module(_WHERE[name]), name)
+    if isfunction(found):
+        from clmoe.calls import checked
+
+        return checked(name)(found)
+    return found
 
 
 def __dir__() -> list[str]:

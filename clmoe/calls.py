@@ -15,14 +15,15 @@ T = TypeVar("T")
 
 
 def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorates a method that people call ``name``: other arguments than it has are a UsageProblem, and no TypeError.
+    """Decorates what people call ``name``: other arguments than it has are a UsageProblem, and no TypeError.
 
     ``more``: the typed dictionary of the options that it hands on.
     """
 
     def decorated(method: Callable[P, T]) -> Callable[P, T]:
         taken = signature(method)
-        own = [p.name for p in list(taken.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        parameters = [p for p in taken.parameters.values() if p.name != "self"]
+        own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         options = [*own, *(get_type_hints(more) if more is not None else ())]
 
         @wraps(method)
@@ -32,7 +33,7 @@ def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], C
             try:
                 taken.bind(*args, **given)
             except TypeError as error:
-                shown = f"{name}({', '.join(_shown(p) for p in list(taken.parameters.values())[1:])})"
+                shown = f"{name}({', '.join(map(_shown, parameters))})"
                 raise UsageProblem(f"not a call of {name}", found=str(error), expected=shown) from None
             return method(*args, **given)
 

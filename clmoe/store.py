@@ -47,8 +47,8 @@ class Store:
     picture, a folder of class folders, an npz, npy or CSV file, or a list of such. Labels ``y``
     ``[N]`` are integers or text, or of a DataFrame the name of a column; those of files need not be given, nor those
     of a DataFrame that are in a column called as in a CSV file (``label``, ``target``, ``class``, ``y``, …). Columns
-    are read in their order, whatever their names: a store keeps no names of columns, and columns in another order
-    are other inputs. A picture of Pillow, or a list of such, is read as a file of it is.
+    are read in their order: the columns of a task in another order are refused, and other names are not looked at.
+    A picture of Pillow, or a list of such, is read as a file of it is.
 
     ``progress``: whether to show how far things are; None: in a notebook and on a terminal. What looks wrong with the
     data is a Python warning. Every error is a :class:`clmoe.ClmoeError` of one line, and nothing is changed then.

@@ -199,6 +199,12 @@ def _check_place(root: Path, create: bool) -> None:
             check_format(root)
             return
         check_place(root)
+        above = next((path for path in root.resolve().parents if (path / layout.FORMAT).is_file()), None)
+        if above is not None and committed(above):
+            hint = "name another folder for the store"
+            raise StoreMissing(
+                "a store cannot lie in another one", where=str(root), found=f"the store {above}", hint=hint
+            )
         if root.exists() and not {p.name for p in root.iterdir()} <= layout.NAMES:
             hint = "name another folder for the store, or an empty one"
             raise StoreMissing("the folder is not empty and holds no store", where=str(root), hint=hint)

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -393,11 +394,26 @@ class Manifest(Record):
 
     def expert(self, expert_id: str) -> ExpertRecord:
         """The expert of that id (KeyError when there is none)."""
-        return {e.id: e for e in self.experts}[expert_id]
+        return self._experts_by_id[expert_id]
 
     def task(self, name: str) -> TaskRecord:
         """The task of that name (KeyError when there is none)."""
-        return {t.name: t for t in self.tasks}[name]
+        return self._tasks_by_name[name]
+
+    @cached_property
+    def _experts_by_id(self) -> dict[str, ExpertRecord]:
+        return {e.id: e for e in self.experts}
+
+    @cached_property
+    def _tasks_by_name(self) -> dict[str, TaskRecord]:
+        return {t.name: t for t in self.tasks}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Manifest:
+        """As of any model; what was looked up by name is looked up anew, since a copy takes it along."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("_experts_by_id", "_tasks_by_name"):
+            vars(copied).pop(name, None)
+        return copied
 
     def tasks_of(self, expert_id: str) -> list[TaskRecord]:
         """An expert's tasks in the order of learning."""

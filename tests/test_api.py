@@ -126,3 +126,21 @@ def test_a_column_that_float32_flattens_is_asked_about_but_not_learned(tmp_path:
         with pytest.raises(clmoe.BadInput, match="column 1 loses its differences"):
             call(str(tmp_path / "store"), batch, small.OPTIONS)
     assert not (tmp_path / "store").exists()
+
+
+CALLS = {
+    "a misspelt option": ("predict", {"tpo": 3}, "unknown option of predict; found 'tpo'.*did you mean 'top'"),
+    "an option of another function": ("detect", {"reject": 0.1}, "unknown option of detect; found 'reject'"),
+    "no options of learn": ("learn", {"option": None}, "unknown option of learn; .*did you mean 'options'"),
+    "no store": ("inspect", {}, r"not a call of inspect; found missing .*'store'; expected inspect\(store, "),
+    "no data": ("read_batch", {"labels": "required"}, r"not a call of read_batch; found missing .*'source'"),
+    "a stream": ("learn_stream", {"store": "s"}, "not a call of learn_stream; found missing"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_calls_that_mean_nothing_are_one_line_as_those_of_a_store(case: str) -> None:
+    name, options, message = CALLS[case]
+    with pytest.raises(clmoe.UsageProblem, match=message) as caught:
+        getattr(clmoe, name)(**options)
+    assert "\n" not in str(caught.value)

@@ -198,6 +198,32 @@ def test_other_shells_take_their_scripts(shell: str, root: Path) -> None:
     assert done.stdout.split() == {"zsh": ["_clmoe_completion"], "fish": ["task1", "task2"]}[shell]
 
 
+TAB = """
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'autoload -U compinit && compinit -D; eval "$(_CLMOE_COMPLETE=source_zsh clmoe)"'
+zpty -w shell 'line() { print -r -- "$BUFFER" > line.new; mv line.new line; exit }; zle -N line; bindkey "^X" line'
+zpty -w shell 'PS1="rea""dy>"'
+zpty -r shell shown '*ready>*'
+zpty -w -n shell $'clmoe predict --store store --task task1 --only wr\t\x18'
+while [[ ! -e line ]] sleep 0.05
+cat line
+"""
+"""zsh on a terminal of its own: a line is typed, the tab key pressed, and then a key that writes what stands there."""
+
+
+def test_the_tab_key_of_zsh_completes_a_word(root: Path, tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    shutil.copytree(root / "store", tmp_path / "store")
+    path = {"PATH": f"{forking.served(True)}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["zsh", "-f", "-c", TAB],
+        cwd=tmp_path, env=shells.clean() | path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("clmoe predict --store store --task task1 --only wrong \n", "")
+
+
 def test_words_are_those_that_commands_take() -> None:
     assert set(choices.ROUTERS) == set(EVERY)
     assert choices.SCORES == pruning.SCORES

@@ -284,6 +284,20 @@ def test_a_refused_copy_makes_no_store(source: Path, tmp_path: Path) -> None:
         copy(str(source), str(tmp_path / "mine"))
 
 
+def test_no_store_lies_in_another(source: Path, target: Path, tmp_path: Path) -> None:
+    before = shells.contents(tmp_path)
+    for one, other in ((source, source / "sub"), (source, source / "objects" / "sub"), (source, tmp_path)):
+        with pytest.raises(
+            UsageProblem, match=r"a store cannot lie in another one; found .* and .*; name another folder"
+        ):
+            copy(str(one), str(other))
+    with pytest.raises(StoreMissing, match=f"cannot lie in another one: .*sub; found the store {target}"):
+        copy(str(source), str(target / "sub"))
+    with pytest.raises(StoreMissing, match="a store cannot lie in another one"):
+        learn(str(target / "a" / "b"), small.batch(1), small.OPTIONS)
+    assert shells.contents(tmp_path) == before
+
+
 def test_labels_that_look_alike_are_refused(source: Path, tmp_path: Path) -> None:
     text = small.batch(1)
     assert text.labels is not None

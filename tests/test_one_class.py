@@ -12,6 +12,7 @@ from pictures import bars
 
 import clmoe
 from clmoe_cli.api.learn import learn
+from clmoe_cli.report import render
 
 KINDS = (0, 4, 7)
 
@@ -81,3 +82,11 @@ def test_an_answer_without_any_other_is_explained(store: str, tmp_path: Path) ->
         report = clmoe.predict(root, batch(KINDS[0], 5, 2), explain=True, **options)
         rows = report.to_json()["predictions"]
         assert all(row["reason"].startswith("0 by task1 (e1)") for row in rows)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_an_exported_model_says_that_it_has_one_answer(
+    suffix: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render.show(clmoe.export(store, "task1", tmp_path / f"model.{suffix}"), as_json=False)
+    assert "answers as predict --task does: its one class, whatever it reads\n" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shells
 import small_store as small
 
 from clmoe_cli.api.generations import rename
@@ -58,6 +59,39 @@ def test_nothing_is_cut_in_a_pipe(
     table.add_row(*("x" * 30 for _ in range(60)))
     put(console(), table)
     assert capsys.readouterr().out.splitlines()[1].split() == ["x" * 30] * 60
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+@pytest.mark.parametrize(
+    "command", [["log"], ["detect", "1.npz"], ["predict", "2.npz", "--top", "2"], ["inspect"], ["inspect", "task2"]]
+)
+def test_nothing_is_cut_on_a_narrow_screen(
+    command: list[str], width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shells.folder(tmp_path))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    free = said(capsys, *command, "--store", "store")[0]
+    monkeypatch.setenv("COLUMNS", str(width))
+    narrow = said(capsys, *command, "--store", "store")[0]
+    assert max(map(len, narrow.splitlines())) <= width
+    assert "…" not in re.sub(r"… \d+ more", "", narrow)
+    if command == ["inspect", "task2"]:  # nothing was answered wrong
+        free = free.replace("wrong ones answered as", "")
+    # Zeros stand in the matrix of who answered whose, which has no room; the layers of a task are summed up.
+    words = [word for word in free.split() if word != "0" and "hidden" not in word and not set(word) <= set("█▒░")]
+    if command == ["inspect"]:
+        words = [word for word in words if not re.fullmatch(r"[\d.]+", word)]
+    assert [word for word in words if word not in narrow] == []
+
+
+def test_a_name_is_whole_where_there_is_no_room_for_a_table(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename(str(root), "task1", "x" * 50)
+    for width in ("40", "80"):
+        monkeypatch.setenv("COLUMNS", width)
+        for command in ("log", "inspect"):
+            assert said(capsys, command, "--store", root)[0].count("x") >= 50
 
 
 def test_many_labels_fill_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,11 @@ def test_the_command_writes_rows_and_page(
     found = list(csv.DictReader(io.StringIO(Path("rows.csv").read_text())))
     assert [int(row["index"]) for row in found] == [row["index"] for row in rows]
     assert found[0]["truth"] == str(rows[0]["truth"])
-    assert found[0]["top"].startswith(f"{rows[0]['label']} ")
+    for one, row in zip(found, rows, strict=True):
+        for place, top in enumerate(row["top"], start=1):
+            assert one[f"top{place}_label"] == str(top["label"])
+            assert float(one[f"top{place}_confidence"]) == top["confidence"]
+    assert not {"top", "top3_label"} & set(found[0])
     assert run(app, [*command, "--output", "rows.npz"]) == 0
     arrays = np.load("rows.npz")
     assert arrays["index"].tolist() == [row["index"] for row in rows]

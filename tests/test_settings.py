@@ -163,3 +163,65 @@ def test_a_variable_has_a_name_with_spaces_and_a_line_for_each_of_several(tmp_pa
 
     assert would("my birds") == ["my birds"]
     assert sorted(would("my birds\nbirds")) == ["birds", "my birds"]
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "words"),
+    [
+        ("learn x.npz", {"CLMOE_LEARN_EPOCHS": "three"}, "--epochs is set by the variable CLMOE_LEARN_EPOCHS"),
+        ("learn x.npz", {"CLMOE_LEARN_DEVICE": "cdua"}, "'cuda'?; --device is set by the variable CLMOE_LEARN_DEVICE"),
+        ("inspect", {"CLMOE_STORE": "away"}, "no store: away; clmoe learn creates it; --store is set by the variable"),
+        ("detect", {"CLMOE_DETECT_DATA": "no.npz"}, "check the path; --data is set by the variable CLMOE_DETECT_DATA"),
+        (
+            "inspect",
+            {"CLMOE_INSPECT_REPORT": "page.txt"},
+            "; --report is set by the variable CLMOE_INSPECT_REPORT",
+        ),
+        ("export a.onnx", {"CLMOE_EXPORT_ALL": "?"}, "Invalid value for '--all': "),
+        ("--store away inspect", {"CLMOE_STORE": "away"}, "no store: away; clmoe learn creates it\n"),
+        ("inspect --store away", {"CLMOE_STORE": "away"}, "no store: away; clmoe learn creates it\n"),
+    ],
+)
+def test_an_error_names_the_variable_that_set_a_value(
+    args: str, variables: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    said = spoken(args, tmp_path, **variables)
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "text", "words"),
+    [
+        ("learn x.npz", "epochs = 'three'", "[epochs]"),
+        ("learn x.npz", "epochs = 7\n[learn]\nepochs = 0", "[learn.epochs]"),
+        ("learn x.npz", "device = 'cdua'", "--device is set by clmoe.toml [device]"),
+        ("inspect", "[inspect]\nstore = 'away'", "no store: away; clmoe learn creates it; --store is set by"),
+        ("inspect", "quiet = 3", "'--quiet' / '-q': "),
+        ("predict", "[predict]\nsources = 'no.npz'", "check the path; sources is set by clmoe.toml [predict.sources]"),
+        ("predict", "[predict]\ndata = 'no.npz'\nreport = 'page.txt'", "--batch is set by clmoe.toml [predict.data]"),
+        ("learn x.npz", "[learn]\nmax_drop = -1", "[learn.max_drop]"),
+    ],
+)
+def test_an_error_names_the_file_and_the_key_that_set_a_value(args: str, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "clmoe.toml").write_text(text)
+    said = spoken(args, tmp_path)
+    assert words in said
+    assert "set by clmoe.toml [" in said
+    assert "variable" not in said
+    assert "env var" not in said
+    (tmp_path / "below").mkdir()
+    assert f"set by {tmp_path / 'clmoe.toml'} [" in spoken(args, tmp_path / "below")
+
+
+def test_json_may_stand_before_the_command(tmp_path: Path) -> None:
+    root = shells.folder(tmp_path)
+    (root / "clmoe.toml").write_text('store = "store"\n')
+    ways = ("--json inspect", "inspect --json", "--json --store store inspect")
+    found = [shells.spawn(*way.split(), cwd=root, light=True, CLMOE_JSON="0").stdout for way in ways]
+    assert json.loads(found[0])["schema"].startswith("clmoe.inspect/")
+    assert found == [found[0]] * 3
+    assert json.loads(spoken("--json inspect --store away", root, CLMOE_JSON="0"))["error"]["where"] == "away"
+    assert json.loads(spoken("--json schema", root))["error"]["what"] == "schema has no json"
+    (root / "clmoe.toml").write_text("[inspect]\njson = true\n")
+    assert json.loads(spoken("--store away inspect", root))["error"]["where"] == "away"

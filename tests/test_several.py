@@ -179,3 +179,25 @@ def test_a_link_to_itself_is_a_broken_picture(
     assert "self.png" in err
     found, _ = predicted(capsys, world, monkeypatch, tmp_path, "--skip-broken")
     assert [row["file"] for row in found["predictions"]] == ["whole.png"]
+
+
+def test_detect_takes_several_as_one_batch(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+
+    def detected(*args: str, code: int = 0) -> str:
+        assert run(app, ["detect", *args, "--store", "store", "--json"]) == code
+        out, err = capsys.readouterr()
+        return out or err
+
+    pictures = sorted(map(str, Path("shots/left").glob("*.png")))
+    one = json.loads(detected(*pictures))
+    assert one["verdict"] == "known"
+    assert {key: one[key] for key in ("p_value", "tasks")} == {
+        key: json.loads(detected("shots/left"))[key] for key in ("p_value", "tasks")
+    }
+    assert json.loads(detected("shots/left/*.png")) == one
+    assert json.loads(detected(*pictures, "shots/right", "more.npz"))["verdict"] == "known"
+    assert "data given twice" in detected("shots/left", "more.npz", "--data", "more.npz", code=2)
+    assert "no file has such a name" in detected("shots/*.gif", code=3)

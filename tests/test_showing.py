@@ -26,6 +26,7 @@ from clmoe_cli.api.contents import Bytes
 from clmoe_cli.api.inspect import InspectReport, inspect
 from clmoe_cli.api.reports import Accuracy
 from clmoe_cli.report import html, panels, render
+from clmoe_cli.report.cells import fitted
 from clmoe_cli.report.html import report_page
 from clmoe_cli.report.overview import cells, overview
 from store_schema import Store, UsageProblem
@@ -88,7 +89,7 @@ def screen(report: InspectReport, width: int = 80, encoding: str = "utf-8", **op
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     console = Console(file=out, width=width, highlight=False, markup=False, emoji=False, **options)
     for part in overview(report):
-        console.print(part)
+        console.print(fitted(console, part))
     out.flush()
     return out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 

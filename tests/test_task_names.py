@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import shells
 import small_store as small
 
+from clmoe_cli.api.copying import CopyOptions, copy
+from clmoe_cli.api.generations import rename
 from clmoe_cli.api.names import new_task, suggested
 from clmoe_cli.api.planning import plan
 from clmoe_cli.api.segment import learn_stream
+from store_schema import UsageProblem
 
 SAYING = {
     "birds.npz": "birds",
@@ -64,3 +68,32 @@ def test_learn_names_by_the_file_and_a_stream_by_numbers(tmp_path: Path) -> None
     assert plan(store, batch, small.OPTIONS).task == "birds"
     assert plan(store, batch, replace(small.OPTIONS, name="own")).task == "own"
     assert [part.task for part in learn_stream(store, batch, small.OPTIONS, dry_run=True).segments] == ["task3"]
+
+
+@pytest.mark.parametrize("name", ["-birds", "--gc", "-"])
+def test_no_new_task_has_the_name_of_an_option(name: str, tmp_path: Path) -> None:
+    store = small.build(tmp_path / "s", 2)
+    before = shells.contents(tmp_path)
+    words = rf"not a name for a task.*; found '{name}'; expected 1 to 200 printable characters, and no hyphen first"
+    with pytest.raises(UsageProblem, match=words):
+        plan(str(store), small.batch(3), replace(small.OPTIONS, name=name))
+    with pytest.raises(UsageProblem, match=words):
+        learn_stream(str(store), small.batch(3), replace(small.OPTIONS, name=name))
+    with pytest.raises(UsageProblem, match=words):
+        rename(str(store), "task1", name)
+    with pytest.raises(UsageProblem, match=words):
+        copy(str(store), str(tmp_path / "new"), CopyOptions(names={"task1": name}))
+    assert shells.contents(tmp_path) == before
+
+
+def test_a_task_of_before_keeps_the_name_of_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = small.build(tmp_path / "s", 2)
+    with monkeypatch.context() as patch:  # as before such names were refused
+        patch.setattr("clmoe_cli.api.generations.check_name", lambda name: None)
+        rename(str(store), "task1", "-gc")
+    for words in (["prune", "--task", "-gc"], ["prune", "--", "-gc"], ["copy", "s", "new", "--task", "-gc"]):
+        own = [] if words[0] == "copy" else ["--store", "s"]
+        done = shells.spawn(words[0], *own, "--dry-run", *words[1:], cwd=tmp_path, light=True)
+        assert done.returncode == 0, done.stderr
+        assert b" -gc" in done.stdout
+    assert shells.spawn("rename", "--store", "s", "--", "-gc", "gc", cwd=tmp_path, light=True).returncode == 0

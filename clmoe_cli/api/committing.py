@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from clmoe_cli.api import common, gating, reports
+from clmoe_cli.api.inputs import kept_columns
 from clmoe_cli.api.measuring import Kind, Measured
 from clmoe_cli.api.names import proper
 from clmoe_cli.api.reports import LayerUse, LearnReport, Onset, Status, accuracy_of, per_class_of
@@ -160,6 +161,7 @@ def _task_record(session: Session, learned: Learned, origin: Origin, stored: _St
         config={
             "score": method.score, "max_drop": method.tolerance.max_drop, "epochs": method.schedule.epochs,
             **({"augment": learned.augmented} if learned.augmented else {}),
+            **kept_columns(session.batch),
         },
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

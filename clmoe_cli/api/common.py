@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clmoe_cli.api.inputs import kind_text
+from clmoe_cli.api.inputs import kind_text, known_columns
 from clmoe_cli.data import Batch
+from clmoe_cli.data.npz import name_list
 from clmoe_cli.method.images import Images, Rows
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.networks.mlp import MLP
@@ -80,11 +81,24 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
             where=batch.source,
             found=kind_text(batch.input_shape, batch.input),
             expected=" or ".join(known) or "none: the store has no task",
-            hint="give the columns that were learned, in their order, or learn a task of these first"
+            hint=f"give the columns that were learned, in their order{_missing(manifest, batch)}, or learn a task of "
+            "these first"
             if len(batch.input_shape) == 1 and batch.input is None
             else "reshape the images, or learn a task of this shape first",
         )
     return found
+
+
+def _missing(manifest: Manifest, batch: Batch) -> str:
+    """Which columns the table that is most like this one had besides, and which it had not."""
+    given = batch.columns or ()
+    nearest = min(known_columns(manifest.tasks), key=lambda each: len({*each} ^ {*given}), default=())
+    if not {*nearest} & {*given}:
+        return ""
+    lacks, new = (
+        name_list([n for n in names if n not in other]) for names, other in ((nearest, given), (given, nearest))
+    )
+    return f" (missing: {lacks}; not learned: {new})"
 
 
 def reads(record: ExpertRecord, batch: Batch) -> bool:

@@ -35,6 +35,7 @@ from store_schema import (
     check_local,
     encode_subnetwork,
     encode_weights,
+    is_remote,
     read_consistently,
     remove_tasks,
     subnetwork_digest,
@@ -94,8 +95,13 @@ def copy(
     the same inputs in different ways; StoreMissing, StoreDamaged, StoreLocked, DiskProblem. Nothing is changed then.
     """
     options = options or CopyOptions()
-    if Path(source).resolve() == Path(target).resolve():
+    there, into = Path(source).resolve(), Path(target).resolve()
+    if there == into:
         raise UsageProblem("a store cannot be copied into itself", found=source, hint="name another folder")
+    if not is_remote(source) and (there.is_relative_to(into) or into.is_relative_to(there)):
+        raise UsageProblem(
+            "a store cannot lie in another one", found=f"{source} and {target}", hint="name another folder"
+        )
     check_local(target)
     source = local(source)
     known = Store.open(source)

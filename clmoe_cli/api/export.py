@@ -17,9 +17,9 @@ from clmoe_cli import __version__
 from clmoe_cli.api.addresses import local
 from clmoe_cli.api.certify import TOLERANCE
 from clmoe_cli.api.gating import opinion_of
-from clmoe_cli.api.model_files import check_onnx, from_safetensors, run_onnx, to_onnx, to_safetensors
+from clmoe_cli.api.model_files import Reads, check_onnx, from_safetensors, run_onnx, steps_of, to_onnx, to_safetensors
 from clmoe_cli.api.names import check_output
-from clmoe_cli.api.reports import OPTIONAL, Caution, ExportReport, Features, accuracy_of, fields_of
+from clmoe_cli.api.reports import OPTIONAL, Caution, ExportReport, accuracy_of, fields_of
 from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.method.learn_task import probe_inputs
 from clmoe_cli.method.networks.base import logits
@@ -47,17 +47,12 @@ SCHEMA = "clmoe.model/1"
 _WHAT = {"mixture": "store", "subnetwork": "subnetwork"}
 
 
-@dataclass(frozen=True)
-class _Reads:
-    """What a model's inputs are, and what pictures go through before; None leaves a step out."""
+@dataclass(frozen=True, kw_only=True)
+class _Reads(Reads):
+    """The same of one task: ``scale`` and whether inputs are standardised are in its first layers already."""
 
-    shape: tuple[int, ...]
-    values: str
     scale: float
     standardised: bool
-    image_size: int | None
-    channels: int | None
-    features: Features | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +182,6 @@ def _model(store: Store, task: str, onnx: bool) -> _Model:
     if scaling.standardised:  # most near the centre, some beyond the bound
         images = 1.5 * BOUND * (2.0 * images - 1.0) ** 3
     images = scaling.undone(images)
-    seen = expert.input
-    backbone = None if seen is None else seen.features
     about = _About(
         store=manifest.content_hash(),
         task=task,
@@ -198,12 +191,9 @@ def _model(store: Store, task: str, onnx: bool) -> _Model:
         answers="subnetwork",
         input=_Reads(
             shape=expert.input_shape,
-            values="float32: uint8 divided by 255, floats as they are",
-            scale=expert.input_scale,  # in the first layer's weights already
+            scale=expert.input_scale,
             standardised=scaling.standardised,
-            image_size=None if seen is None else seen.image_size,
-            channels=None if seen is None else seen.channels,
-            features=None if backbone is None else Features(backbone.arch, backbone.sha256),
+            **steps_of(expert.input),
         ),
         network=network,
     )

@@ -19,9 +19,20 @@ from clmoe_cli.api import gating
 from clmoe_cli.api.addresses import local
 from clmoe_cli.api.certify import TOLERANCE
 from clmoe_cli.api.inputs import Kind, kind_text, kinds
-from clmoe_cli.api.model_files import Asked, check_onnx, milliseconds, open_onnx, open_pt2, to_onnx, to_pt2
+from clmoe_cli.api.model_files import (
+    FLOATS,
+    Asked,
+    Reads,
+    check_onnx,
+    milliseconds,
+    open_onnx,
+    open_pt2,
+    steps_of,
+    to_onnx,
+    to_pt2,
+)
 from clmoe_cli.api.names import check_output
-from clmoe_cli.api.reports import ExportAllReport, Features, fields_of
+from clmoe_cli.api.reports import ExportAllReport, fields_of
 from clmoe_cli.backbone.loading import is_file
 from clmoe_cli.backbone.session import BackboneSession
 from clmoe_cli.data import Batch
@@ -71,17 +82,6 @@ class _Task:
     opinion: float
 
 
-@dataclass(frozen=True)
-class _Reads:
-    """What the model's images are, and what pictures are brought to before; None leaves a step out."""
-
-    shape: tuple[int, ...]
-    values: str
-    image_size: int | None
-    channels: int | None
-    features: Features | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _About:
     """What a written file says of its model."""
@@ -91,7 +91,7 @@ class _About:
     store: str
     classes: tuple[Label, ...]
     tasks: tuple[_Task, ...]
-    input: _Reads
+    input: Reads
     outputs: dict[str, str]
 
 
@@ -187,7 +187,6 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
     names = [each.name for each in records]
     book = LabelEncoder.of(*(each.classes for each in records))
     opinions = [gating.opinion_of(each) for each in records]
-    seen = Features(through.features.arch, through.features.sha256) if through and through.features else None
     shape = kind.shape
     if session is not None:
         assert through is not None
@@ -216,12 +215,10 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
         tasks=tuple(
             _Task(each.name, each.expert, each.classes, weight) for each, weight in zip(records, opinions, strict=True)
         ),
-        input=_Reads(
+        input=Reads(
             shape=shape,
-            values="float32: uint8 divided by 255, floats as they are" + (", from 0 to 1" if session else ""),
-            image_size=None if through is None else through.image_size,
-            channels=None if through is None else through.channels,
-            features=seen,
+            values=FLOATS + (", from 0 to 1" if session else ""),
+            **steps_of(through),
         ),
         outputs=OUTPUTS,
     )

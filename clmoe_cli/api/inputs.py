@@ -16,11 +16,13 @@ from clmoe_cli.data.batch import Batch, Raw
 from clmoe_cli.data.labels import Label
 from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import one_of
-from store_schema import BadInput, FeaturesRecord, InputRecord, Manifest, UsageProblem
+from store_schema import BadInput, FeaturesRecord, InputRecord, Manifest, TaskRecord, UsageProblem
 
 AS_THEY_ARE = 0
 """The ``image_size`` that says: no transform, whatever the store has."""
 
+MOST_NAMES = 10_000
+"""Characters of names of columns that a task keeps."""
 _COLOURED = (3, 4)
 """Channels of a picture in colour, without and with opacity."""
 
@@ -74,27 +76,42 @@ class Expected:
 
     ``kinds``: the kinds of input that its tasks read, vectors or images, each with its shape, its transform and its
     range; ``backbone``: the one that its pictures go through, None for none; ``classes``: the labels of each task, of
-    which some are text or all are integers.
+    which some are text or all are integers; ``columns``: the names of the columns of tables.
     """
 
     kinds: tuple[Kind, ...] = ()
     backbone: FeaturesRecord | None = None
     classes: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
+    columns: tuple[tuple[str, ...], ...] = ()
 
     @staticmethod
     def of(manifest: Manifest) -> Expected:
         """What the tasks of a manifest were learned from."""
         classes = {task.name: task.classes for task in manifest.tasks}
-        return Expected(kinds(manifest), backbone_of(manifest), classes)
+        return Expected(kinds(manifest), backbone_of(manifest), classes, known_columns(manifest.tasks))
 
     def by(self, manifest: Manifest, task: str) -> Expected:
         """The same of data that one task is to read. UsageProblem for an unknown one."""
         name = one_of("task", task, [t.name for t in manifest.tasks])
-        return replace(self, kinds=kinds(manifest, name))
+        return replace(self, kinds=kinds(manifest, name), columns=known_columns([manifest.task(name)]))
 
     def kind_of(self, batch: Batch) -> Kind | None:
         """The kind that a batch is of, None for one that no task reads."""
         return next((k for k in self.kinds if (k.shape, k.input) == (batch.input_shape, batch.input)), None)
+
+    def check_columns(self, batch: Batch) -> None:
+        """BadInput for a table that has the columns of one that was learned, in another order."""
+        given = batch.columns
+        moved = next((each for each in self.columns if given and set(each) == set(given)), None)
+        if given is None or moved is None or given in self.columns:
+            return
+        places = [f"{name!r} at {i}, not {moved.index(name)}" for i, name in enumerate(given) if moved[i] != name]
+        raise BadInput(
+            "the columns are in another order than when they were learned",
+            where=batch.source,
+            found=", ".join(places[:4]) + (f", and {len(places) - 4} more" if len(places) > 4 else ""),
+            hint="bring them into that order, counted from 0: a store reads columns by their places",
+        )
 
     def check_axes(self, raw: Raw, where: str) -> None:
         """BadInput for an array of three axes that is more likely one picture in colour than many grey ones."""
@@ -168,6 +185,18 @@ def kinds(manifest: Manifest, task: str | None = None) -> tuple[Kind, ...]:
     experts = [manifest.expert(t.expert) for t in manifest.tasks if task in (None, t.name)]
     found = dict.fromkeys((e.input_shape, e.input) for e in experts)
     return tuple(Kind(shape, record, _values(manifest, shape, record)) for shape, record in found)
+
+
+def known_columns(tasks: Sequence[TaskRecord]) -> tuple[tuple[str, ...], ...]:
+    """The names of the columns of each table that tasks were learned from, where they were kept."""
+    kept = dict.fromkeys(str(task.config["columns"]) for task in tasks if task.config.get("columns"))
+    return tuple(tuple(text.split("\n")) for text in kept)
+
+
+def kept_columns(batch: Batch) -> dict[str, str]:
+    """What a task's configuration keeps of the names of a table's columns: a line for each; nothing of very many."""
+    text = "\n".join(batch.columns or ())
+    return {"columns": text} if 0 < len(text) <= MOST_NAMES else {}
 
 
 def _values(manifest: Manifest, shape: tuple[int, ...], record: InputRecord | None) -> Values | None:

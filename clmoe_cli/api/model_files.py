@@ -10,6 +10,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,36 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clmoe_cli.api.reports import Json
+from clmoe_cli.api.reports import Features, Json
 from clmoe_cli.backbone.onnx_files import exported, one_threaded
 from clmoe_cli.runtime.packages import missing
-from store_schema.errors import UsageProblem
+from store_schema import InputRecord, UsageProblem
 
+FLOATS = "float32: uint8 divided by 255, floats as they are"
+"""What a model takes."""
 SPARSE = ("indices", "values", "shape")
 """What stands for a tensor ``name`` that is kept sparse: ``name.indices`` and so on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """What a model's inputs are, and what pictures go through before; None leaves a step out."""
+
+    shape: tuple[int, ...]
+    values: str = FLOATS
+    image_size: int | None
+    channels: int | None
+    features: Features | None
+
+
+def steps_of(record: InputRecord | None) -> dict[str, Any]:
+    """The fields of :class:`Reads` that say what pictures go through."""
+    seen = None if record is None else record.features
+    return {
+        "image_size": None if record is None else record.image_size,
+        "channels": None if record is None else record.channels,
+        "features": None if seen is None else Features(seen.arch, seen.sha256),
+    }
 
 
 def to_safetensors(values: Mapping[str, Tensor], about: Mapping[str, Json], sparse: Collection[str]) -> bytes:

@@ -30,9 +30,12 @@ def proper(name: str) -> bool:
 
 
 def check_name(name: object, key: str | None = None) -> None:
-    """UsageProblem for what no task may be called; ``key``: the option that says it."""
-    if not isinstance(name, str) or not proper(name):  # the Python API may be given anything
-        expected = f"1 to {MAX_NAME} printable characters"
+    """UsageProblem for what no new task may be called; ``key``: the option that says it.
+
+    A command would take what begins with a hyphen for an option; tasks that are called so from before keep their names.
+    """
+    if not isinstance(name, str) or not proper(name) or name.startswith("-"):  # the Python API may be given anything
+        expected = f"1 to {MAX_NAME} printable characters, and no hyphen first"
         raise UsageProblem("not a name for a task", key=key, found=ascii(name)[:62], expected=expected)
 
 

@@ -46,7 +46,9 @@ def read_source(source: str | tuple[str, ...] | ArrayReader, labels: LabelUse, e
             expected.check_axes(unread.raw, source.where if isinstance(source, ArrayReader) else str(source))
         record = expected.transform(unread.raw, how.image_size, how.backbone, how.on_step)
         extractor = how.backbone if record is not None and record.features is not None else None
-        return unread.read(record, extractor)
+        batch = unread.read(record, extractor)
+        expected.check_columns(batch)
+        return batch
 
 
 def read_given(x: Any, y: Any, labels: LabelUse, expected: Expected, how: How) -> Batch:

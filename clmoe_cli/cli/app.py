@@ -46,13 +46,16 @@ def root(
     store: Annotated[
         str | None, typer.Option("--store", help="Folder of the store, for the command that follows.")
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object, of the command that follows.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Continual learning: each task lives as a frozen subnetwork in a store that keeps it."""
     if store is not None:
-        for_command(context, store)
+        for_command(context, "store", store)
+    if json_:
+        for_command(context, "json", "1")
     if not has_a_part(context.invoked_subcommand):
         raise typer.Exit
 

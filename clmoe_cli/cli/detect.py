@@ -14,7 +14,7 @@ EXITS = {"new": 10, "undecided": 11}
 
 
 def detect(
-    source: flags.DataArgument = None,
+    source: flags.SourcesArgument = None,
     data: Annotated[
         str | None, typer.Option("--data", "--batch", help="Images: an .npz, .npy or .csv, a folder, or - for stdin.")
     ] = None,
@@ -42,9 +42,9 @@ def detect(
     from clmoe_cli.runtime import choices
 
     early.check_words(("device", device, choices.DEVICES), ("evidence", evidence, choices.EVIDENCE))
-    given = early.source_of(source, data)
+    given = early.sources_of(source or (), data)
     from clmoe_cli.api.detect import detect as call
-    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read
+    from clmoe_cli.cli.reading import BackboneSession, How, Opened, read_all
     from clmoe_cli.runtime.devices import resolved
 
     labels: Literal["optional", "ignored"] = "optional" if use_labels else "ignored"
@@ -53,7 +53,7 @@ def detect(
     opened = Opened.existing(store)
     with progress(quiet) as shown:
         how = How(image_size, skip_broken, label_column, backbone, quiet, shown.step)
-        batch = read(given, labels, opened.expected, how)
+        batch = read_all(given, labels, opened.expected, how)
         report = call(
             opened, batch, use_labels=use_labels, alpha=alpha, evidence=evidence, device=where, on_step=shown.step
         )

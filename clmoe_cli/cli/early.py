@@ -30,6 +30,7 @@ __all__ = [
     "one_task",
     "renamed",
     "source_of",
+    "sources_of",
 ]
 
 
@@ -54,6 +55,16 @@ def source_of(argument: str | None, option: str | None) -> str:
     source = argument if argument is not None else str(option)
     check_source(source)
     return source
+
+
+def sources_of(arguments: Sequence[str], option: str | None) -> list[str]:
+    """The same of a command that reads several as one batch; :func:`check_sources` says what it refuses."""
+    if arguments and option is not None:
+        found = f"{' '.join(arguments)} and --data {option}"
+        raise UsageProblem("data given twice", found=found, expected="one of them")
+    given = [*arguments, *(() if option is None else (option,))]
+    check_sources(given)
+    return given
 
 
 def one_task(argument: str | None, option: str | None, store: str) -> str | None:

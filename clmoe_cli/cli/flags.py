@@ -27,6 +27,12 @@ DataArgument = Annotated[
     str | None,
     typer.Argument(metavar="[DATA]", help="The data: what --data names.", show_default=False),
 ]
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PICTURE|FOLDER|FILE]...", help="Pictures, folders of them, .npz, .npy, .csv, or - for stdin."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", envvar="CLMOE_JSON", help="Print one JSON object.")]
 QuietOption = Annotated[
     bool,

@@ -16,12 +16,7 @@ from clmoe_cli.runtime.distributed.processes import LAUNCH, leading, paid, toget
 
 
 def predict(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PICTURE|FOLDER|FILE]...", help="Pictures, folders of them, .npz, .npy, .csv, or - for stdin."
-        ),
-    ] = None,
+    sources: flags.SourcesArgument = None,
     batch: Annotated[str | None, typer.Option("--batch", "--data", help="The same, as an option.")] = None,
     store: flags.StoreOption = flags.DEFAULT_STORE,
     image_size: flags.ImageSizeOption = None,
@@ -52,7 +47,12 @@ def predict(
     reject: flags.RejectOption = None,
     top: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Give the K most likely labels of each image, with confidences."),
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Give the K most likely labels of each image, with confidences; of a CSV file the columns top1_label, "
+            "top1_confidence, top2_label, …",
+        ),
     ] = None,
     only: Annotated[
         str | None,

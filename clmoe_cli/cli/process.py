@@ -43,7 +43,8 @@ def run(app: typer.Typer, args: list[str]) -> int:
         command = typer.main.get_command(app)  # built once: calling the app builds it again
         settings = from_file(command)
         if "CLMOE_JSON" not in os.environ:
-            as_json |= settings.get(args[0] if args else "", {}).get("json_") is True
+            named = next((arg for arg in args if arg in settings), "")
+            as_json |= settings.get(named, {}).get("json_") is True
         code = command(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:

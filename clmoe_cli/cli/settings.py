@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,19 @@ from typer.core import TyperCommand
 
 from clmoe_cli.backbone.places import FOLDER
 from clmoe_cli.report.progress import note
-from store_schema.errors import UsageProblem
+from store_schema.errors import ClmoeError, UsageProblem
 
 CONFIG = "clmoe.toml"
 PREFIX = "CLMOE_"
 DEBUG = "CLMOE_DEBUG"
 PATHS = ("store", "weights", "features-weights")
 """Settings that are paths."""
+BEFORE = "clmoe.before"
+"""Where a context keeps the variables that options before the command have set."""
 
 
 class Command(TyperCommand):
-    """A command whose help is asked for by its flag, never by a variable.
+    """A command whose help is asked for by its flag, never by a variable, and whose errors say what set a value.
 
     Where an option may be given several times, its variable has a line for each: names have spaces.
     """
@@ -38,6 +42,18 @@ class Command(TyperCommand):
         for param in self.params:
             if getattr(param, "multiple", False):
                 vars(param)["split_envvar_value"] = str.splitlines
+            if param.param_type_name == "option" and param.envvar is None and param.name not in _spellings(param)[1:]:
+                vars(param).update(envvar=f"{PREFIX}{self.name}_{_spellings(param)[1]}".upper(), show_envvar=False)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What is left of the arguments; an error names the variable or the file that a value came from."""
+        with _attributed(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; of errors the same."""
+        with _attributed(ctx):
+            return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:
         """The option ``--help``."""
@@ -62,12 +78,12 @@ def from_file(group: Any) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageProblem("not a valid TOML file", where=where, found=str(error)) from error
     result: dict[str, Any] = {}
-    names = {command: {p.name for p in sub.params} for command, sub in group.commands.items()}
+    names = {command: _keys(sub) for command, sub in group.commands.items()}
     tables = {key: value for key, value in found.items() if isinstance(value, dict)}
     common = {key: value for key, value in found.items() if key not in tables}
     every = set().union(*names.values())
     for key in common:
-        if _parameter(key) not in every:
+        if _spelled(key) not in every:
             hint = _closest(key, (*map(_setting, every), *names)) or "settings are named like the options"
             raise UsageProblem("unknown setting", where=where, key=key, hint=hint)
     for table, values in tables.items():
@@ -75,14 +91,15 @@ def from_file(group: Any) -> dict[str, Any]:
             expected = f"one of {', '.join(names)}"
             raise UsageProblem("unknown table", where=where, key=table, expected=expected, hint=_closest(table, names))
         for key in values:
-            if _parameter(key) not in names[table]:
+            if _spelled(key) not in names[table]:
                 near = _closest(key, map(_setting, names[table]))
                 raise UsageProblem("unknown setting", where=where, key=f"{table}.{key}", hint=near)
     for command, sub in group.commands.items():
-        known = {p.name: getattr(p, "multiple", False) for p in sub.params}
-        merged = {_parameter(k): _from(path.parent, k, v) for k, v in {**common, **tables.get(command, {})}.items()}
+        known = {p.name: getattr(p, "multiple", False) or p.nargs == -1 for p in sub.params}
+        own, both = names[command], {**common, **tables.get(command, {})}
+        merged = {own[_spelled(k)]: _from(path.parent, k, v) for k, v in both.items() if _spelled(k) in own}
         # Of an option that may be given several times, one value is a list of one.
-        result[command] = {k: [v] if known[k] and isinstance(v, str) else v for k, v in merged.items() if k in known}
+        result[command] = {k: [v] if known[k] and isinstance(v, str) else v for k, v in merged.items()}
     return result
 
 
@@ -106,16 +123,67 @@ def _from(folder: Path, key: str, value: Any) -> Any:
     return str(folder / value) if path and value else value
 
 
-def for_command(context: typer.Context, store: str) -> None:
-    """Takes a ``--store`` before the command as if it stood behind it: beyond variables and settings.
+@contextmanager
+def _attributed(ctx: Any) -> Iterator[None]:
+    """Adds to an error which variable, or which key of ``clmoe.toml``, set the values that it is about."""
+    try:
+        yield
+    except ClmoeError as error:
+        params = [param for param in ctx.command.params if _about(error, param, ctx)]
+        sources = [source for param in params if (source := _source(ctx, param)) is not None]
+        error.hint = "; ".join([*([error.hint] if error.hint else ()), *sources]) or None
+        raise
+    except Exception as error:
+        param: Any = getattr(error, "param", None)  # that of Typer's own errors
+        source = _source(ctx, param) if param is not None else None
+        if source is not None:
+            # Typer names a variable here whether or not it was the one that spoke.
+            vars(error).update(param_hint=param.opts, message=f"{vars(error)['message']}; {source}")
+        raise
 
-    Raises UsageProblem for a command that has no store.
+
+def _source(ctx: Any, param: Any) -> str | None:
+    """``--epochs is set by the variable CLMOE_LEARN_EPOCHS``; None where the command line or nothing set it."""
+    source = getattr(ctx.get_parameter_source(param.name), "name", "")
+    flag = param.opts[0] if param.param_type_name == "option" else _setting(param.name)
+    if source == "ENVIRONMENT":
+        names = (param.envvar, f"{ctx.auto_envvar_prefix}_{param.name}".upper())
+        name = next(name for name in names if name and os.environ.get(name))
+        return None if name in ctx.meta.get(BEFORE, ()) else f"{flag} is set by the variable {name}"
+    path = _nearest()
+    if source != "DEFAULT_MAP" or path is None:
+        return None
+    found = tomllib.loads(path.read_text(encoding="utf-8"))
+    own = _keys(ctx.command)
+    keys = {own.get(_spelled(key)): key for key in found}
+    keys |= {own[_spelled(key)]: f"{ctx.info_name}.{key}" for key in found.get(ctx.info_name, {})}
+    return f"{flag} is set by {path} [{keys[param.name]}]"
+
+
+def _about(error: ClmoeError, param: Any, ctx: Any) -> bool:
+    """Whether an error is about the value of an option: it names the option, or has the value in one of its fields."""
+    if any(re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", str(error)) for flag in param.opts):
+        return True
+    value = ctx.params.get(param.name)
+    values = {str(one) for one in (value if isinstance(value, (list, tuple)) else [value])}
+    if isinstance(value, (int, float)):  # numbers are met by chance
+        return param.name.replace("_", " ") in error.what and error.found in values
+    fields = {error.where, error.found, *re.findall(r"'([^']*)'", f"{error.what} {error.found}")}
+    return bool((values | {str(Path(one)) for one in values}) & fields)
+
+
+def for_command(context: typer.Context, option: str, value: str) -> None:
+    """Takes an option before the command as if it stood behind it: beyond variables and settings.
+
+    Raises UsageProblem for a command that has no such option.
     """
     name = context.invoked_subcommand or ""
     command = getattr(context.command, "commands", {}).get(name)
-    if command is not None and "store" not in {param.name for param in command.params}:
-        raise UsageProblem(f"{name} has no store", found="--store", hint="leave it out")
-    os.environ[f"{PREFIX}STORE"] = store
+    if command is not None and f"--{option}" not in {flag for param in command.params for flag in param.opts}:
+        raise UsageProblem(f"{name} has no {option}", found=f"--{option}", hint="leave it out")
+    variable = f"{PREFIX}{option.upper()}"
+    os.environ[variable] = value
+    context.meta.setdefault(BEFORE, set()).add(variable)
 
 
 def warn_of_variables(context: typer.Context, quiet: bool) -> bool:
@@ -144,9 +212,18 @@ def _closest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
     return f"did you mean {prefix}{close[0]}?" if close else None
 
 
-def _parameter(key: str) -> str:
-    name = key.replace("-", "_")
-    return f"{name}_" if name in ("json", "format") else name
+def _keys(command: Any) -> dict[str, str]:
+    """How settings of a command are spelled, and the parameters that they set."""
+    return {spelling: param.name for param in command.params for spelling in _spellings(param)}
+
+
+def _spellings(param: Any) -> list[str]:
+    """The name of a parameter, then its long flags, in the spelling of :func:`_spelled`."""
+    return [param.name, *(_spelled(flag[2:]) for flag in param.opts if flag.startswith("--"))]
+
+
+def _spelled(key: str) -> str:
+    return key.replace("-", "_")
 
 
 def _setting(parameter: str) -> str:

@@ -168,7 +168,7 @@ class _Arrays:
         if flaw is not None and self.labels == "required":
             raise flaw
         notes = _either_way(self.header, self.reader.where)
-        return Batch(images, labels, self.source, record, notes=notes, flaw=flaw)
+        return Batch(images, labels, self.source, record, notes=notes, flaw=flaw, columns=self.reader.columns)
 
 
 def _either_way(header: Header, where: str) -> tuple[str, ...]:

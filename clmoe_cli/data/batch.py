@@ -60,7 +60,7 @@ class Batch:
     ``warnings``: lines for people on what is not taken as it might be meant; ``notes``: on how it is read.
     ``others``: folders with the parts of a split that this batch is the part to learn of. ``shares``: uint8 images as
     :meth:`scaled` makes them, where that was done once for all that follows. ``flaw``: why it can be asked about, but
-    not learned.
+    not learned. ``columns``: of a table the names of its features, D, in their order.
 
     Raises BadInput for arrays of another type or shape. Values that are no numbers are found by who reads them.
     """
@@ -76,6 +76,7 @@ class Batch:
     others: tuple[str, ...] = ()
     shares: Array | None = None
     flaw: BadInput | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         x, y, fail = self.images, self.labels, partial(BadInput, where=self.source)
@@ -118,7 +119,7 @@ class Batch:
         labels = None if self.labels is None else self.labels[chosen]
         images = self.images[chosen] if isinstance(chosen, slice) else taken(self.images, chosen)
         shares = None if self.shares is None else self.shares[chosen]
-        return Batch(images, labels, self.source, self.input, shares=shares, flaw=self.flaw)
+        return Batch(images, labels, self.source, self.input, shares=shares, flaw=self.flaw, columns=self.columns)
 
 
 def check_batch(given: object) -> None:

@@ -25,7 +25,7 @@ from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.data.precision import RoundingCheck
 from clmoe_cli.data.rows import HINT, Row, Rows
 from clmoe_cli.data.spool import Spool
-from clmoe_cli.data.targets import LABEL_NAMES, check_names
+from clmoe_cli.data.targets import LABEL_NAMES, check_names, plain_names
 from clmoe_cli.data.transforms import shape_after
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
@@ -113,7 +113,7 @@ class Table:
             images = spool.finish()
         found = labels.array(rows, layout) if layout.label is not None and use != "ignored" else None
         notes = (f"{rows.where}: {len(images)} rows, {layout.text()}",)
-        return Batch(images, found, self.source, input, notes=notes, flaw=flaw)
+        return Batch(images, found, self.source, input, notes=notes, flaw=flaw, columns=layout.named)
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class _Layout:
         """A column for people."""
         return f"column {column}" if self.names is None else f"column {one_line(self.names[column][:60])!r}"
 
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The names of the features; None without a header, or where it counts them."""
+        counted = self.names == tuple(map(str, range(self.columns)))
+        return None if self.names is None or counted else plain_names(self.features(self.names))
+
     def features(self, cells: Sequence[str]) -> list[str]:
         """The cells of a row that are numbers."""
         if self.label is None:
@@ -143,7 +149,7 @@ class _Layout:
         """How the table is read, for people."""
         labels = "no labels" if self.label is None else f"labels from {self.name(self.label)}"
         header = "no header" if self.names is None else "a header"
-        if self.names == tuple(str(i) for i in range(self.columns)):
+        if self.names is not None and self.named is None:
             header = "a first row that counts the columns, which is taken for a header"
         return f"{self.width} columns of numbers, {labels}, {header}"
 

@@ -15,7 +15,7 @@ from clmoe_cli.data.batch import Array
 from clmoe_cli.data.decoding import is_grey, pixels_of
 from clmoe_cli.data.npz import Header, NpzReader, name_list, one_line
 from clmoe_cli.data.spool import rows_of
-from clmoe_cli.data.targets import LABEL_NAMES
+from clmoe_cli.data.targets import LABEL_NAMES, plain_names
 from store_schema.errors import BadInput, UsageProblem
 
 IMAGES, LABELS = "X", "y"
@@ -30,8 +30,8 @@ class ArrayReader(NpzReader):
 
     unlabelled = ("no labels", "give y")
 
-    def __init__(self, arrays: Mapping[str, Array], where: str) -> None:
-        self.where, self._arrays = where, dict(arrays)
+    def __init__(self, arrays: Mapping[str, Array], where: str, columns: tuple[str, ...] | None = None) -> None:
+        self.where, self._arrays, self.columns = where, dict(arrays), columns
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +113,13 @@ def arrays(x: Any, y: Any = None, widths: Collection[int] = ()) -> ArrayReader:
     values = {IMAGES: _frame(x) if is_frame(x) else _array(x, IMAGES)}
     if y is not None:
         values[LABELS] = _labels(y)
-    return ArrayReader(values, "the inputs")
+    return ArrayReader(values, "the inputs", _column_names(x) if is_frame(x) else None)
+
+
+def _column_names(frame: Any) -> tuple[str, ...] | None:
+    """Names of the columns, as of a CSV file; None where some have none."""
+    names = plain_names([name for name in frame.columns if isinstance(name, str)])
+    return names if len(set(names)) == len(frame.columns) else None
 
 
 def is_frame(value: Any) -> bool:

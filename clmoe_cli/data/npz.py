@@ -96,6 +96,8 @@ class NpzReader:
 
     unlabelled: ClassVar[tuple[str, str]] = ("no labels in the file", "numpy.savez(path, x=images, y=labels)")
     """What is said where there are no labels, and what to do then."""
+    columns: tuple[str, ...] | None = None
+    """Of a table the names of its features."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self.where = where

@@ -74,6 +74,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         files=tuple(name for b in batches for name in _names(b)),
         skipped=tuple(name for b in batches for name in b.skipped),
         warnings=(dropped,) if labels and not whole else (),
+        columns=first.columns if len({b.columns for b in batches}) == 1 else None,
     )
 
 

@@ -23,6 +23,12 @@ _MOST_BYTES = limits.LABELS_BYTES
 _LABEL_HINTS = {"f": "y.astype(int)", "b": "y.astype(int)", "O": "y.astype(str) or y.astype(int)"}
 
 
+def plain_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns as a store keeps them: one line each, printable, NFC."""
+    lines = (" ".join(unicodedata.normalize("NFC", name).split()) for name in names)
+    return tuple("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
 def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     """Labels ``[count]`` as int64 or unicode, or None where the file has none and they are optional.
 

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from clmoe_cli.api.contents import chosen
-from clmoe_cli.report.cells import UNLIMITED, columns, headline, percent
+from clmoe_cli.report.cells import Fitting, columns, headline, percent
 
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Shares, Task, Unfinished
@@ -47,21 +47,6 @@ class Legend:
         text = Text.assemble("weights read by: ", *parts)
         text.rstrip()
         yield text
-
-
-class Fitting:
-    """The first of several renderables for which there is room, else the last."""
-
-    def __init__(self, *choices: Any) -> None:
-        self.choices = choices
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        free = options.update(width=UNLIMITED)
-        for choice in self.choices[:-1]:
-            if Measurement.get(console, free, choice).maximum <= options.max_width:
-                yield choice
-                return
-        yield self.choices[-1]
 
 
 def cells(counts: Sequence[int], width: int) -> list[int]:
@@ -121,8 +106,6 @@ def _tasks(tasks: Sequence[Task], *, each_layer: bool) -> Any:
     """A row for each task: what it selected of every layer, or of all of them together."""
     layers = [layer.name for layer in tasks[0].layers] if tasks and each_layer else ["selected", "reused"]
     table = columns("task", "classes", "accuracy", *layers, "bytes")
-    table.columns[0].overflow = "fold"  # a name that is cut is no name
-    table.columns[2].no_wrap = True
     for task in tasks:
         if each_layer:
             shares = [layer.percent for layer in task.layers]
@@ -141,7 +124,6 @@ def _tasks(tasks: Sequence[Task], *, each_layer: bool) -> Any:
 
 def _bars(layers: Sequence[Shares]) -> Any:
     table = columns("layer", "weights", "frozen", "shared", "")
-    table.columns[0].no_wrap = True  # bars give way to names
     table.columns[-1].justify = "left"
     for layer in layers:
         shared = 100 * layer.shared / layer.parameters

@@ -325,13 +325,17 @@ def _write(report: PredictReport, path: Path) -> None:
 
         out = io.StringIO()
         names = [name for name in report.arrays() if name not in ("index", "top_label", "top_confidence")]
-        top = () if report.top_label is None else ("top",)
+        likely = 0 if report.top_label is None else report.top_label.shape[1]
+        top = [f"top{place}_{name}" for place in range(1, likely + 1) for name in ("label", "confidence")]
         rows = report.rows(candidates=False)
         truth = ("truth",) if any(row.truth is not None for row in rows) else ()
         writer = csv.DictWriter(out, ["index", *names, *top, *truth])
         writer.writeheader()
         for row in rows:
-            writer.writerow(fields_of(row) | ({"top": _tops(row.top or ())} if top else {}))
+            cells = [cell for one in row.top or () for cell in (one.label, one.confidence)]
+            writer.writerow(
+                {k: v for k, v in fields_of(row).items() if k != "top"} | dict(zip(top, cells, strict=False))
+            )
         text = out.getvalue()
     with replacing(path) as file:
         file.write(text.encode())

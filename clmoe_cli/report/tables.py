@@ -13,9 +13,9 @@ from clmoe_cli.api.generations import LogReport, RenameReport, UndoReport
 from clmoe_cli.api.inspect import InspectReport, TaskReport
 from clmoe_cli.api.reports import DetectReport, ExportAllReport, ExportReport, LearnReport, RemovalReport, StreamReport
 from clmoe_cli.api.tasks import TasksReport
-from clmoe_cli.report.cells import columns, headline, percent, sentences
+from clmoe_cli.report.cells import Fitting, columns, headline, percent, sentences
 from clmoe_cli.report.overview import overview, some, unfinished
-from clmoe_cli.report.single_task import held_out, one_task
+from clmoe_cli.report.single_task import day, held_out, one_task
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
@@ -45,11 +45,12 @@ def score_tables(scores: Scores) -> list[Any]:
     names = sorted({name for row in scores.confusion for name in row.answered}, key=_number)
     if not names or max(len(names), len(scores.confusion)) > OVERLAP_SHOWN:
         return [table]
-    confusion = columns("label known to", "images", *names)
+    confusion, listed = columns("label known to", "images", *names), columns("label known to", "images", "tasks")
     for row in scores.confusion:
-        counts = [str(row.answered.get(name, 0)) for name in names]
-        confusion.add_row(", ".join(row.tasks) or "no task", str(row.images), *counts)
-    return [table, "answered by", confusion]
+        about = ", ".join(row.tasks) or "no task", str(row.images)
+        confusion.add_row(*about, *(str(row.answered.get(name, 0)) for name in names))
+        listed.add_row(*about, ", ".join(f"{name} {row.answered[name]}" for name in names if row.answered.get(name)))
+    return [table, "answered by", Fitting(confusion, listed)]
 
 
 def _number(name: str) -> tuple[str, int]:
@@ -79,7 +80,7 @@ def _(report: LogReport) -> list[Any]:
     for done in report.commits:
         whence = f"was {done.source}" if done.action == "rename" else done.source or ""
         here = "now" if done.generation == report.generation else "yes" if done.there else ""
-        cells = (done.task or "", "" if done.images is None else str(done.images), whence, done.at or "", here)
+        cells = (done.task or "", "" if done.images is None else str(done.images), whence, day(done.at), here)
         table.add_row(str(done.generation), done.action, *cells)
     return [*([table] if report.commits else ["nothing was committed yet"]), *unfinished(report.unfinished)]
 
@@ -242,6 +243,8 @@ def _(report: ExportAllReport) -> list[Any]:
 
 def _answering(report: ExportReport) -> str:
     """Whose answers an exported model gives."""
+    if len(report.classes) == 1:
+        return "predict --task does: its one class, whatever it reads"
     if report.answers == "subnetwork":
         return "predict --task does: the subnetwork" if report.opinion in (None, 1.0) else "the subnetwork alone"
     return "predict --task does: the gate" + (

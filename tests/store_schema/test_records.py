@@ -176,3 +176,16 @@ def test_errors_are_one_line_and_name_their_fields() -> None:
     assert [StoreLocked.exit_code, DiskProblem.exit_code, ClmoeError.exit_code] == [5, 6, 1]
     with pytest.raises(DiskProblem, match="no space left on device: here; free some space"), disk_errors("here"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_records_are_found_by_name_whatever_was_looked_up_before() -> None:
+    with_one = EMPTY.model_copy(update={"experts": (EXPERT,), "tasks": (TASK,), "next_task": 2})
+    untouched = with_one.to_bytes()
+    assert with_one.task("t") is with_one.tasks[0]
+    assert with_one.expert("e1") is with_one.experts[0]
+    assert with_one.to_bytes() == untouched
+    other = with_one.model_copy(update={"tasks": (TASK.model_copy(update={"name": "other"}),), "experts": ()})
+    assert other.task("other").name == "other"
+    for look, name in ((other.task, "t"), (other.expert, "e1"), (with_one.task, "other")):
+        with pytest.raises(KeyError):
+            look(name)
