@@ -225,3 +225,18 @@ def test_json_may_stand_before_the_command(tmp_path: Path) -> None:
     assert json.loads(spoken("--json schema", root))["error"]["what"] == "schema has no json"
     (root / "clmoe.toml").write_text("[inspect]\njson = true\n")
     assert json.loads(spoken("--store away inspect", root))["error"]["where"] == "away"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("log extra", "Got unexpected extra argument(s) (extra); expected clmoe log\n"),
+        ("learn a.npz b.npz", "Got unexpected extra argument(s) (b.npz); expected clmoe learn [DATA]\n"),
+        ("rename one", "Missing argument 'new'; expected clmoe rename OLD NEW\n"),
+        ("copy one", "Missing argument 'TARGET'; expected clmoe copy SOURCE TARGET\n"),
+    ],
+)
+def test_arguments_that_are_too_many_or_too_few_are_told_what_is_expected(
+    args: str, words: str, tmp_path: Path
+) -> None:
+    assert spoken(args, tmp_path) == f"clmoe: {words}"

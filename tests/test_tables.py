@@ -294,3 +294,20 @@ def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         tracemalloc.stop()
     assert batch.images.shape == (200_000, 3)
     assert float(batch.images.sum(dtype=np.float64)) == 200_000 * 0.875
+
+
+def test_a_column_of_labels_that_is_misspelt_is_suggested(tmp_path: Path) -> None:
+    for column, near in (("Kind", "kind"), ("kin", "kind"), ("HEIGHT", "Height")):
+        with pytest.raises(BadInput, match=f"no such column of labels.*expected {column}; did you mean '{near}'"):
+            read(tmp_path, "Height,kind\n1,a\n2,b\n", column)
+    with pytest.raises(BadInput, match=r"expected colour; --label-column NAME"):
+        read(tmp_path, "Height,kind\n1,a\n2,b\n", "colour")
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".ODS", ".parquet"])
+def test_tables_of_other_formats_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"t{suffix}").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        BadInput, match=r"tables of this format are not read: .*; expected CSV; save the table as \.csv"
+    ):
+        read_batch(tmp_path / f"t{suffix}", labels="optional")

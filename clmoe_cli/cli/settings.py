@@ -136,6 +136,11 @@ def _attributed(ctx: Any) -> Iterator[None]:
     except Exception as error:
         param: Any = getattr(error, "param", None)  # that of Typer's own errors
         source = _source(ctx, param) if param is not None else None
+        if type(error).__name__ in ("UsageError", "MissingParameter") and hasattr(error, "format_message"):
+            # Too many arguments, or too few.
+            taken = [p.metavar or p.name.upper() for p in ctx.command.params if p.param_type_name == "argument"]
+            expected = " ".join([ctx.command_path, *taken])
+            raise UsageProblem(error.format_message().rstrip("."), expected=expected) from error
         if source is not None:
             # Typer names a variable here whether or not it was the one that spoke.
             vars(error).update(param_hint=param.opts, message=f"{vars(error)['message']}; {source}")

@@ -7,6 +7,7 @@ number is none, or if it counts the columns from 0. Rows are read some at a time
 
 from __future__ import annotations
 
+import difflib
 import io
 import itertools
 import re
@@ -170,7 +171,12 @@ class _Layout:
             label = found[0] if header and len(found) == 1 else None
         if label is None and use == "required":
             found_names = name_list(names) if header else f"{columns} columns without names"
-            rows.fail("no column of labels", found=found_names, expected="one that is named", hint=_COLUMN_HINT)
+            rows.fail(
+                "no column of labels",
+                found=found_names,
+                expected="one called label, target, class or y",
+                hint=_COLUMN_HINT,
+            )
         if not header:
             return _Layout(None, columns, label)
         twice = sorted(name for name, times in Counter(names).items() if times > 1)
@@ -195,7 +201,10 @@ def _label(rows: Rows, names: Sequence[str], label_column: str | None) -> tuple[
     if wanted in names:
         return names.index(wanted), True
     found = f"columns {name_list(list(names))}" if len(names) > 1 else f"one column, {one_line(names[0][:60])}"
-    return rows.fail("no such column of labels", found=found, expected=one_line(wanted[:60]), hint=_COLUMN_HINT)
+    close = difflib.get_close_matches(wanted.casefold(), [name.casefold() for name in names], n=1)
+    near = next((name for name in names if [name.casefold()] == close), None)
+    hint = _COLUMN_HINT if near is None else f"did you mean {one_line(near[:60])!r}?"
+    return rows.fail("no such column of labels", found=found, expected=one_line(wanted[:60]), hint=hint)
 
 
 def _is_number(cell: str) -> bool:

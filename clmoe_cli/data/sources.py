@@ -18,6 +18,7 @@ from store_schema.errors import BadInput, UsageProblem
 
 MAX_STREAM_BYTES = limits.STREAM_BYTES
 TABLES = (".csv", ".tsv", ".txt", ".data")
+UNREAD_TABLES = (".xlsx", ".xls", ".xlsm", ".ods", ".parquet", ".feather", ".arff")
 _ZIP = b"PK"
 _LOOKED_AT = limits.FILE_HEAD_BYTES
 
@@ -39,6 +40,8 @@ def check_source(source: str) -> None:
         raise read_problem(error, where) from error
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
         raise BadInput("not a regular file", where=where, expected="an npz, npy or CSV file, or a folder of pictures")
+    if stat.S_ISREG(mode) and Path(source).suffix.lower() in UNREAD_TABLES:
+        raise BadInput("tables of this format are not read", where=where, expected="CSV", hint="save the table as .csv")
 
 
 @contextlib.contextmanager
