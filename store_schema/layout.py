@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SUBNETWORK_SCHEMA = 3
 WEIGHTS_SCHEMA = 1
 STANDARDISED_SCHEMA = 2

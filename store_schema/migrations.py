@@ -7,12 +7,28 @@ older versions refuse the store by name from then on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from store_schema import layout
 
 Fields = dict[str, Any]
+
+
+def changes(history: Sequence[Fields]) -> list[Fields]:
+    """Entries of a history that say what was frozen, as entries that say what is so since the one before.
+
+    ``frozen`` and ``output_rows`` keep the experts whose counts changed; of one that is gone, ``frozen`` has none.
+    """
+    found, before, rows = [], dict[str, Any](), dict[str, Any]()
+    for entry in history:
+        frozen, output_rows = entry["frozen"], entry["output_rows"]
+        changed = {expert: counts for expert, counts in frozen.items() if counts != before.get(expert)}
+        gone: Fields = {expert: {} for expert in before if expert not in frozen}
+        new_rows = {expert: count for expert, count in output_rows.items() if count != rows.get(expert)}
+        found.append({**entry, "frozen": {**changed, **gone}, "output_rows": new_rows})
+        before, rows = frozen, {expert: count for expert, count in output_rows.items() if expert in frozen}
+    return found
 
 
 def _inputs(fields: Fields) -> Fields:
@@ -31,7 +47,12 @@ def _smaller(fields: Fields) -> Fields:
     return fields
 
 
-UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _inputs, 2: _answers, 3: _smaller}
+def _changes(fields: Fields) -> Fields:
+    """Format 5: entries of the history say what changed."""
+    return {**fields, "history": changes(fields.get("history", ()))}
+
+
+UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _inputs, 2: _answers, 3: _smaller, 4: _changes}
 """Format → what makes the next format's fields of its fields. Format 1 is the first."""
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from store_schema import layout
 from store_schema.errors import StoreDamaged
-from store_schema.migrations import upgraded
+from store_schema.migrations import changes, upgraded
 
 Suffix = Literal["safetensors", "h5"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -310,6 +310,9 @@ class GateRecord(Record):
 class HistoryEntry(Record):
     """What a commit did: frozen weights per expert and layer, and output rows per expert, after it.
 
+    On disk, where these would grow with tasks times experts, an entry has the experts that it changed, and of one that
+    is gone no layers (:func:`store_schema.migrations.changes`).
+
     ``at``: when, UTC; ``images`` of the file ``source`` (its name alone; of a renamed task the old name; of a copied
     one the name of the folder of its store). None before format 4.
     """
@@ -368,14 +371,17 @@ class Manifest(Record):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False)
+        fields = self.model_dump(mode="json")
+        fields["history"] = changes(fields["history"])
+        text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False)
         return f"{text}\n".encode()
 
     @staticmethod
     def from_bytes(data: bytes, where: str) -> Manifest:
         """Parses and checks a manifest, of this format or an older one; StoreDamaged names the field."""
         try:
-            return Manifest.model_validate_json(upgraded(data))
+            manifest = Manifest.model_validate_json(upgraded(data))
+            return manifest.model_copy(update={"history": _whole(manifest.history)})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"])) or None
@@ -440,6 +446,17 @@ class Manifest(Record):
             "tasks": [_of_format_1(t.model_dump(mode="json", exclude=drop)) for t in self.tasks],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _whole(history: Iterable[HistoryEntry]) -> tuple[HistoryEntry, ...]:
+    """Entries that say what changed, as entries that say what was frozen after each."""
+    found: list[HistoryEntry] = []
+    frozen, rows = dict[str, dict[str, int]](), dict[str, int]()
+    for entry in history:
+        frozen = {expert: counts for expert, counts in sorted({**frozen, **entry.frozen}.items()) if counts}
+        rows = {expert: n for expert, n in sorted({**rows, **entry.output_rows}.items()) if expert in frozen}
+        found.append(entry.model_copy(update={"frozen": frozen, "output_rows": rows}))
+    return tuple(found)
 
 
 def _of_format_1(fields: dict[str, Any]) -> dict[str, Any]:

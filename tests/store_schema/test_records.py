@@ -20,6 +20,7 @@ from store_schema import (
     ExpertRecord,
     FeaturesRecord,
     GateRecord,
+    HistoryEntry,
     InputRecord,
     LayerRecord,
     Manifest,
@@ -189,3 +190,42 @@ def test_records_are_found_by_name_whatever_was_looked_up_before() -> None:
     for look, name in ((other.task, "t"), (other.expert, "e1"), (with_one.task, "other")):
         with pytest.raises(KeyError):
             look(name)
+
+
+def past(*states: dict[str, tuple[int, int]]) -> tuple[HistoryEntry, ...]:
+    """Entries after which experts have so many frozen weights and output rows."""
+    return tuple(
+        HistoryEntry(
+            generation=i, action="learn", task=None,
+            frozen={e: {"h": weights, "i": 1} for e, (weights, _) in state.items()},
+            output_rows={e: rows for e, (_, rows) in state.items()},
+        )
+        for i, state in enumerate(states, start=1)
+    )  # fmt: skip
+
+
+STATE = st.dictionaries(
+    st.sampled_from(["e1", "e2", "e10"]), st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=3
+)
+
+
+@given(st.lists(STATE, max_size=6))
+def test_a_history_is_read_as_it_was_written(states: list[dict[str, tuple[int, int]]]) -> None:
+    manifest = EMPTY.model_copy(update={"history": past(*states), "generation": len(states)})
+    data = manifest.to_bytes()
+    assert Manifest.from_bytes(data, "m.json") == manifest
+    assert Manifest.from_bytes(data, "m.json").to_bytes() == data
+    # Before format 5 each entry had all experts.
+    fields = {**manifest.model_dump(mode="json"), "format": 4}
+    assert Manifest.from_bytes(json.dumps(fields).encode(), "m.json") == manifest
+
+
+def test_an_entry_of_the_history_has_what_it_changed() -> None:
+    every: dict[str, tuple[int, int]] = {f"e{i}": (i, 1) for i in range(1, 100)}
+    states = every, {**every, "e5": (9, 1)}, {**every, "e5": (9, 2)}, {e: c for e, c in every.items() if e != "e7"}
+    manifest = EMPTY.model_copy(update={"history": past(*states), "generation": 4})
+    entries = json.loads(manifest.to_bytes())["history"]
+    assert (len(entries[0]["frozen"]), len(entries[0]["output_rows"])) == (99, 99)
+    assert (entries[1]["frozen"], entries[1]["output_rows"]) == ({"e5": {"h": 9, "i": 1}}, {})
+    assert (entries[2]["frozen"], entries[2]["output_rows"]) == ({}, {"e5": 2})
+    assert entries[3]["frozen"] == {"e5": {"h": 5, "i": 1}, "e7": {}}
