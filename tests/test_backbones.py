@@ -117,7 +117,7 @@ def test_grey_pictures_and_floats(resnet_file: Path) -> None:
     grey = pictures(2, 32, channels=1)
     expected = backbone.features(grey.repeat(1, 3, 1, 1))
     assert torch.equal(backbone.features(grey), expected)
-    torch.testing.assert_close(backbone.features(grey.float() / 255), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(backbone.features(grey.float() / 255), expected, rtol=1e-3, atol=1e-4)
     assert backbone.features(grey.double() / 255).dtype == torch.float32
 
 

@@ -412,7 +412,10 @@ def test_classes_may_be_names() -> None:
             parse_classes(text, names=True)
 
 
-def test_the_command_line(eggs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    eggs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a pipe
     out = str(tmp_path / "out")
     args = ["tasks", "eurosat", out, "--root", str(eggs), "--classes", "forest,SeaLake", "--per-class", "2"]
     assert run(app, [*args, "--json"]) == 0

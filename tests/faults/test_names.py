@@ -16,7 +16,7 @@ from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.method.subnetwork.training import Epoch
 from store_schema import Interrupted, Store
 
-NAMES = ("../../evil", "/etc/passwd", "a/b", "..", "C:\\x", "task 1", "ключ", "'; rm -rf /", "e1", "%s{0}", "-rf")
+NAMES = ("../../evil", "/etc/passwd", "a/b", "..", "C:\\x", "task 1", "ключ", "'; rm -rf /", "e1", "%s{0}", "e-rf")
 
 
 @pytest.mark.parametrize("name", NAMES)
