@@ -145,7 +145,7 @@ def sizes(root: Path) -> dict[str, float]:
     assert expert.weights is not None
     path = layout.object_path(root, task.subnetwork.sha256, task.subnetwork.suffix)
     return {
-        "manifest": len(manifest.model_dump_json()),
+        "manifest": layout.manifest_path(root, manifest.generation).stat().st_size,
         "gate": sum(gate.solved.size for gate in manifest.gates),
         "experts": len(manifest.experts),
         "weights": expert.weights.size / len(manifest.tasks_of(expert.id)),
