@@ -235,6 +235,14 @@ def test_a_reader_that_leaves_ends_a_command_quietly(command: str, root: Path) -
     assert not [line for line in said if not line.startswith("accuracy")], done.stderr
 
 
+def test_a_verdict_is_told_by_the_exit_code_when_nobody_reads(root: Path) -> None:
+    for printing in ("", "--json"):
+        detect = f"clmoe detect --data {root}/3.npz --store {root}/store --exit-code {printing}"
+        done = shells.bash(f"{detect} | true; exit ${{PIPESTATUS[0]}}", root)
+        assert (done.returncode, done.stdout, done.stderr) == (shells.bash(detect, root).returncode, b"", b"")
+        assert done.returncode == 10
+
+
 def test_a_learn_goes_on_when_nobody_reads_its_progress(root: Path, tmp_path: Path) -> None:
     quick = " ".join(shells.QUICK)
     learn = f"clmoe learn --data {root}/3.npz --store store --epochs 5 {quick}"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from clmoe_cli.cli import flags
+from clmoe_cli.cli.process import reader_may_leave
 from clmoe_cli.report.progress import note, progress
 
 EXITS = {"new": 10, "undecided": 11}
@@ -62,6 +63,7 @@ def detect(
         note(report.reason)
     if report.verdict == "undecided" and not (use_labels or quiet):
         note("if the data have labels, --use-labels may decide it")
-    render.show(report, json_)
+    with reader_may_leave():  # the exit code tells all the same
+        render.show(report, json_)
     if exit_code and report.verdict != "known":
         raise typer.Exit(EXITS[report.verdict])

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -34,6 +35,19 @@ def usable_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Whoever reads stdout may be gone before all is printed: what follows inside is left out, and that is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Typer and rich make an exit of it. Nothing may be flushed at our own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(app: typer.Typer, args: list[str]) -> int:
     """Runs the app; every error becomes one line on stderr and its exit code."""
     if os.environ.get(COMPLETE):
@@ -45,14 +59,9 @@ def run(app: typer.Typer, args: list[str]) -> int:
         if "CLMOE_JSON" not in os.environ:
             named = next((arg for arg in args if arg in settings), "")
             as_json |= settings.get(named, {}).get("json_") is True
-        code = command(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        # Whoever read our output has gone (Typer makes an exit of it); nothing may be flushed at our own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
+        with reader_may_leave():
+            code = command(args or ["--help"], prog_name=NAME, standalone_mode=False, default_map=settings)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except ClmoeError as error:
