@@ -115,7 +115,8 @@ def test_exports_answer_as_predict_does(store: Path, tmp_path: Path) -> None:
     assert report.answers == "mixture"
 
 
-def test_an_interrupted_learn_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
+def resumed(root: Path, chosen: LearnOptions) -> object:
+    """The eye of a first ``learn`` that was interrupted in its second epoch and went on."""
     epochs = 0
 
     def stop(epoch: object) -> None:
@@ -124,11 +125,14 @@ def test_an_interrupted_learn_goes_on_to_the_same_bits(store: Path, tmp_path: Pa
         if epochs == 2:
             raise KeyboardInterrupt
 
-    root = str(tmp_path / "store")
     with pytest.raises(Interrupted):
-        learn(root, batch([0, 3], 120), options("first"), on_epoch=stop)
-    learn(root, batch([0, 3], 120), options("first"))
-    assert eye_of(Path(root)) == eye_of(store)
+        learn(str(root), batch([0, 3], 120), chosen, on_epoch=stop)
+    learn(str(root), batch([0, 3], 120), chosen)
+    return eye_of(root)
+
+
+def test_an_interrupted_learn_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
+    assert resumed(tmp_path / "store", options("first")) == eye_of(store)
 
 
 def test_damaged_eyes_are_found(store: Path) -> None:
@@ -200,19 +204,7 @@ def test_a_refined_or_pruned_first_task_leaves_the_subnetwork_that_looks(adapted
 
 
 def test_an_interrupted_learn_ends_with_the_same_subnetwork_as_eye(adapted: Path, tmp_path: Path) -> None:
-    epochs = 0
-
-    def stop(epoch: object) -> None:
-        nonlocal epochs
-        epochs += 1
-        if epochs == 2:
-            raise KeyboardInterrupt
-
-    root = str(tmp_path / "store")
-    with pytest.raises(Interrupted):
-        learn(root, batch([0, 3], 120), network_options("subnetwork"), on_epoch=stop)
-    learn(root, batch([0, 3], 120), network_options("subnetwork"))
-    assert eye_of(Path(root)) == eye_of(adapted)
+    assert resumed(tmp_path / "store", network_options("subnetwork")) == eye_of(adapted)
 
 
 def test_stores_seen_by_one_subnetwork_go_together(adapted: Path, tmp_path: Path) -> None:
