@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from clmoe_cli.api.copying import CopyOptions, copy
 from clmoe_cli.api.export import export
 from clmoe_cli.api.export_all import export_all
+from clmoe_cli.api.inspect import inspect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.api.predict import predict
@@ -239,6 +240,11 @@ def test_on_pretrained_weights_the_eye_names_them_and_they_stay(tmp_path: Path) 
     gate, expert = store.manifest.gates[0], store.manifest.experts[0]
     assert gate.eye_base is not None
     assert gate.eye_base == expert.base
+    sizes, base = inspect(root).bytes, gate.eye_base.size
+    assert sizes.experts["e1"] > base
+    assert min(sizes.gates.values()) > base
+    # The file that both need lies there once.
+    assert sizes.total == sum(path.stat().st_size for path in (root / "objects").rglob("*.*"))
     loader = Loader(store)
     eye, first = loader.eye(gate), loader.task("task1")
     assert isinstance(eye, NetworkEye)

@@ -142,7 +142,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Sizes of the files of each expert, task and gate."""
+    """Sizes of the files of each expert, task and gate, in bytes; ``total`` counts a file once that several need."""
 
     experts: dict[str, int]
     tasks: dict[str, int]

@@ -39,6 +39,7 @@ from clmoe_cli.runtime.words import one_of
 from store_schema import (
     InputRecord,
     Manifest,
+    ObjectRef,
     Store,
     StoreDamaged,
     TaskRecord,
@@ -295,10 +296,15 @@ def _overlap(manifest: Manifest, bits: AllBits) -> tuple[tuple[float | None, ...
 
 
 def _bytes(manifest: Manifest) -> Bytes:
-    experts = {e.id: e.weights.size for e in manifest.experts if e.weights is not None}
+    def size(*files: ObjectRef | None) -> int:
+        return sum(file.size for file in files if file is not None)
+
+    experts = {e.id: size(e.weights, e.base) for e in manifest.experts if e.weights is not None}
     tasks = {t.name: t.subnetwork.size for t in manifest.tasks}
-    gates = {kind_text(g.input_shape, g.input): g.solved.size + (g.eye.size if g.eye else 0) for g in manifest.gates}
-    return Bytes(experts, tasks, gates, sum(sum(sizes.values()) for sizes in (experts, tasks, gates)))
+    gates = {kind_text(g.input_shape, g.input): size(g.solved, g.eye, g.eye_base) for g in manifest.gates}
+    # Experts may share a base, and an eye that of an expert.
+    once = {file.sha256: file.size for file in manifest.objects()}
+    return Bytes(experts, tasks, gates, sum(once.values()))
 
 
 def _frozen(name: str, parameters: int, frozen: int) -> Frozen:

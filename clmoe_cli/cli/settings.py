@@ -141,10 +141,25 @@ def _attributed(ctx: Any) -> Iterator[None]:
             taken = [p.metavar or p.name.upper() for p in ctx.command.params if p.param_type_name == "argument"]
             expected = " ".join([ctx.command_path, *taken])
             raise UsageProblem(error.format_message().rstrip("."), expected=expected) from error
+        if param is not None and (refused := _refused(error)) is not None:
+            found, expected = refused
+            raise UsageProblem(
+                f"not a value of {param.opts[0]}", found=found, expected=expected, hint=source
+            ) from error
         if source is not None:
             # Typer names a variable here whether or not it was the one that spoke.
             vars(error).update(param_hint=param.opts, message=f"{vars(error)['message']}; {source}")
         raise
+
+
+def _refused(error: Exception) -> tuple[str, str] | None:
+    """What a value is and what it should be, of a value that pydantic refused for Typer; None of other errors."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is None:
+        return None
+    first = details(include_url=False)[0]
+    expected = re.sub(r"^Input should be |, unable to .*$", "", first["msg"])
+    return repr(first["input"]), f"a number {expected}" if expected.startswith(("greater", "less")) else expected
 
 
 def _source(ctx: Any, param: Any) -> str | None:
