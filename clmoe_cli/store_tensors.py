@@ -46,8 +46,8 @@ from store_schema import (
 GATE = tuple(field.name for field in fields(Subspaces))
 GAUSSIANS = tuple(field.name for field in fields(Gaussians))
 """What is stored of :class:`Subspaces`, and of :class:`Gaussians`."""
-NEAR, BEST = "near", "best"
-"""Not in stores of before; the first is stored for plain vectors only."""
+NEAR, BEST, PRIORS = "near", "best", "priors"
+"""Not in stores of before; the first is stored for plain vectors only, the last where one is not 0."""
 DRAWN = "batch"
 """Under this name the calibration holds what batches of the task's own images diverge."""
 
@@ -252,7 +252,7 @@ def _drawn(record: SubnetworkRecord) -> Tensor:
 def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspaces:
     """The gate's statistics of a task as they were read, checked against each other."""
     found = {key: tuple(value.shape) for key, value in arrays.items()}
-    if set(GAUSSIANS) - {NEAR, BEST} <= set(found) <= set(GAUSSIANS):
+    if set(GAUSSIANS) - {NEAR, BEST, PRIORS} <= set(found) <= set(GAUSSIANS):
         return _gaussians(name, arrays, classes)
     if set(found) == set(GATE) and found["means"][0:1] == (classes,) and len(found["means"]) == 2:
         d, k, q = found["means"][1], found["directions"][-1], found["quantiles"][-1]
@@ -269,7 +269,8 @@ def _subspaces(name: str, arrays: Mapping[str, Tensor], classes: int) -> Subspac
 
 
 def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussians:
-    arrays = {NEAR: torch.zeros(classes, 0), BEST: torch.zeros(0, dtype=torch.float64), **arrays}
+    none = torch.zeros(classes, dtype=torch.float64)
+    arrays = {NEAR: torch.zeros(classes, 0), BEST: none[:0], PRIORS: none, **arrays}
     found = {key: tuple(value.shape) for key, value in arrays.items()}
     d, k, q, r = (([0] * 3 + [*found[key]])[-1] for key in ("means", "directions", "quantiles", "shared"))
     wanted = {
@@ -286,6 +287,7 @@ def _gaussians(name: str, arrays: Mapping[str, Tensor], classes: int) -> Gaussia
         "apart": GRID[:1],
         NEAR: (classes, q if found[NEAR][-1:] != (0,) else 0),
         BEST: (q if found[BEST][-1:] != (0,) else 0,),
+        PRIORS: (classes,),
     }
     if found != wanted:
         raise StoreDamaged("wrong gate statistics", key=name, found=str(found), expected=str(wanted))
@@ -302,7 +304,11 @@ def _gaussian(statistics: Mapping[str, Tensor], block: str) -> Gaussian:
 def gate_arrays(found: Subspaces) -> dict[str, NDArray[Any]]:
     """The gate's statistics of a task as they go to disk."""
     arrays = {field.name: getattr(found, field.name).numpy() for field in fields(found)}
-    return {name: value for name, value in arrays.items() if name not in (NEAR, BEST) or value.size}
+
+    def kept(name: str, value: NDArray[Any]) -> bool:
+        return bool(value.any() if name == PRIORS else value.size or name not in (NEAR, BEST))
+
+    return {name: value for name, value in arrays.items() if kept(name, value)}
 
 
 def eye_arrays(eye: Eye) -> dict[str, NDArray[Any]]:

@@ -265,8 +265,32 @@ FAULTS_OF_PLACEMENT = (
         (f"{GAUSSIANS}::test_means_covariances_and_quantiles_are_those_of_the_images",),
     ),
     Fault(
-        "choices by images whose neighbours are learned", "clmoe_cli/method/routing/gaussians.py",
+        "neighbours by the column of the largest unit", "clmoe_cli/method/routing/gaussians.py",
+        "((folds(y, values / units), True)",
         "((folds(y, values), True)",
+        (f"{GAUSSIANS}::test_the_choice_is_made_by_images_that_were_left_out",),
+    ),
+    Fault(
+        "shares whatever held-out images say", "clmoe_cli/method/routing/gaussians.py",
+        "    chosen = _telling(grids)\n",
+        "    chosen = len(powers) - 1\n",
+        (f"{GAUSSIANS}::test_shares_that_tell_nothing_leave_classes_equally_likely",),
+    ),
+    Fault(
+        "scores without the shares of classes", "clmoe_cli/method/routing/gaussians.py",
+        " + task.priors[self.position[one]]",
+        "",
+        (f"{GAUSSIANS}::test_scores_have_the_priors_of_their_classes",),
+    ),
+    Fault(
+        "shares are not stored", "clmoe_cli/store_tensors.py",
+        "value.any() if name == PRIORS else",
+        "False if name == PRIORS else",
+        ("tests/test_tables.py::test_rows_of_a_rare_class_are_answered_as_often_as_they_are_met",),
+    ),
+    Fault(
+        "choices by images whose neighbours are learned", "clmoe_cli/method/routing/gaussians.py",
+        "((folds(y, values / units), True)",
         "((folds(y), True)",
         (f"{GAUSSIANS}::test_the_choice_is_made_by_images_that_were_left_out",),
     ),

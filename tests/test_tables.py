@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import clmoe
 from clmoe_cli.data import Batch, Raw, columns, look, read_batch, rows, spool
 from clmoe_cli.runtime import limits
 from store_schema import BadInput, InputRecord, UsageProblem
@@ -70,6 +71,24 @@ def test_a_column_whose_differences_float32_loses_is_not_learned(
             continue
         with pytest.raises(BadInput, match=f"{name} loses its differences: .*subtract its least value"):
             read_batch(source, labels="required")
+
+
+def test_rows_of_a_rare_class_are_answered_as_often_as_they_are_met(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = []
+    for size in (600, 2000):
+        y = np.arange(size) < size // 20
+        parts.append((rng.normal(size=(size, 6)) + y[:, None] * np.array([1.2, 1.2, 0, 0, 0, 0]), y.astype(int)))
+    store = clmoe.Store(tmp_path / "store")
+    with pytest.warns(UserWarning, match="out of balance"):
+        store.learn(*parts[0], name="rare", arch="mlp:4", epochs=1)
+    asked, labels = parts[1]
+    # The larger class alone is right for 95 %; taken as equally likely the rare one is answered for one row in six.
+    assert (store.predict(asked, router="gate").label == labels).mean() > 0.95
+    store.copy(tmp_path / "copy")
+    answers = store.predict(asked).label
+    for place, task in ((store.path, "rare"), (tmp_path / "copy", "rare"), (tmp_path / "copy", None)):
+        assert (clmoe.Store(place).predict(asked, task=task).label == answers).all()
 
 
 def test_a_column_below_what_float32_holds_is_not_learned(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_images_that_lie_together_are_left_out_together() -> None:
 @pytest.mark.parametrize("even", [True, False])
 def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even: bool) -> None:
     rng = torch.Generator().manual_seed(4)
-    y = torch.arange(40) % 3
+    y = torch.tensor([0, 1, 0, 0, 2]).repeat(8)
     scale = torch.ones(5) if even else 10.0 ** torch.linspace(-2, 2, 5)
     values = (torch.randn((40, 5), generator=rng) + y[:, None]) * scale
     units = torch.ones(5) if even else gaussians._units(values, y, 3)
@@ -232,12 +232,13 @@ def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even
     rest = (torch.arange(40) > 9) & (y < 2)
     part = fit_part(values[rest], y[rest], 3, units)
     out = (torch.arange(40) <= 9) & (y < 2)
-    grid, apart = gaussians.tally(part, units, values[out], y[out], torch.tensor([True, True, False]), even)
+    known = torch.tensor([True, True, False])
+    grid, apart = gaussians.tally(part, units, values[out], y[out], known, even, (0.0, 0.5, 1.0))
     offered = range(len(KAPPAS)) if even else range(len(KAPPAS), 2 * len(KAPPAS))
-    for p, a, s in itertools.product(offered, (0, 3, 6), (0, 6, 20)):
+    for w, p, a, s in itertools.product(range(3), offered, (0, 3, 6), (0, 6, 20)):
         choice = p, ALPHAS[a], gaussians.SHARPNESSES[s]
-        wanted = slow.tally(part, units, values[out], y[out], [0, 1], choice)
-        assert float(grid[p, a, s]) == pytest.approx(wanted, rel=1e-6, abs=1e-8)
+        wanted = slow.tally(part, units, values[out], y[out], [0, 1], choice, w / 2)
+        assert float(grid[w, p, a, s]) == pytest.approx(wanted, rel=1e-6, abs=1e-8)
     wide = np.diag(slow.double(units))
     covariance = wide @ slow.shared(*part.shared) @ wide
     for p in range(2 * len(KAPPAS)):
@@ -246,19 +247,67 @@ def test_tallies_are_sums_over_left_out_images_by_whole_covariance_matrices(even
         assert float(apart[p]) == pytest.approx(slow.apart(means, b) if p in offered else 0.0, rel=1e-6)
 
 
-def test_the_choice_is_made_by_images_that_were_left_out() -> None:
+@pytest.mark.parametrize("even", [True, False])
+def test_the_choice_is_made_by_images_that_were_left_out(even: bool) -> None:
     rng = torch.Generator().manual_seed(6)
     y = torch.arange(60) % 2
     values = torch.randn((60, 8), generator=rng) + y[:, None] / 2
-    found, fold = fit(values, y, 2, True), gaussians.folds(y, values)
+    values = values if even else values * 10.0 ** torch.linspace(-3, 3, 8)
+    # Neighbours in a table are rows that lie together in all columns, whatever their units.
+    units = torch.ones(8) if even else gaussians._units(values, y, 2)
+    found, fold = fit(values, y, 2, even), gaussians.folds(y, values / units)
     wanted = torch.zeros(GRID, dtype=torch.float64)
     for i in range(FOLDS):
         out = fold == i
-        part = fit_part(values[~out], y[~out], 2, torch.ones(8), whole=torch.bincount(y))
+        part = fit_part(values[~out], y[~out], 2, units, whole=torch.bincount(y))
         known = torch.tensor([True, True])
-        wanted += gaussians.tally(part, torch.ones(8), values[out], y[out], known, True)[0]
-    offered = slice(0, len(KAPPAS))
+        wanted += gaussians.tally(part, units, values[out], y[out], known, even)[0][0]
+    offered = slice(0, len(KAPPAS)) if even else slice(len(KAPPAS), None)
     torch.testing.assert_close(found.tallies[offered], wanted[offered], rtol=1e-9, atol=1e-9)
+
+
+def mixture(rows: int, rare: float, apart: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows [n, 6] of two classes that lie so far apart; the share ``rare`` is of the second."""
+    rng = torch.Generator().manual_seed(seed)
+    y = (torch.arange(rows) < rare * rows).long()
+    return torch.randn((rows, 6), generator=rng) + apart * y[:, None] * torch.tensor([1.0, 1, 0, 0, 0, 0]), y
+
+
+def test_a_class_counts_by_its_share_where_held_out_images_say_so() -> None:
+    x, y = mixture(600, 0.05, 1.2, 0)
+    found = fit(x, y, 2, False)
+    wanted = torch.tensor(slow.log_shares([570, 30]), dtype=torch.float64)
+    assert any(torch.equal(found.priors, power * wanted) for power in (0.5, 1.0))
+    asked, truth = mixture(4000, 0.05, 1.2, 1)
+    right = []
+    for task in (found, replace(found, priors=torch.zeros(2, dtype=torch.float64))):
+        likely = gaussians.alone(task).within(asked, 0, lambda _, task=task: task).likely
+        right.append(float((likely.argmax(dim=1) == truth).double().mean()))
+    # The larger class alone is right for 95 %.
+    assert right[0] > 0.95 > right[1]
+
+
+@pytest.mark.parametrize(("rare", "apart"), [(0.05, 30.0), (0.4, 1.2)], ids=["far apart", "of like size"])
+def test_shares_that_tell_nothing_leave_classes_equally_likely(rare: float, apart: float) -> None:
+    x, y = mixture(600, rare, apart, 0)
+    assert fit(x, y, 2, False).priors.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("gains", "wanted"),
+    [((0.0, 1.9, 1.9), 0), ((0.0, 2.1, 4.0), 1), ((0.0, 2.1, 4.2), 2), ((0.0, 1.0, 2.1), 2), ((0.0, -9.0, -9.0), 0)],
+)
+def test_a_power_of_shares_has_to_be_worth_its_nats(gains: tuple[float, ...], wanted: int) -> None:
+    grids = torch.full((3, *GRID), -100.0, dtype=torch.float64)
+    # Where the prior of α, κ and sharpness costs nothing.
+    grids[:, :, 4, 6] += torch.tensor(gains, dtype=torch.float64)[:, None]
+    assert gaussians._telling(grids) == wanted
+
+
+def test_scores_have_the_priors_of_their_classes() -> None:
+    tasks, values = tasks_of([[40, 50], [60, 30, 45]], 6, 11)
+    priors = [torch.tensor(own, dtype=torch.float64) for own in ([0.7, -1.5], [-3.0, 0.25, 0.5])]
+    against([replace(task, priors=own) for task, own in zip(tasks, priors, strict=True)], values)
 
 
 def test_a_ridge_that_is_not_offered_is_not_chosen() -> None:

@@ -82,15 +82,30 @@ def scores(tasks: list[Any], values: Any, choice: tuple[int, float, float]) -> A
         for c in range(len(task.means)):
             covariance = (1 - choice[1]) * b + choice[1] * own(task, c)
             mean = double(task.means[c])
-            columns.append([choice[2] * ratio * log_density(x, mean, covariance) for x in double(values)])
+            prior = float(task.priors[c])
+            columns.append([choice[2] * ratio * log_density(x, mean, covariance) + prior for x in double(values)])
     return np.array(columns).T
 
 
-def tally(part: Any, units: Any, values: Any, labels: Any, known: list[int], choice: tuple[int, float, float]) -> float:
+def log_shares(counts: Any) -> list[float]:
+    """Logarithms of the shares of classes with these counts, in mean shares."""
+    return [math.log(float(n) / (sum(map(float, counts)) / len(counts))) for n in counts]
+
+
+def tally(
+    part: Any,
+    units: Any,
+    values: Any,
+    labels: Any,
+    known: list[int],
+    choice: tuple[int, float, float],
+    power: float = 0.0,
+) -> float:
     """Summed log-probability of the labels of left-out images, four nats at most lost, for one choice.
 
-    ``part``: the fit without them.
+    ``part``: the fit without them. ``power``: of the classes' shares of the fit's images that they count by.
     """
+    shares = dict(zip(known, log_shares([part.counts[c] for c in known]), strict=True))
     scale = np.diag(double(units))
     b = regular(scale @ shared(*part.shared) @ scale, choice[0], float(part.counts.sum()), double(part.means)[known])
 
@@ -103,7 +118,7 @@ def tally(part: Any, units: Any, values: Any, labels: Any, known: list[int], cho
         logs = {}
         for c in known:
             covariance = (1 - choice[1]) * b + choice[1] * own(Fit, c)
-            logs[c] = choice[2] * log_density(x, double(part.means[c]), covariance)
+            logs[c] = choice[2] * log_density(x, double(part.means[c]), covariance) + power * shares[c]
         most = max(logs.values())
         total += max(logs[int(label)] - most - math.log(sum(math.exp(value - most) for value in logs.values())), -4.0)
     return total

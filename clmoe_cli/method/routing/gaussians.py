@@ -20,12 +20,17 @@ or where every choice is right. Answering among all known tasks would leave in a
 Among few classes a class's own covariance tells more than among many: of a large α that is best within tasks, half is
 used.
 
+Where the classes of a task differ much in size, held-out images say as well whether their shares tell anything. If so
+a class counts within its task by its share, or the square root of it. Between tasks shares tell nothing, since a task
+is learned from as many images as somebody had: the classes of a task count as 1 on the average.
+
 B differs between one task's fit and all tasks' gate, and with it the size of log-densities. So τ is scaled by how far
 the class means within a task lie apart in the one and in the other.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +57,16 @@ RIDGES = 2
 SHARPNESSES = tuple(2.0 ** (-k / 2) for k in range(21))
 GRID = (RIDGES * len(KAPPAS), len(ALPHAS), len(SHARPNESSES))
 """Choices of ridge and κ, α and sharpness: the shape of a task's tallies."""
+POWERS = (0.0, 0.5, 1.0)
+"""Powers of a class's share that it may count by."""
+UNLIKE = 2.0
+"""Shares are tried where the largest class of a task has at least so many times the images of the smallest."""
+TELLING = 2.0
+"""Nats by which held-out images have to prefer a power to the one before it.
+
+On held-out rows of tables, embeddings and signs with classes of very different sizes, shares by themselves cost up to
+4 points and gain up to 4.5; chosen so they cost none.
+"""
 DEFAULT = (0.2, 0.5, 2.0**-3)
 """α, κ and sharpness that the prior prefers."""
 TRUSTED = 0.1
@@ -107,6 +122,7 @@ class Gaussians(Subspaces):
     float32: quantiles of the squared distances of a class's own left-out images from its mean; no columns where
     features have one length, so that nothing is nearer than others without being more like them. ``best`` [Q] float64:
     quantiles of the largest of the classes' p-values over left-out images of the task, empty in stores of before.
+    ``priors`` [C] float64: what is added to the log-likelihood of each class, 0 where shares tell nothing.
     """
 
     variances: Tensor
@@ -118,6 +134,7 @@ class Gaussians(Subspaces):
     apart: Tensor
     near: Tensor
     best: Tensor
+    priors: Tensor
 
     def distances(self, values: Tensor, of: int) -> Tensor:
         """Squared distances [N] of features [N, d] from class ``of`` by the class's own covariance alone; settled."""
@@ -354,14 +371,16 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
     both_tails, units = not even, torch.ones(values.shape[1]) if even else _units(values, y, classes)
     even = bool((units == 1).all())
     whole = fit_part(values, y, classes, units).noisy(noise)
-    grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
+    counts = torch.bincount(y, minlength=classes)
+    powers = POWERS if int(counts.max()) >= UNLIKE * int(counts.min()) else POWERS[:1]
+    grids, apart = torch.zeros(len(powers), *GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     distances = torch.full((len(y), classes), math.nan, dtype=torch.float64)
     away = distances.clone()
     answered = 0
     # Choices are tried on images of which no neighbour, as a frame of the same sign, is in the fit. Distances are those
     # of new images, which may have neighbours.
     fine = FOLDS if len(y) >= MANY * classes else FINE
-    for fold, chooses in ((folds(y, values), True), (folds(y, count=fine), False)):
+    for fold, chooses in ((folds(y, values / units), True), (folds(y, count=fine), False)):
         for i in range(int(fold.max()) + 1):
             out, measures = fold == i, not chooses
             rest = ~out
@@ -373,7 +392,7 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
             asked = chooses and answered < HELD_OUT and 1 < int(known.sum()) < int(rest.sum())
             if not (asked or measures):
                 continue
-            part = fit_part(values[rest], y[rest], classes, units, asked, torch.bincount(y)).noisy(noise)
+            part = fit_part(values[rest], y[rest], classes, units, asked, counts).noisy(noise)
             few = _evenly(out, ANSWERED)
             for c in known.nonzero()[:, 0].tolist() if measures else ():
                 # All images of the class itself, and some of the others'.
@@ -384,12 +403,13 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
                     away[here, c] = settled(_from_mean(values[here].double(), part.means[c], units))
             if asked:
                 some = few.nonzero()[:, 0]
-                found, between = tally(part, units, values[some], y[some], known, even)
+                found, between = tally(part, units, values[some], y[some], known, even, powers)
                 # Log-probabilities add up; distances are those of one fit, the mean over the folds that were answered.
-                grid, apart, answered = grid + found, apart + between * len(some), answered + len(some)
+                grids, apart, answered = grids + found, apart + between * len(some), answered + len(some)
     # One vote a task, also of one that left no image out; infinity has no place in a store.
-    grid[len(KAPPAS) :] += NEVER * even
-    grid[: len(KAPPAS)] += NEVER * (not even)
+    grids[:, len(KAPPAS) :] += NEVER * even
+    grids[:, : len(KAPPAS)] += NEVER * (not even)
+    chosen = _telling(grids)
     own_distances, own_away = (each.gather(1, y[:, None])[:, 0] for each in (distances, away))
     shared, shared_variances, shared_rest = whole.shared
     fitted = Gaussians(
@@ -402,12 +422,28 @@ def fit(values: Tensor, y: Tensor, classes: int, even: bool, noise: Tensor) -> G
         shared=shared,
         shared_variances=shared_variances,
         shared_rest=shared_rest,
-        tallies=grid,
+        tallies=grids[chosen],
         apart=apart / max(1, answered),
         near=_quantiles(own_away, y, classes) if both_tails else torch.zeros(classes, 0),
         best=torch.zeros(0, dtype=torch.float64),
+        priors=powers[chosen] * log_shares(counts),
     )
     return replace(fitted, best=_best(fitted, distances, away, y))
+
+
+def log_shares(counts: Tensor) -> Tensor:
+    """Logarithms [C] float64 of the shares of classes with ``counts`` [C] images, in mean shares; −∞ without images."""
+    return (counts.double() / counts.double().mean()).log()
+
+
+def _telling(grids: Tensor) -> int:
+    """Position of the power of shares that left-out images prefer, by the tallies [W, P, A, S] of each."""
+    likeliest = (grids - _costs()).flatten(1).amax(dim=1).tolist()
+    found = 0
+    for i, likely in enumerate(likeliest):
+        if likely > likeliest[found] + TELLING:
+            found = i
+    return found
 
 
 def _best(found: Gaussians, distances: Tensor, away: Tensor, y: Tensor) -> Tensor:
@@ -475,14 +511,18 @@ def one_unit(deviation: Tensor) -> bool:
     return not len(some) or float(some.quantile(0.95) / some.quantile(0.05)) < UNEVEN
 
 
-def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities [P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C].
+def tally(
+    part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, even: bool, powers: Sequence[float] = (0.0,)
+) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities [W, P, A, S] of the labels y [m] of left-out images, among the ``known`` classes [C].
 
     With them how far these classes lie apart, [P]. ``even``: only the even ridge is tried, else only that by column.
+    ``powers`` [W]: of the classes' shares that they count by.
     """
-    grid, apart = torch.zeros(GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
+    grid, apart = torch.zeros(len(powers), *GRID, dtype=torch.float64), torch.zeros(GRID[0], dtype=torch.float64)
     classes = known.nonzero()[:, 0]
     target = (classes == y[:, None]).long().argmax(dim=1)
+    shares = log_shares(part.counts[classes])
     centre = part.means[classes].double().mean(dim=0)
     own = part.directions[classes].double() * units.double()[:, None] * part.variances[classes].double().sqrt()[:, None]
     covariance = Covariance.of(part.shared, units, float(part.counts.sum()))
@@ -502,10 +542,10 @@ def tally(part: Fold, units: Tensor, values: Tensor, y: Tensor, known: Tensor, e
             away = squares - 2 * (x @ weights[c]) + weights[c] @ means[c]
             inside = (((y - weights[c]) @ wide) @ turn).square()
             found[:, :, c] = _log_densities(away, inside, gamma.clamp_min(0), ALPHAS)
-        for s, sharpness in enumerate(SHARPNESSES):
-            logs = (sharpness * found).log_softmax(dim=2)
+        for (w, power), (s, sharpness) in itertools.product(enumerate(powers), enumerate(SHARPNESSES)):
+            logs = (sharpness * found + power * shares).log_softmax(dim=2)
             own_logs = logs.gather(2, target.expand(len(ALPHAS), -1)[:, :, None])
-            grid[p, :, s] = own_logs.clamp_min(-WORST).sum(dim=(1, 2))
+            grid[w, p, :, s] = own_logs.clamp_min(-WORST).sum(dim=(1, 2))
     return grid, apart
 
 
@@ -585,14 +625,18 @@ class Choice:
 
 def choose(tallies: Tensor) -> Choice:
     """The likeliest choice by summed tallies [P, A, S] and the prior."""
-    alpha = torch.tensor([math.log2(max(a, NONE) / DEFAULT[0]) for a in ALPHAS]).square()
-    kappa = torch.tensor([math.log2(k / DEFAULT[1]) for k in KAPPAS] * RIDGES).square()
-    sharpness = torch.tensor([math.log2(s / DEFAULT[2]) for s in SHARPNESSES]).square()
-    prior = PRIOR[1] * kappa[:, None, None] + PRIOR[0] * alpha[:, None] + PRIOR[2] * sharpness
-    best = int((tallies - prior.double()).argmax())
+    best = int((tallies - _costs()).argmax())
     p, a, s = torch.unravel_index(torch.tensor(best), tallies.shape)
     likeliest = ALPHAS[int(a)]
     return Choice(int(p), likeliest if likeliest <= TRUSTED else likeliest / 2, SHARPNESSES[int(s)])
+
+
+def _costs() -> Tensor:
+    """What the prior takes from the tallies of each choice, [P, A, S] float64."""
+    alpha = torch.tensor([math.log2(max(a, NONE) / DEFAULT[0]) for a in ALPHAS]).square()
+    kappa = torch.tensor([math.log2(k / DEFAULT[1]) for k in KAPPAS] * RIDGES).square()
+    sharpness = torch.tensor([math.log2(s / DEFAULT[2]) for s in SHARPNESSES]).square()
+    return (PRIOR[1] * kappa[:, None, None] + PRIOR[0] * alpha[:, None] + PRIOR[2] * sharpness).double()
 
 
 @dataclass(frozen=True)
@@ -721,7 +765,10 @@ class GaussianGate:
         return float(self.solved.choice[1])
 
     def linear(self, values: Tensor) -> Tensor:
-        """Log-posteriors [N, S] of features [N, d] by the linear discriminant (α = 0), up to what all classes share."""
+        """Log-posteriors [N, S] of features [N, d] by the linear discriminant (α = 0), up to what all classes share.
+
+        Without the classes' priors, which tasks keep for themselves.
+        """
         x = self._centred(values)
         weights = self.solved.weights.double()
         means = (self.solved.means.double() - self.solved.centre.double()) / self.solved.spread.double()
@@ -786,8 +833,9 @@ class GaussianGate:
             wide = _one(task, int(self.position[one]), self.solved.spread)
             gamma, turn = torch.linalg.eigh(self.solved.grams[one, : wide.shape[1], : wide.shape[1]].double())
             inside = (((y[rows] - weight) @ wide) @ turn).square()
-            found[rows, columns] = _log_densities(away, inside, gamma.clamp_min(0), [alpha])[0]
-        return settled(self.sharpness * found)
+            density = _log_densities(away, inside, gamma.clamp_min(0), [alpha])[0]
+            found[rows, columns] = self.sharpness * density + task.priors[self.position[one]]
+        return settled(found)
 
     def _centred(self, values: Tensor) -> Tensor:
         return (values.double() - self.solved.centre.double()) / self.solved.spread.double()

@@ -3,10 +3,11 @@
 Within a task only the differences between its classes count, so that what they share is left out. Of the Gaussian gate
 (:mod:`clmoe_cli.method.routing.gaussians`) remains, for the features x of an image and class c,
 
-    sharpness × log-density  =  a_cᵀx + b_c + ‖P_cᵀx − q_c‖².
+    sharpness × log-density + log-prior  =  a_cᵀx + b_c + ‖P_cᵀx − q_c‖².
 
-``a`` and ``b`` are the linear discriminant; ``P`` [d, K] are the class's own directions through the inverse of B,
-turned to be orthogonal. One product [d, C (1 + K)] gives all of them, and the inverse of B itself is not needed.
+``a`` and ``b`` are the linear discriminant with the prior; ``P`` [d, K] are the class's own directions through the
+inverse of B, turned to be orthogonal. One product [d, C (1 + K)] gives all of them, and the inverse of B itself is not
+needed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def closed_form(gate: GaussianGate, task: int, own: Gaussians) -> tuple[Tensor, 
     both = kept + alpha * gamma.clamp_min(0)
     linear = sharpness / kept * weights
     constant = -0.5 * sharpness * ((weights * means).sum(dim=1) / kept + (both / kept).log().sum(dim=1))
+    constant = constant + own.priors
     matrix, offset = (linear / spread).T, constant
     if alpha > 0:
         turned = wide @ turn * (0.5 * sharpness * alpha / kept / both).sqrt()[:, None, :]

@@ -99,6 +99,7 @@ class Densities(nn.Module):
         self.register_buffer("reach", solved.reach)
         self.register_buffer("weights", weights)
         self.register_buffer("middle", (weights * means).sum(dim=1))
+        self.register_buffer("priors", torch.cat([task.priors for task in tasks]))
         self.register_buffer("volume", (both / self.kept).log().sum(dim=1))
         self.register_buffer("shares", ridge / (variance + ridge).clamp_min(TINY))
         self.register_buffer("turn", turn)
@@ -118,6 +119,7 @@ class Densities(nn.Module):
     reach: Tensor
     weights: Tensor
     middle: Tensor
+    priors: Tensor
     volume: Tensor
     shares: Tensor
     turn: Tensor
@@ -138,7 +140,7 @@ class Densities(nn.Module):
         if self.own_covariances:
             turned = torch.einsum("nsk,skj->nsj", through, self.turn)
             likely = likely - turned.square().sum(dim=2)
-        likely = -0.5 * self.sharpness * (likely / self.kept + self.volume)
+        likely = self.priors - 0.5 * self.sharpness * (likely / self.kept + self.volume)
         away, length = self._from_means(x)
         inside = own.square()
         distances = (away - inside.sum(dim=2)).clamp_min(0) + (inside * self.shares).sum(dim=2)
