@@ -327,5 +327,6 @@ def test_statistics_of_two_classes_are_small_and_the_tasks_own(tmp_path: Path) -
     for key, value in vars(one).items():
         assert torch.equal(value, getattr(two, key)), key
     found = gate_bytes(roots[0], names[0])
-    assert set(found) == set(vars(one)) - {"near"}  # which is for plain vectors
+    # Those are for plain vectors, and for classes of very different sizes.
+    assert set(found) == set(vars(one)) - {"near", "priors"}
     assert sum(found.values()) <= 1 << 20
