@@ -82,6 +82,7 @@ class Setting:
         """The training of a network on these images."""
         schedule = self.options.schedule
         schedule = replace(schedule, epochs=min(net.traits.epochs or schedule.epochs, schedule.epochs))
+        schedule = schedule.for_inputs(net.input_size)
         self.journal.limit.open()
         return Run(
             net,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import random_params
 from pictures import patches as blobs
+from sklearn.datasets import make_circles
 
 from clmoe_cli.method.learn_task import (
     FEW,
@@ -214,6 +215,30 @@ def share(learned) -> float:
     """Density of a task's mask."""
     mask = learned.subnetwork.mask
     return masks.count(mask) / sum(m.numel() for m in mask.values())
+
+
+def rings(count: int, seed: int) -> Labelled:
+    """Points of the plane, one class around the other."""
+    x, y = make_circles(count, noise=0.15, factor=0.5, random_state=seed)
+    return Labelled(torch.from_numpy(x).float(), torch.from_numpy(y))
+
+
+def test_of_two_inputs_none_is_left_out_so_often_that_classes_look_alike() -> None:
+    net = MLP(2, (64, 64))
+    learned = learned_alone(rings(600, 1), 2, Options(), net=net)
+    asked = rings(500, 2)
+    found = logits(net, learned.subnetwork.params, asked.x).argmax(dim=1)
+    # A network without dropout answers 94 % right; with a fifth of the inputs left out 70 %.
+    assert float((found == asked.y).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize(("inputs", "share"), [(1, 1 / 32), (8, 0.25), (32, 1.0), (784, 1.0)])
+def test_dropout_of_inputs_grows_with_their_number(inputs: int, share: float) -> None:
+    before = Schedule()
+    found = before.for_inputs(inputs)
+    assert found.dropout == (0.2 * share, 0.3)
+    assert found.annealing_dropout == (0.05 * share, 0.05)
+    assert replace(found, dropout=before.dropout, annealing_dropout=before.annealing_dropout) == before
 
 
 def test_the_search_goes_on_until_the_tolerance_decides() -> None:

@@ -36,6 +36,9 @@ from clmoe_cli.runtime.distributed.processes import neighbours
 from clmoe_cli.runtime.events import OnStep, silent, within
 
 Optimizer = torch.optim.Optimizer
+FEW_INPUTS = 32
+"""Dropout leaves out less of fewer inputs than these: a row without one of two columns looks like a row of another
+class. Pixels and features say the same many times over."""
 BATCHES = 30
 """Steps of an epoch, at least: so many mean the same to patience and learning rates at every size of the data."""
 PARTS = 8
@@ -131,6 +134,13 @@ class Schedule:
     min_delta: float = 5e-4
     dropout: tuple[float, float] = (0.2, 0.3)
     annealing_dropout: tuple[float, float] = (0.05, 0.05)
+
+    def for_inputs(self, count: int) -> Schedule:
+        """The same for a network of so many inputs: of fewer than ``FEW_INPUTS`` a smaller share is left out."""
+        share = min(1.0, count / FEW_INPUTS)
+        first, hidden = self.dropout
+        annealing, annealing_hidden = self.annealing_dropout
+        return replace(self, dropout=(share * first, hidden), annealing_dropout=(share * annealing, annealing_hidden))
 
     def batch(self, images: int, net: Network) -> int:
         """Images of one step, of so many in all."""
