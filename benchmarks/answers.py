@@ -9,7 +9,7 @@ convolutional network. All of them learn from the same training files. Of pictur
 pixels and the other tools read the gate's fixed features; of vectors they read the vectors. What has to be chosen is
 chosen on a tenth of the training inputs; then all are learned from.
 *Honesty*: the accuracy that ``learn`` reported against that of ``predict`` on test files, and ``predict --task``
-against ``predict`` on the same images, on those data sets and sixteen small ones.
+against ``predict`` on the same images, on those data sets and eighteen small ones.
 
 Each data set is a run of its own: its figures go to ``NAME-SEED.store.json`` and, of what does not change with this
 project's code, ``NAME-SEED.joint.json``. ``--reuse`` keeps what is there. The tables are made of all that is there.

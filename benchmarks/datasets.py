@@ -11,13 +11,13 @@ import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine, make_circles, make_moons
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import MNIST
 
@@ -283,6 +283,18 @@ def imbalanced(places: Places) -> Data:
     return Data(parts[0], parts[1], ((0, 1),), table=True)
 
 
+def bent(draw: Callable[..., Part]) -> Callable[[Places], Data]:
+    """A table of two columns whose classes no straight line parts, nor a Gaussian for each describes; as ``draw`` of
+    scikit-learn makes it."""
+
+    def load(places: Places) -> Data:
+        drawn = (draw(rows, random_state=1000 * places.seed + rows) for rows in (1000, 2000))
+        train, test = ((x.astype(np.float32), y) for x, y in drawn)
+        return Data(train, test, ((0, 1),), table=True)
+
+    return load
+
+
 EVIDENCE: dict[str, Callable[[Places], Data]] = {
     "p6": digits(P6),
     "split-mnist": digits(SPLIT),
@@ -310,6 +322,8 @@ HONESTY: dict[str, Callable[[Places], Data]] = {
     "shapes": shapes,
     "imbalanced": imbalanced,
     "imbalanced-digits": scarce_digits,
+    "moons": bent(partial(make_moons, noise=0.25)),
+    "circles": bent(partial(make_circles, noise=0.15, factor=0.5)),
     "noise": noise,
 }
 """Data sets that are there for honesty alone; small ones."""

@@ -176,7 +176,7 @@ def test_warnings_are_read_from_old_and_new_reports(answers: ModuleType) -> None
 
 def test_data_sets_are_cut_as_they_say(datasets: ModuleType, tmp_path: Path) -> None:
     assert datasets.groups(np.array(["b", "a", "c", "a"]), 2) == (("a", "b"), ("c",))
-    for name in ("digits8", "digits8-pictures", "wine", "wine-shared", "shapes", "imbalanced", "noise"):
+    for name in ("digits8", "digits8-pictures", "wine", "wine-shared", "shapes", "imbalanced", "moons", "noise"):
         data = datasets.EVERY[name](places(datasets, tmp_path))
         learned = [data.learned(i, 0) for i in range(len(data.tasks))]
         for batch, classes in zip(learned, data.tasks, strict=True):
