@@ -83,7 +83,7 @@ def test_rows_of_a_rare_class_are_answered_as_often_as_they_are_met(tmp_path: Pa
     with pytest.warns(UserWarning, match="out of balance"):
         store.learn(*parts[0], name="rare", arch="mlp:4", epochs=1)
     asked, labels = parts[1]
-    # The larger class alone is right for 95 %; taken as equally likely the rare one is answered for one row in six.
+    # The larger class alone is right for 95 %.
     assert (store.predict(asked, router="gate").label == labels).mean() > 0.95
     store.copy(tmp_path / "copy")
     answers = store.predict(asked).label
