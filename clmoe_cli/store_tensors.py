@@ -349,7 +349,7 @@ def _network_eye(record: GateRecord, eye: NetworkEyeArrays, base: Mapping[str, N
             at, values = eye.added[name]
             flat[tensor(at)] = tensor(values)
         params[name] = flat.reshape(shape)
-    return NetworkEye(eye.arch, net, params)
+    return NetworkEye(eye.arch, net, params, adapted=record.eyes == "subnetwork")
 
 
 def solved_arrays(found: Solved) -> SolvedGaussians:

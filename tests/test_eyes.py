@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import batch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from clmoe_cli.api.copying import CopyOptions, copy
 from clmoe_cli.api.export import export
@@ -23,7 +23,7 @@ from clmoe_cli.api.prune import PruneOptions, prune
 from clmoe_cli.data import Batch
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.networks.architectures import parse_arch
-from clmoe_cli.method.routing.features import ADAPTED, EYED, features
+from clmoe_cli.method.routing.features import ADAPTED, EYED, PRETRAINED, features
 from clmoe_cli.method.routing.network_eye import NetworkEye
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.store_tensors import Loader
@@ -228,12 +228,18 @@ def test_a_subnetwork_that_looks_goes_into_the_graph(adapted: Path, tmp_path: Pa
         assert export(str(adapted), "task2", tmp_path / "task2.onnx").answers == "mixture"
 
 
-def test_on_pretrained_weights_the_eye_names_them_and_they_stay(tmp_path: Path) -> None:
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """A file of weights for ``cnn:6,8``."""
     net = parse_arch("cnn:6,8", (1, 16, 16))
     rng = torch.Generator().manual_seed(3)
     made = {n: v for n, v in (net.initial_shared(rng) | net.initial_owned(2, rng)).items() if "output" not in n}
     save_file(made, tmp_path / "weights.safetensors")
-    told = replace(network_options("subnetwork"), weights=str(tmp_path / "weights.safetensors"))
+    return str(tmp_path / "weights.safetensors")
+
+
+def test_on_pretrained_weights_the_eye_names_them_and_they_stay(weights: str, tmp_path: Path) -> None:
+    told = replace(network_options("subnetwork"), weights=weights)
     root = tmp_path / "store"
     learn(str(root), batch([0, 3], 120), told)
     store = Store.open(root)
@@ -264,6 +270,48 @@ def test_on_pretrained_weights_the_eye_names_them_and_they_stay(tmp_path: Path) 
     path = object_path(root, gate.eye_base.sha256, "safetensors")
     path.write_bytes(path.read_bytes()[:-4])
     assert [Path(one.file).stem for one in verify(root) if one.damage] == [gate.eye_base.sha256]
+
+
+@pytest.mark.parametrize("eyes", [None, "pretrained"])
+def test_pretrained_weights_look_as_they_are_whatever_was_learned_first(
+    weights: str, tmp_path: Path, eyes: str | None
+) -> None:
+    told = replace(network_options(eyes), weights=weights)
+    for name, order in (("one", ("a", "b")), ("other", ("b", "a"))):
+        for task in order:
+            data = batch({"a": [0, 3], "b": [6, 9]}[task], 120)
+            learn(str(tmp_path / name), data, replace(told, name=task))
+    one, other = Store.open(tmp_path / "one"), Store.open(tmp_path / "other")
+    gate = one.manifest.gates[0]
+    assert (gate.features, gate.eye, gate.eye_base) == (
+        "scattering-1" + PRETRAINED, other.manifest.gates[0].eye, one.manifest.experts[0].base,
+    )  # fmt: skip
+    eye, made = Loader(one).eye(gate), load_file(weights)
+    assert isinstance(eye, NetworkEye)
+    whole = eye.net.effective(eye.params)
+    assert {name: value.tolist() for name, value in whole.items()} == {n: v.tolist() for n, v in made.items()}
+    # The gate knows nothing of the order.
+    asked = batch([0, 3, 6, 9], 60, seed=1)
+    said = [predict(str(tmp_path / name), asked, router="gate") for name in ("one", "other")]
+    assert said[0].labels == said[1].labels
+    assert said[0].scores is not None
+    assert said[0].scores.accuracy > 0.8
+    export_all(str(tmp_path / "one"), tmp_path / "all.pt2")
+    # Stores that see by the same weights go together.
+    copy(str(tmp_path / "other"), str(tmp_path / "new"), CopyOptions(["b"]))
+    copy(str(tmp_path / "one"), str(tmp_path / "new"), CopyOptions(["a"]))
+    assert predict(str(tmp_path / "new"), asked, router="gate").labels == said[0].labels
+    assert verify(tmp_path / "new") == []
+
+
+def test_pretrained_eyes_can_be_left_out_and_need_weights(weights: str, tmp_path: Path) -> None:
+    told = replace(network_options("none"), weights=weights)
+    learn(str(tmp_path / "store"), batch([0, 3], 60), told)
+    assert Store.open(tmp_path / "store").manifest.gates[0].eye is None
+    learn(str(tmp_path / "store"), batch([6, 9], 60), replace(told, eyes=None))
+    assert Store.open(tmp_path / "store").manifest.gates[0].eye is None
+    with pytest.raises(UsageProblem, match=r"no pretrained weights.*cnn:6,8.*--arch lite0"):
+        learn(str(tmp_path / "new"), batch([0, 3], 60), network_options("pretrained"))
 
 
 def test_what_no_subnetwork_can_look_at_is_one_line(adapted: Path, tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ def _amounts(batch: Batch) -> bool:
     return one_unit((squares / n - (total / n).square()).clamp_min(0).sqrt())
 
 
-def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str) -> None:
+def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str, pretrained: bool) -> None:
     """UsageProblem where ``--eyes`` says other than what this kind of input was begun with, or cannot be had.
 
-    ``arch``: of the expert that a first task begins.
+    ``arch``: of the expert that a first task begins; ``pretrained``: whether that starts from pretrained weights.
     """
     record = manifest.gate(batch.input_shape, batch.input)
     if wanted is None:
@@ -122,7 +122,7 @@ def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str) 
                 hint="leave --eyes out, or begin another --store",
             )
         return
-    seen = {"none": True, "first": seen_by_eyes(batch.input_shape), "subnetwork": is_image(batch.input_shape)}[wanted]
+    seen = {"none": True, "first": seen_by_eyes(batch.input_shape)}.get(wanted, is_image(batch.input_shape))
     if not seen or (wanted != "none" and _through_backbone(batch)):
         found = kind_text(batch.input_shape, batch.input)
         raise UsageProblem("eyes look at pictures", key="--eyes", found=found, hint="leave --eyes out")
@@ -130,6 +130,11 @@ def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str) 
         raise UsageProblem(
             "an eye that is a subnetwork has convolutions", key="--eyes", found=f"{wanted} with --arch {arch}",
             expected="an --arch of convolutions, as resnet9 or lite0", hint="--eyes first goes with any",
+        )  # fmt: skip
+    if wanted == "pretrained" and not pretrained:
+        raise UsageProblem(
+            "no pretrained weights to look with", key="--eyes", found=f"{wanted} with --arch {arch}",
+            expected="--arch lite0, or --weights FILE", hint="--eyes first goes without",
         )  # fmt: skip
     if wanted == "subnetwork" and len(batch.classes()) < 2:
         raise UsageProblem(

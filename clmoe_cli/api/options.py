@@ -30,7 +30,8 @@ class LearnOptions:
     free weights start from. ``time_limit``: minutes that learning a task may take, from when the store is locked; None
     for as many as it needs. ``evidence``: what the onset judges by, one of :data:`clmoe_cli.runtime.choices.EVIDENCE`.
     ``eyes``: what looks at pictures beside the gate's fixed features, one of :data:`clmoe_cli.runtime.choices.EYES`;
-    None for what their kind was begun with, and for a new kind none. ``refine``: the task that the data improve,
+    None for what their kind was begun with, and for a new kind the pretrained weights that the expert starts from, if
+    any. ``refine``: the task that the data improve,
     whatever the onset would say. ``numbered``: without ``name`` the task is called task1, task2, … and not after its
     file.
     """

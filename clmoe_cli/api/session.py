@@ -20,6 +20,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
 from clmoe_cli.method.learn_task import Learned
 from clmoe_cli.method.networks.base import Network
+from clmoe_cli.method.routing.features import is_image
 from clmoe_cli.method.subnetwork.training import OnCost, OnEpoch
 from clmoe_cli.runtime.events import OnStep, silent
 from clmoe_cli.runtime.words import one_of
@@ -132,16 +133,21 @@ class Session:
     def kind(self, number: int, expert: ExpertRecord, learned: Learned) -> Kind:
         """The data's kind of input as the gate sees it, with the tasks that read it but the one of that number.
 
-        ``learned``: that task, of ``expert``; if it is the first one of its kind, its subnetwork may be the eye.
+        ``learned``: that task, of ``expert``; if it is the first one of its kind, its subnetwork may be the eye. Where
+        nothing was said, pretrained weights that it starts from are.
         """
         record = self.manifest.gate(self.batch.input_shape, self.batch.input)
         scale = self.input_scale if record is None else record.input_scale
         eye = None if record is None else self.loader.eye(record)
-        if record is None and self.options.eyes == "first":
+        starts = "pretrained" if self.start.params is not None and is_image(self.batch.input_shape) else "none"
+        wanted = self.options.eyes or starts
+        if record is None and wanted == "first":
             drawn = generator(derived_seed(self.manifest.seed, number, "eye"))
             eye = gating.eye_of(self.batch, scale, drawn, self.on_step)
-        elif record is None and self.options.eyes == "subnetwork":
+        elif record is None and wanted == "subnetwork":
             eye = gating.network_eye_of(expert, learned)
+        elif record is None and wanted == "pretrained":
+            eye = self.start.eye(expert)
         return gating.kind_of(self.manifest, self.batch, number, scale, eye)
 
     def warn(self, *cautions: Caution) -> None:
@@ -157,5 +163,7 @@ class Session:
         if self.options.expert not in (None, "new"):
             one_of("expert", str(self.options.expert), [*(e.id for e in self.manifest.experts), "new"])
         check_backbone(self.expected.backbone, self.batch)
-        gating.check_eyes(self.manifest, self.batch, self.options.eyes, self.options.arch)
+        gating.check_eyes(
+            self.manifest, self.batch, self.options.eyes, self.options.arch, self.start.params is not None
+        )
         gating.check(self.manifest, self.batch, "use a clmoe of the version that wrote it, or another --store")

@@ -15,6 +15,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.method.networks.architectures import parse_arch
 from clmoe_cli.method.networks.base import Network, Params
 from clmoe_cli.method.networks.convnet import ConvNet
+from clmoe_cli.method.routing.network_eye import NetworkEye
 from clmoe_cli.method.scaling import LEAST
 from clmoe_cli.method.tasks.placement import DRAWS
 from store_schema import ExpertRecord, Manifest, StoreIncompatible, UsageProblem
@@ -74,6 +75,13 @@ class Start:
         if self.params is None:
             return {}
         return {layer.name: self.params[layer.name].to(device) for layer in record.layers}
+
+    def eye(self, record: ExpertRecord) -> NetworkEye:
+        """The network that these are, for an expert of that record."""
+        assert self.params is not None
+        net = parse_arch(record.arch, record.input_shape, self.base(record, "cpu"))
+        own = {name: value for name, value in self.params.items() if name not in net.shared_shapes()}
+        return NetworkEye.pretrained(record.arch, net, own)
 
     def beside(self, net: Network) -> Params | None:
         """What takes the place of fresh parameters: all of these, or those that a task owns where the rest is below."""

@@ -94,8 +94,8 @@ EyesOption = Annotated[
     typer.Option(
         autocompletion=among(choices.EYES),
         help="What tells tasks of pictures apart beside fixed features, for all tasks: none; first: filters made from "
-        "the first task's pictures; subnetwork: what the first task learned, in an --arch of convolutions [default: "
-        "the store's, or none].",
+        "the first task's pictures; subnetwork: what the first task learned, in an --arch of convolutions; pretrained: "
+        "the weights that an --arch starts from [default: the store's, or pretrained where there are such, or none].",
     ),
 ]
 RejectOption = Annotated[

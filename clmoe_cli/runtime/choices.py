@@ -5,7 +5,7 @@ from __future__ import annotations
 ROUTES = ("image", "batch")
 ROUTERS = ("fused", "gate", "loss", "gradient", "fisher", "paper")
 EVIDENCE = ("gate", "fisher", "gradient")
-EYES = ("none", "first", "subnetwork")
+EYES = ("none", "first", "subnetwork", "pretrained")
 SCORES = ("gradient-weight", "gradient", "last-batch")
 IF_KNOWN = ("skip", "refine", "new")
 BOUNDARIES = ("labels", "images")

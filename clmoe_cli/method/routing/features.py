@@ -49,9 +49,9 @@ UNIT = "unit-1"
 VECTOR, ROOT, OLD_VECTOR = "vector-1", "vector-root-1", "relu-1"
 COLOURED, OLD_COLOURED = "scattering-colour-2", "scattering-colour-1"
 """Names of features; the old ones are those of stores of formats 1 and 2."""
-EYED, ADAPTED = "+patches-1", "+subnetwork-1"
+EYED, ADAPTED, PRETRAINED = "+patches-1", "+subnetwork-1", "+pretrained-1"
 """End the names of features with which those of an eye are: one made of patches (:mod:`clmoe_cli.method.routing.eye`),
-or the first task's subnetwork (:mod:`clmoe_cli.method.routing.network_eye`)."""
+the first task's subnetwork, or a pretrained network (:mod:`clmoe_cli.method.routing.network_eye`)."""
 MOST_COLUMNS = 2048
 """Columns of plain vectors that are taken as they are."""
 CHUNK = limits.FEATURE_IMAGES
@@ -85,7 +85,9 @@ def with_eye(name: str, eye: AnyEye | None) -> str:
     """Name of these features with those of an eye appended, if there is one."""
     if eye is None:
         return name
-    return name + (ADAPTED if isinstance(eye, NetworkEye) else EYED)
+    if isinstance(eye, Eye):
+        return name + EYED
+    return name + (ADAPTED if eye.adapted else PRETRAINED)
 
 
 def seen_by_eyes(input_shape: Sequence[int]) -> bool:
@@ -97,8 +99,8 @@ def known(name: str, input_shape: Sequence[int]) -> bool:
     """Whether this version computes features of that name for inputs of this shape."""
     if name.endswith(EYED):
         return seen_by_eyes(input_shape) and known(name.removesuffix(EYED), input_shape)
-    if name.endswith(ADAPTED):
-        return is_image(input_shape) and known(name.removesuffix(ADAPTED), input_shape)
+    if name.endswith((ADAPTED, PRETRAINED)):
+        return is_image(input_shape) and known(_fixed(name), input_shape)
     if not is_image(input_shape):
         return name in (VECTOR, ROOT, OLD_VECTOR, UNIT)
     return name == UNIT or name in ((COLOURED, OLD_COLOURED) if input_shape[0] == 3 else ("scattering-1",))
@@ -166,7 +168,7 @@ def calculated(x: Tensor, name: str, eye: AnyEye | None = None) -> Tensor:
 
 def _fixed(name: str) -> str:
     """Name of the features without those of an eye."""
-    return name.removesuffix(EYED).removesuffix(ADAPTED)
+    return name.removesuffix(EYED).removesuffix(ADAPTED).removesuffix(PRETRAINED)
 
 
 def new_eye(x: Rows, input_shape: Sequence[int], rng: torch.Generator) -> Eye:

@@ -1,14 +1,15 @@
-"""An eye that is a network: the first task's subnetwork, frozen, which then looks at the images of every task.
+"""An eye that is a network: the first task's subnetwork, frozen, or a pretrained one, looks at every task's images.
 
 First-session adaptation (Panos et al., "First Session Adaptation", 2023; McDonnell et al., "RanPAC", 2023): what the
 first task teaches a network serves all later ones as features, and never changes again. What an earlier layer sees
-helps to tell classes apart that the first task did not have.
+helps to tell classes apart that the first task did not have. A pretrained network that experts start from looks as it
+is, whatever was learned first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,16 +25,26 @@ HEAD = ("output.weight", "output.bias")
 
 @dataclass(frozen=True, eq=False)
 class NetworkEye:
-    """``net``: of the architecture ``arch``; ``params``: a subnetwork's, all but the output's, on its base if any."""
+    """``net``: of the architecture ``arch``; ``params``: a subnetwork's, all but the output's, on its base if any.
+
+    ``adapted``: whether a task has learned them.
+    """
 
     arch: str
     net: Network
     params: Params
+    adapted: bool = True
 
     @staticmethod
     def of(arch: str, net: Network, params: Mapping[str, Tensor]) -> NetworkEye:
         """A learned subnetwork as an eye; all is on the CPU."""
         return NetworkEye(arch, net, {name: value for name, value in params.items() if name not in HEAD})
+
+    @staticmethod
+    def pretrained(arch: str, net: Network, own: Mapping[str, Tensor]) -> NetworkEye:
+        """The pretrained network that ``net`` stands on, with its own parameters, as an eye; all is on the CPU."""
+        nothing = {name: torch.zeros(shape) for name, shape in net.shared_shapes().items()}
+        return replace(NetworkEye.of(arch, net, nothing | {**own}), adapted=False)
 
     @cached_property
     def width(self) -> int:
