@@ -92,7 +92,7 @@ def test_flag_setting_and_variable(
 
 @pytest.mark.parametrize(
     ("stopped_after", "arch"),
-    [(5, "resnet9:2"), pytest.param(1, "resnet9:2", marks=pytest.mark.campaign), (1, "cnn:4"), (5, "cnn:4")],
+    [*(pytest.param(n, "resnet9:2", marks=pytest.mark.campaign) for n in (1, 5)), (1, "cnn:4"), (5, "cnn:4")],
 )
 def test_an_interrupted_learn_goes_on_to_the_same_store(
     arch: str, stopped_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

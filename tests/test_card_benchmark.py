@@ -39,7 +39,8 @@ def options(device: str) -> argparse.Namespace:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.campaign), "mps"])
+@pytest.mark.campaign
+@pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_one_table(device: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "resolved", lambda name: name)
     with Card() if device == "mps" else nullcontext():

@@ -59,6 +59,7 @@ def test_a_crop_shows_nothing_outside_of_its_box(crops: ModuleType) -> None:
             assert crops.SIDES[0] <= seen.shape[0] == seen.shape[1] < crops.SIDES[1]
 
 
+@pytest.mark.campaign
 def test_the_folders_are_tasks_and_the_same_each_time(crops: ModuleType, tmp_path: Path) -> None:
     subprocess.run([sys.executable, EXAMPLES / "crop_photos.py", tmp_path / "a"], check=True)
     crops.main(tmp_path / "b")

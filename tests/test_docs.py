@@ -171,6 +171,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.campaign
 def test_every_command_of_the_tutorial_runs(workplace: Path, shell: Shell) -> None:
     """With short trainings of small networks."""
     short = {"CLMOE_LEARN_EPOCHS": "1", "CLMOE_LEARN_ARCH": "mlp:50,50"}
@@ -186,6 +187,7 @@ def two_stores(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.campaign
 def test_every_command_about_moving_runs(two_stores: Path, shell: Shell) -> None:
     """Those of rsync where it is installed."""
     page = (

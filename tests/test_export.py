@@ -269,6 +269,7 @@ def test_sparse_tensors_keep_signed_zeros_and_dense_ones_stay(tmp_path: Path) ->
         assert torch.equal(found[name].view(torch.int32), value.view(torch.int32))
 
 
+@pytest.mark.campaign
 def test_another_process_says_nothing_else_and_writes_the_same_bytes(world: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "clmoe_cli", "export", "--task", "pets", "pets.onnx", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

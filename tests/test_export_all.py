@@ -252,6 +252,7 @@ with torch.inference_mode():
     assert (about["input"]["shape"], about["input"]["features"]) == ([1, 28, 28], None)
 
 
+@pytest.mark.campaign
 def test_the_same_store_gives_the_same_bytes_and_the_text_says_what_it_is(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

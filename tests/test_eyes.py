@@ -220,7 +220,7 @@ def test_stores_seen_by_one_subnetwork_go_together(adapted: Path, tmp_path: Path
         copy(str(adapted), str(other))
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", [pytest.param("onnx", marks=pytest.mark.campaign), "pt2"])
 def test_a_subnetwork_that_looks_goes_into_the_graph(adapted: Path, tmp_path: Path, suffix: str) -> None:
     # A file that answers otherwise than predict is not kept.
     assert export_all(str(adapted), tmp_path / f"all.{suffix}").tasks == ("task1", "task2")
