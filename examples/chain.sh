@@ -11,7 +11,8 @@ shift
 
 for data in "$@"; do
     # 0: known, 10: new (pictures of another size and vectors are), 11: undecided, since too little was learned to tell;
-    # labels decide then. Anything else: an error, which clmoe has explained on stderr. An empty store knows nothing.
+    # labels decide then. 4: the store has no task yet, where the first learn was stopped; what else it may mean stops learn
+    # as well. Anything else: an error, which clmoe has explained on stderr.
     verdict=10
     if [ -d "$CLMOE_STORE" ]; then
         verdict=0
@@ -19,7 +20,7 @@ for data in "$@"; do
     fi
     case $verdict in
     0) echo "$data: known, nothing to learn" ;;
-    10 | 11)
+    4 | 10 | 11)
         clmoe learn --data "$data" --quiet --json > learned.json
         python3 - <<'PYTHON'
 import json

@@ -16,7 +16,16 @@ from store_schema import files, layout, objects
 from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreMissing, disk_errors
 from store_schema.locking import locked
 from store_schema.records import Manifest, ObjectRef, Suffix
-from store_schema.store import Store, check_format, check_local, check_place, committed, head_bytes, newest
+from store_schema.store import (
+    Store,
+    check_format,
+    check_local,
+    check_place,
+    committed,
+    head_bytes,
+    newest,
+    without_task,
+)
 
 KEEP = 2
 FOLDERS = (layout.TMP, layout.MANIFESTS, layout.OBJECTS, layout.CHECKPOINTS)
@@ -169,9 +178,7 @@ def writer(
         store = newest(root, known)
         if store.manifest.generation == 0:
             if not create:
-                raise StoreMissing(
-                    "the store is empty", where=str(root), hint="clmoe learn puts the first task into it"
-                )
+                raise without_task(root)
             store = Store(root, store.manifest.model_copy(update={"seed": seed}), store.head)
         yield Writer(store)
 

@@ -60,7 +60,7 @@ class Store:
         check_format(root)
         store = newest(root)
         if store.manifest.generation == 0 and not empty:
-            raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
+            raise without_task(root)
         return store
 
     def read_object(self, ref: ObjectRef) -> bytes:
@@ -123,6 +123,15 @@ class Store:
             return eye, {}
         where = str(layout.object_path(self.root, base.sha256, base.suffix))
         return eye, decode_base(self.read_object(base), where, eye.shapes)
+
+
+def without_task(root: Path) -> StoreMissing:
+    """What is said of a store that no learn has finished in. Raises DiskProblem."""
+    with disk_errors(str(root / layout.CHECKPOINTS)):
+        begun = any(layout.KEY.fullmatch(path.name) for path in (root / layout.CHECKPOINTS).glob("*"))
+    goes_on = "a learn has begun: the same command goes on with it, and clmoe log says how far it is"
+    hint = goes_on if begun else "clmoe learn puts the first task into it"
+    return StoreMissing("the store is empty", where=str(root), hint=hint)
 
 
 def read_consistently(path: str | Path, use: Callable[[Store], T], known: Store | None = None) -> T:

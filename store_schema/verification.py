@@ -15,7 +15,7 @@ from store_schema import checkpoints, files, layout, objects
 from store_schema.errors import ClmoeError, ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
 from store_schema.records import Manifest
 from store_schema.removal import subnetwork_digest
-from store_schema.store import Store, check_format, manifest_of
+from store_schema.store import Store, check_format, manifest_of, without_task
 
 Report = Callable[[ClmoeError, Path], None]
 OnDone = Callable[[str, int, int], None]
@@ -86,7 +86,7 @@ def _verify(root: Path, on_done: OnDone) -> list[Finding]:
             found(error, layout.checkpoint_path(root, key))
     current = _current(root, found)
     if current is not None and current.generation == 0 and not findings:
-        raise StoreMissing("the store is empty", where=str(root), hint="clmoe learn puts the first task into it")
+        raise without_task(root)
     for path, number in layout.manifests(root):
         if current is not None and number not in (current.generation, current.generation - 1):
             findings[str(path)] = Finding(str(path), "a generation that nothing names", False)

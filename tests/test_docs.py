@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18, shufflenet_v2_x0_5
 
 from clmoe_cli.cli.app import app
+from store_schema import writer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -220,6 +221,8 @@ def test_a_chain_of_tasks_is_run_again(tmp_path: Path, shell: Shell) -> None:
     more = ["vectors.npz", "larger.npz", "few.npz"]
     chain = shlex.join(["sh", str(ROOT / "examples" / "chain.sh"), "store"])
     command = f"{chain} 0.npz 1.npz {' '.join(more)}"
+    with writer(tmp_path / "store", create=True):
+        pass  # what a first learn leaves that was stopped
     first = shell(command, tmp_path, **variables)
     assert first.returncode == 0, first.stderr
     learned = [line.split(" in ")[0] for line in first.stdout.splitlines()[:-1]]

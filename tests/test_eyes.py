@@ -216,8 +216,12 @@ def test_stores_seen_by_one_subnetwork_go_together(adapted: Path, tmp_path: Path
     assert verify(tmp_path / "new") == []
     other = tmp_path / "other"
     learn(str(other), batch([1, 4], 120), replace(network_options("subnetwork"), name="other"))
-    with pytest.raises(StoreIncompatible, match="in different ways"):
+    with pytest.raises(StoreIncompatible, match=r"in different ways.*found eye"):
         copy(str(adapted), str(other))
+    plain = tmp_path / "plain"
+    learn(str(plain), batch([1, 4], 120), replace(network_options("none"), name="other"))
+    with pytest.raises(StoreIncompatible, match="found --eyes subnetwork; expected --eyes none"):
+        copy(str(adapted), str(plain))
 
 
 @pytest.mark.parametrize("suffix", [pytest.param("onnx", marks=pytest.mark.campaign), "pt2"])
@@ -286,6 +290,7 @@ def test_pretrained_weights_look_as_they_are_whatever_was_learned_first(
     assert (gate.features, gate.eye, gate.eye_base) == (
         "scattering-1" + PRETRAINED, other.manifest.gates[0].eye, one.manifest.experts[0].base,
     )  # fmt: skip
+    assert {expert.eyes for expert in inspect(tmp_path / "one").experts} == {"pretrained"}
     eye, made = Loader(one).eye(gate), load_file(weights)
     assert isinstance(eye, NetworkEye)
     whole = eye.net.effective(eye.params)

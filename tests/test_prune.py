@@ -180,6 +180,11 @@ def test_a_first_learn_that_was_interrupted_is_listed_too(tmp_path: Path, monkey
     def said(*args: str) -> str:
         return shells.spawn(*args, "--store", tmp_path / "store", cwd=tmp_path).stdout.decode()
 
+    for command in (("inspect",), ("inspect", "--verify"), ("prune", "--gc", "--yes")):
+        told = shells.spawn(*command, "--store", tmp_path / "store", cwd=tmp_path)
+        assert told.returncode == 4
+        assert b"the store is empty" in told.stderr
+        assert b"a learn has begun: the same command goes on with it" in told.stderr
     listed = " ".join(said("log").split())
     assert listed.startswith("nothing was committed yet unfinished: learn of first, reached epoch 1 of phase train")
     assert listed.endswith("the same command goes on from there")

@@ -50,7 +50,7 @@ def test_folders_pipes_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "v1.2 cats")
     assert suggested(".") == "v1.2 cats"
-    assert [suggested(name) for name in ("../photos", "-", "the inputs", "gone.npz")] == [None] * 4
+    assert [suggested(name) for name in ("../photos", "-", "", "the inputs", "gone.npz")] == [None] * 5
 
 
 def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:

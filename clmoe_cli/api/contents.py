@@ -56,13 +56,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Expert:
-    """An expert of the store."""
+    """An expert of the store. ``eyes``: what the gate looks with at its kind of input, as ``learn --eyes`` names it."""
 
     id: str
     arch: str
     input_shape: tuple[int, ...]
     kind: str
     input: Input | None
+    eyes: str
     tasks: tuple[str, ...]
     layers: tuple[Shares, ...]
     frozen_percent: float

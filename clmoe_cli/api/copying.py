@@ -225,6 +225,7 @@ def _check_gates(here: GateRecord | None, there: GateRecord | None, kind: str) -
             return {"gate": "none"}
         return {
             "gate": gate.rule or "subspaces",
+            "--eyes": gate.eyes,
             "features": gate.features,
             "input scale": f"{gate.input_scale:.9g}",
             "eye": gate.eye.sha256[:12] if gate.eye else "none",

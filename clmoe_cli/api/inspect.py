@@ -238,6 +238,7 @@ def _expert(manifest: Manifest, expert: str, bits: AllBits) -> Expert:
         input_shape=record.input_shape,
         kind=kind_text(record.input_shape, record.input),
         input=None if record.input is None else _input(record.input),
+        eyes="none" if (gate := manifest.gate(record.input_shape, record.input)) is None else gate.eyes,
         tasks=tuple(t.name for t in tasks),
         layers=tuple(layers),
         frozen_percent=together("", layers).frozen_percent,

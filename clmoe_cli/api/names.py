@@ -48,11 +48,11 @@ GENERIC = frozenset(_GENERIC.split())
 def suggested(source: str) -> str | None:
     """What a task is called after the file or folder that it is learned from; None where that says nothing.
 
-    The name without suffixes, where it has a letter that is no more than a generic word: neither ``train.npz`` nor
-    ``3.npz`` nor ``data.csv`` names a task. Arrays and pipes have no name.
+    The name without suffixes, where it has a word of two letters that is not generic: neither ``train.npz`` nor
+    ``3.npz`` nor ``f1`` nor ``data.csv`` names a task. Arrays and pipes have no name.
     """
     path = Path(source)
-    if source == "-" or not path.exists():
+    if source in ("", "-") or not path.exists():
         return None
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     words = re.split(r"[\W\d_]+", name.casefold())

@@ -66,7 +66,7 @@ def overview(report: InspectReport) -> list[Any]:
     position = {task.name: i for i, task in enumerate(report.tasks)}
     for expert in report.experts:
         own = [task for task in report.tasks if task.expert == expert.id]
-        rows = f"{expert.output_rows.rows} output rows"
+        rows = f"{expert.output_rows.rows} output rows{'' if expert.eyes == 'none' else f', eyes {expert.eyes}'}"
         parts += [
             headline(f"expert {expert.id}", f"  {expert.arch}, images {expert.kind}, {rows}"),
             Fitting(_tasks(own, each_layer=True), _tasks(own, each_layer=False)),

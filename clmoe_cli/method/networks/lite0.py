@@ -38,7 +38,9 @@ class Lite0(nn.Module):
             raise ValueError(f"architecture {NAME!r} cannot read {channels} channels; expected 1 or 3")
         if min(sides) < SMALLEST:
             size = "x".join(map(str, input_shape))
-            raise ValueError(f"architecture {NAME!r} cannot read inputs of {size}; expected {SMALLEST} pixels a side")
+            raise ValueError(
+                f"architecture {NAME!r} cannot read inputs of {size}; expected {SMALLEST} pixels a side or more"
+            )
         self.factor = 1.0
         self._stem_padding = _same(sides, 3, 2)
         self._conv_stem = nn.Conv2d(3, STEM, 3, stride=2, bias=False)

@@ -54,7 +54,8 @@ def resnet9(arch: str, input_shape: tuple[int, int, int], classes: int) -> nn.Mo
     channels, height, side = input_shape
     if min(height, side) < SMALLEST:
         raise ValueError(
-            f"architecture {arch!r} cannot read inputs of {channels}x{height}x{side}; expected {SMALLEST} pixels a side"
+            f"architecture {arch!r} cannot read inputs of {channels}x{height}x{side}; "
+            f"expected {SMALLEST} pixels a side or more"
         )
     parts = OrderedDict(
         stem=_step(channels, width, 1),
