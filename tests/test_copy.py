@@ -218,7 +218,7 @@ def test_stores_of_other_features_are_refused(source: Path, tmp_path: Path) -> N
     eyed = tmp_path / "eyed"
     options = clmoe.LearnOptions(arch=small.OPTIONS.arch, method=small.OPTIONS.method, eyes="first", name="eyed")
     learn(str(eyed), pictures([1, 3], 60, 0), options)
-    with pytest.raises(StoreIncompatible, match=r"in different ways.*features .*patches"):
+    with pytest.raises(StoreIncompatible, match=r"in different ways.*found --eyes first; expected --eyes none"):
         copy(str(eyed), str(source))
     copy(str(eyed), str(tmp_path / "new"))
     assert content(tmp_path / "new") == content(eyed)

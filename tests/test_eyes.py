@@ -301,7 +301,8 @@ def test_pretrained_weights_look_as_they_are_whatever_was_learned_first(
     assert said[0].labels == said[1].labels
     assert said[0].scores is not None
     assert said[0].scores.accuracy > 0.8
-    export_all(str(tmp_path / "one"), tmp_path / "all.pt2")
+    if eyes is None:  # which compares the file with predict
+        export_all(str(tmp_path / "one"), tmp_path / "all.pt2")
     # Stores that see by the same weights go together.
     copy(str(tmp_path / "other"), str(tmp_path / "new"), CopyOptions(["b"]))
     copy(str(tmp_path / "one"), str(tmp_path / "new"), CopyOptions(["a"]))
