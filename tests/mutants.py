@@ -709,7 +709,7 @@ FAULTS_OF_THE_STORE = (
         "the sign of zero is lost", "store_schema/directions.py",
         "if not np.isfinite(value).all() or np.signbit(value[value == 0]).any():",
         "if not np.isfinite(value).all():",
-        (f"{PACKED}::test_what_has_no_packed_form_stays",),
+        (f"{PACKED}::test_a_negative_zero_keeps_its_sign",),
     ),
     Fault(
         "links are followed", "store_schema/files.py",

@@ -238,6 +238,7 @@ def weights(tmp_path: Path) -> str:
     net = parse_arch("cnn:6,8", (1, 16, 16))
     rng = torch.Generator().manual_seed(3)
     made = {n: v for n, v in (net.initial_shared(rng) | net.initial_owned(2, rng)).items() if "output" not in n}
+    made |= {n: v + 0.1 * torch.rand(v.shape, generator=rng) for n, v in made.items() if n.startswith("norm")}
     save_file(made, tmp_path / "weights.safetensors")
     return str(tmp_path / "weights.safetensors")
 

@@ -77,6 +77,19 @@ def test_numbers_of_many_sizes_need_wider_ones() -> None:
     assert directions._packed(np.array([[60000.0], [2.0**-24]], dtype=np.float16)) is None
 
 
+def worth_packing() -> np.ndarray:
+    """Directions that take fewer bytes packed."""
+    value = np.random.default_rng(0).normal(size=(1024, 8)).round().astype(np.float16)
+    return np.where(value == 0, np.float16(0), value)
+
+
+def test_a_negative_zero_keeps_its_sign() -> None:
+    value = worth_packing()
+    assert directions.smaller(value) is not value
+    value[0, 0] = -0.0
+    assert directions.smaller(value) is value
+
+
 @pytest.mark.parametrize(
     "value",
     [
