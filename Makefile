@@ -36,7 +36,7 @@ clean:  ## remove what the targets made
 
 check: lint test  ## the gate: lint, format, types, import directions, tests with warnings as errors
 
-test: $(STAMP)  ## run the tests, warnings as errors (six minutes on two cores)
+test: $(STAMP)  ## run the tests, warnings as errors
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 lint: $(STAMP)  ## lint, format and types
