@@ -23,7 +23,7 @@ from clmoe_cli.store_tensors import derived_seed, generator
 from store_schema import Store
 
 HERE = Path(__file__).parent
-LINE = re.compile(r"^(\w+) (\d+)/\d+ .*held-out ([\d.]+)")
+LINE = re.compile(r"^(\w+) (\d+)/\d+ .*validation ([\d.]+)")
 STAGES = ("start, onset, placement", "train", "prune", "consolidate", "scores, statistics, gate, commit")
 HALF = 5e-5
 """Of the last digit of a loss that is printed."""

@@ -109,7 +109,7 @@ def learn(data: Path, store: Path, way: str, flags: list[str]) -> Row:
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)
-            if "held-out" in line:
+            if "  validation " in line:
                 lines.append(time.monotonic())
         report = json.loads(process.stdout.read() or "{}")
     if process.returncode:

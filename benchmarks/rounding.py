@@ -31,6 +31,7 @@ from clmoe_cli.method.routing.features import ROOT, VECTOR, features
 from clmoe_cli.method.routing.gaussians import GaussianGate, Gaussians
 from clmoe_cli.method.routing.rounding import rounded
 from store_schema import directions
+from store_schema.deflated import deflated
 
 IMAGES = {"p6": 15_000, "cifar10": 6_000, "gtsrb": 6_165, "cifar10-lite0": 8_000, "cifar100-lite0": 10_000}
 """The data sets, and how many training images of each are looked at."""
@@ -90,7 +91,7 @@ def formed(task: Gaussians, form: Form, x: Tensor, y: Tensor) -> Gaussians:
 
 def size(value: Tensor) -> int:
     """Bytes of directions in the store."""
-    return directions.size(directions.smaller(value.numpy()))
+    return len(deflated(directions.smaller(value.numpy())))
 
 
 def answered(tasks: list[Gaussians], codes: Tensor, x: Tensor, y: Tensor) -> tuple[int, float]:

@@ -8,16 +8,15 @@ small ones have few bits; gzip leaves out those that no number has.
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store_schema.deflated import deflated
+
 LEAST = -24
 """Exponent of the smallest number of half precision."""
-LEVEL = 4
-"""Of the compression that sizes are compared in."""
 UNPACKING = 32
 """Bytes that unpacking takes for each number, at most."""
 
@@ -25,7 +24,7 @@ UNPACKING = 32
 def smaller(value: NDArray[Any]) -> NDArray[Any]:
     """The directions packed, where that takes fewer bytes; any other array as it is."""
     packed = _packed(value) if value.dtype == np.float16 and value.ndim > 1 and value.size else None
-    return value if packed is None or size(value) <= size(packed) else packed
+    return value if packed is None or len(deflated(value)) <= len(deflated(packed)) else packed
 
 
 def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:
@@ -70,9 +69,3 @@ def _signed(packed: NDArray[Any]) -> NDArray[Any]:
     signed: Any = np.int16 if packed.dtype == np.uint16 else np.int32
     found: NDArray[Any] = (packed >> 1).view(signed) ^ -(packed & 1).view(signed)
     return found
-
-
-def size(value: NDArray[Any]) -> int:
-    """Bytes that an array takes compressed, but for what describes it."""
-    shuffled = np.ascontiguousarray(value).view(np.uint8).reshape(-1, value.itemsize).T
-    return len(zlib.compress(shuffled.tobytes(), LEVEL))

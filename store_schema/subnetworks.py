@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store_schema import directions, heaps
+from store_schema.deflated import deflated
 from store_schema.errors import ClmoeError, StoreDamaged
 from store_schema.hdf5 import Reader
 from store_schema.layout import SUBNETWORK_SCHEMA
@@ -119,8 +120,12 @@ def _image(record: SubnetworkRecord) -> bytes:
 
 def _put(file: Any, path: str, value: NDArray[Any]) -> Any:
     """Writes an array; a longer one in one chunk, since each chunk has an entry of its own."""
-    how = {"compression": "gzip", "shuffle": True, "chunks": value.shape} if value.nbytes > SMALL else {}
-    return file.create_dataset(path, data=value, track_times=False, **how)
+    if value.nbytes <= SMALL:
+        return file.create_dataset(path, data=value, track_times=False)
+    how = {"compression": "gzip", "shuffle": True, "chunks": value.shape, "track_times": False}
+    put = file.create_dataset(path, shape=value.shape, dtype=value.dtype, **how)
+    put.id.write_direct_chunk((0,) * value.ndim, deflated(value))
+    return put
 
 
 def _selected(path: str, scores: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:

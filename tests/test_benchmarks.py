@@ -335,11 +335,11 @@ def test_ratios_are_of_the_same_turns(speed: ModuleType) -> None:
 def test_stages_of_a_learn_add_up_and_say_the_loss_before_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     beside = importlib.import_module("beside")
-    lines = ["train 1/40  loss 0.1  held-out 0.0300, 99 %", "train 2/40  loss 0.1  held-out 0.0200, 99 %"]
+    lines = ["train 1/40  loss 0.1  validation 0.0300, 99 %", "train 2/40  loss 0.1  validation 0.0200, 99 %"]
     lines += [
         "scores: 3 of 7",
-        "prune 1/2  loss 0.1  held-out 0.0100, 99 %",
-        "consolidate 1/10  loss 0.1  held-out 0.5, 9 %",
+        "prune 1/2  loss 0.1  validation 0.0100, 99 %",
+        "consolidate 1/10  loss 0.1  validation 0.5, 9 %",
     ]
     found, loss = beside.stages(20.0, [(float(at), line) for at, line in zip((5, 7, 8, 9, 11), lines, strict=True)])
     assert loss == 0.02

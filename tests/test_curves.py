@@ -74,12 +74,12 @@ def test_every_epoch_and_every_phase_is_drawn(call: Call, data: Path, tmp_path: 
     path, again = tmp_path / "a.svg", tmp_path / "b.svg"
     code, _, err = call("learn", "--data", data, *QUICK, "--name", "a $\\frac$ of it", "--plot", path)
     assert code == 0, err
-    epochs = [line for line in err.splitlines() if "held-out" in line]
+    epochs = [line for line in err.splitlines() if "  validation " in line]
     words = texts(path)
     rounds = sum(line.startswith("prune 1/") for line in epochs)
     assert {"train", f"prune, {rounds} rounds", "consolidate", "training", "held out"} <= set(words)
     assert "learned a $\\frac$ of it in expert e1" in words
-    # Training loss in blue; held-out loss and accuracy in orange. Each has one marker in the legend besides.
+    # Training loss in blue; validation loss and accuracy in orange. Each has one marker in the legend besides.
     assert points(path, "#1f77b4") == len(epochs) + 1
     assert points(path, "#ff7f0e") == 2 * len(epochs) + 1
     options = ("--store", tmp_path / "other", "--name", "a $\\frac$ of it", "-q")
@@ -134,7 +134,7 @@ def test_what_an_interrupted_run_had_trained_is_said_to_be_missing(
     assert code == 0, err
     assert "continuing after epoch 2 of phase train" in err.splitlines()
     assert "without the epochs of an interrupted run, which had reached epoch 2 of phase train" in texts(path)
-    assert points(path, "#1f77b4") == sum("held-out" in line for line in err.splitlines()) + 1
+    assert points(path, "#1f77b4") == sum("  validation " in line for line in err.splitlines()) + 1
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ def test_the_summary_has_a_block_an_epoch(call: Call, data: Path) -> None:
     told = [("train", 1, 1.0), ("train", 2, 0.1), ("prune", 1, math.nan), ("prune", 2, 10.0), ("prune", 1, 0.0)]
     curve = Curve([epoch(*one) for one in told])
     assert [name for name, _ in curve.phases()] == ["train", "prune", "prune"]
-    assert curve.summary() == "held-out loss ▇▆|?█|▁  1.0000 to 0.0000"
-    assert Curve([epoch("train", 1, math.inf)]).summary() == "held-out loss ?  inf to inf"
+    assert curve.summary() == "validation loss ▇▆|?█|▁  1.0000 to 0.0000"
+    assert Curve([epoch("train", 1, math.inf)]).summary() == "validation loss ?  inf to inf"
     code, _, err = call("learn", "--data", data, *QUICK, "-v")
     assert code == 0
     lines = err.splitlines()
-    (said,) = [line for line in lines if line.startswith("task1: held-out loss ")]
-    assert len(re.findall("[▁▂▃▄▅▆▇█]", said)) == sum("held-out 0" in line or "held-out 1" in line for line in lines)
+    (said,) = [line for line in lines if line.startswith("task1: validation loss ")]
+    assert len(re.findall("[▁▂▃▄▅▆▇█]", said)) == sum(bool(re.search("validation [01]", line)) for line in lines)

@@ -404,21 +404,21 @@ NEAR = "for the gate at 1.00 of its usual distance"
     ("case", "confidence", "answer", "others", "words"),
     [
         (Case("fused", False, None, True), 0.999, {}, [one("task2", 1)],
-         "surely 5 of task1: nothing else comes near; it is an ordinary 5"),
+         "surely 5 of task1: nothing else comes near; it is usual for 5"),
         (Case("fused", False, None, True), 0.9, {"p_value": 0.02}, [one("task1", 8), one("task2", 1)],
-         "probably 5 of task1: 8 of the same task comes next; it is an unusual 5"),
+         "probably 5 of task1: 8 of the same task comes next; it is unusual for 5"),
         (Case("gate", False, None, True), 0.5, {"p_value": None}, [one("task2", 1)],
          "perhaps 5 of task1: 1 of task2 is nearly as likely; too few of 5 were learned to tell how usual it is"),
         (Case("fused", False, 0.05, True), 0.9, {"p_value": 0.001}, [one("task2", 1)],
-         "unknown; if anything 5 of task1: 1 of task2 comes next; it is unlike nearly every 5 that was learned"),
+         "unknown; if anything 5 of task1: 1 of task2 comes next; it is unlike nearly all of 5 that was learned"),
         (Case("fused", False, None, True), 0.55, {}, [one("task1", 8, log_likelihood=-1.0)],
          "perhaps 5 of task1: 8 of the same task is nearly as likely; it looks more like 8, and the task's network "
-         "decided otherwise; it is an ordinary 5"),
+         "decided otherwise; it is usual for 5"),
         (Case("fisher", True, None), 0.9, {}, [one("task2", None), one("task1", 8)],
-         "probably 5 of task1: the images that it came with are of that task; 8 of the same task comes next; it is an "
-         "ordinary 5"),
+         "probably 5 of task1: the images that it came with are of that task; 8 of the same task comes next; it is "
+         "usual for 5"),
         (Case("task", False, None, given=True), 1.0, {}, [],
-         "surely 5 of task1: asked of that task alone; nothing else was near enough to compare; it is an ordinary 5"),
+         "surely 5 of task1: asked of that task alone; nothing else was near enough to compare; it is usual for 5"),
     ],
 )  # fmt: skip
 def test_words(case: Case, confidence: float, answer: dict[str, Any], others: list[Considered], words: str) -> None:

@@ -127,7 +127,7 @@ def test_a_step_within_a_step_leaves_the_outer_one_as_it_was(after: After) -> No
 
 
 def test_a_line_an_epoch_with_the_time_that_is_left_at_most(after: After) -> None:
-    state = "loss 0.2500  held-out 0.5000, 97.50 %"
+    state = "loss 0.2500  validation 0.5000, 97.50 %"
     assert after(0, Step("train", 0, 60, "images", (1, 40))) == []
     assert after(2, Step("train", 60, 60, "images", (1, 40)), epoch("train", 1, 40)) == [
         f"train 1/40  {state}, at most 78 s left"
@@ -202,7 +202,7 @@ with progress.progress(how == "quiet") as shown:
     shown.tick()
 print("the result")
 """
-STATE = "loss 12.3457  held-out 12.5000, 100.00 %"
+STATE = "loss 12.3457  validation 12.5000, 100.00 %"
 
 
 def on_terminal(*command: str, **environment: str) -> tuple[int, str, str]:
@@ -450,7 +450,7 @@ def test_pipes_get_lines_whatever_the_environment_says_of_colour(data: Path, tmp
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
     lines = done.stderr.splitlines()
-    assert [line.split()[:2] for line in lines if "held-out" in line][:3] == [
+    assert [line.split()[:2] for line in lines if "  validation " in line][:3] == [
         ["train", "1/2"],
         ["train", "2/2"],
         ["prune", "1/2"],

@@ -73,6 +73,20 @@ def _look_alike(labels: Iterable[Label], known: Iterable[Label]) -> list[Caution
 
 def of_task(task: TaskRecord) -> list[Caution]:
     """Warnings on what was learned."""
+    return [*_unjudged(task), *_guessing(task)]
+
+
+def _unjudged(task: TaskRecord) -> list[Caution]:
+    """Classes too small for any of their images to be held out, where the accuracy is of other classes alone."""
+    each = zip(task.classes, task.accuracy.per_class or (), strict=bool(task.accuracy.per_class))
+    missing = [repr(label) for label, found in each if not found.images]
+    if not missing or not task.accuracy.held_out:
+        return []
+    text = f"no image of {_listed(missing)} was held out: whether these are answered right is not known"
+    return [Caution("few-images", f"{text}, and the accuracy is of the other classes")]
+
+
+def _guessing(task: TaskRecord) -> list[Caution]:
     accuracy = task.accuracy
     if accuracy.within is None or accuracy.guessing is None or not accuracy.held_out or len(task.classes) < 2:
         return []

@@ -114,8 +114,8 @@ def _usual(answer: Considered) -> str:
     if p_value is None:
         return f"too few of {label} were learned to tell how usual it is"
     if p_value >= USUAL:
-        return f"it is an ordinary {label}"
-    return f"it is an unusual {label}" if p_value >= RARE else f"it is unlike nearly every {label} that was learned"
+        return f"it is usual for {label}"
+    return f"it is unusual for {label}" if p_value >= RARE else f"it is unlike nearly all of {label} that was learned"
 
 
 def _gated(

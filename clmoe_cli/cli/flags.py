@@ -136,7 +136,7 @@ WeightsOption = Annotated[
     ),
 ]
 EpochsOption = Annotated[
-    int, typer.Option(min=1, help="At most so many epochs in each phase; held-out loss ends the first one earlier.")
+    int, typer.Option(min=1, help="At most so many epochs in each phase; validation loss ends the first one earlier.")
 ]
 TimeLimitOption = Annotated[
     float | None,

@@ -44,13 +44,18 @@ def put(screen: Console, part: Any) -> None:
     A pipe has no width: what is cut there is lost. ``COLUMNS`` gives it one. Where a table has no room, each of its
     rows is a block of lines.
     """
-    if not screen.is_terminal and "COLUMNS" not in os.environ:
-        part = part.choices[0] if isinstance(part, Fitting) else part
-        if isinstance(part, Table) and part.show_header:
-            screen = console(max(screen.width, _measured(screen, part).maximum))
-        screen.print(part, soft_wrap=isinstance(part, (str, Text)))
+    if screen.is_terminal:
+        screen.print(fitted(screen, part))
         return
-    screen.print(fitted(screen, part))
+    wide = "COLUMNS" not in os.environ
+    part = (part.choices[0] if isinstance(part, Fitting) else part) if wide else fitted(screen, part)
+    printer = screen
+    if wide and isinstance(part, Table) and part.show_header:
+        printer = console(max(screen.width, _measured(screen, part).maximum))
+    with printer.capture() as printed:
+        printer.print(part, soft_wrap=wide and isinstance(part, (str, Text)))
+    # Blanks that fill a table's lines are noise to whatever reads them.
+    screen.out("".join(f"{line.rstrip(' ')}\n" for line in printed.get().splitlines()), end="", highlight=False)
 
 
 def fitted(screen: Console, part: Any) -> Any:

@@ -60,7 +60,7 @@ class Curve:
         return found
 
     def summary(self) -> str:
-        """The held-out loss in one line: a block an epoch on a logarithmic scale, a bar between phases."""
+        """The validation loss in one line: a block an epoch on a logarithmic scale, a bar between phases."""
         losses = [e.held_out.loss for e in self.epochs]
         logs = [math.log(max(loss, TINY)) for loss in losses if math.isfinite(loss)] or [0.0]
         steps = (len(BLOCKS) - 1) / ((max(logs) - min(logs)) or 1.0)
@@ -70,7 +70,7 @@ class Curve:
             return BLOCKS[round((math.log(max(loss, TINY)) - min(logs)) * steps)] if math.isfinite(loss) else "?"
 
         marks = "|".join("".join(map(block, epochs)) for _, epochs in self.phases())
-        return f"held-out loss {marks}  {losses[0]:.4f} to {losses[-1]:.4f}"
+        return f"validation loss {marks}  {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
 class Curves:
@@ -113,7 +113,7 @@ class Curves:
 
 
 def plot_curves(drawn: Sequence[tuple[LearnReport, Curve]], path: Path) -> None:
-    """Draws training loss, held-out loss and held-out accuracy over all epochs, two panels for each task.
+    """Draws training loss, validation loss and validation accuracy over all epochs, two panels for each task.
 
     ``drawn``: at least one, by :meth:`Curves.drawn`. Phases are marked. The same curves give the same bytes. Raises
     DiskProblem when writing fails; an earlier picture stays as it was then.
@@ -139,7 +139,7 @@ def _panel(report: LearnReport, curve: Curve, upper: Any, lower: Any) -> None:
         x = range(at + 1, at + 1 + len(epochs))
         # Lines end with their phase: pruning is a leap.
         upper.plot(x, [e.loss for e in epochs], color="C0", marker=".", label="_" if i else "training")
-        upper.plot(x, [e.held_out.loss for e in epochs], color="C1", marker=".", label="_" if i else "held out")
+        upper.plot(x, [e.held_out.loss for e in epochs], color="C1", marker=".", label="_" if i else "validation")
         lower.plot(x, [100 * e.held_out.accuracy for e in epochs], color="C1", marker=".")
         at += len(epochs)
         for axis in (upper, lower):
@@ -163,5 +163,5 @@ def _panel(report: LearnReport, curve: Curve, upper: Any, lower: Any) -> None:
     upper.set_ylabel("loss (nats)")
     upper.legend(frameon=False)
     upper.tick_params(labelbottom=False)
-    lower.set_ylabel("held out, right (%)")
+    lower.set_ylabel("validation, right (%)")
     lower.set_xlabel("epoch")
