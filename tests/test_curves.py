@@ -77,7 +77,7 @@ def test_every_epoch_and_every_phase_is_drawn(call: Call, data: Path, tmp_path: 
     epochs = [line for line in err.splitlines() if "  validation " in line]
     words = texts(path)
     rounds = sum(line.startswith("prune 1/") for line in epochs)
-    assert {"train", f"prune, {rounds} rounds", "consolidate", "training", "held out"} <= set(words)
+    assert {"train", f"prune, {rounds} rounds", "consolidate", "training", "validation"} <= set(words)
     assert "learned a $\\frac$ of it in expert e1" in words
     # Training loss in blue; validation loss and accuracy in orange. Each has one marker in the legend besides.
     assert points(path, "#1f77b4") == len(epochs) + 1
