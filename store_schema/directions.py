@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store_schema.deflated import deflated
+from store_schema.deflated import size
 
 LEAST = -24
 """Exponent of the smallest number of half precision."""
@@ -24,7 +24,7 @@ UNPACKING = 32
 def smaller(value: NDArray[Any]) -> NDArray[Any]:
     """The directions packed, where that takes fewer bytes; any other array as it is."""
     packed = _packed(value) if value.dtype == np.float16 and value.ndim > 1 and value.size else None
-    return value if packed is None or len(deflated(value)) <= len(deflated(packed)) else packed
+    return value if packed is None or size(value) <= size(packed) else packed
 
 
 def unpacked(packed: NDArray[Any]) -> NDArray[np.float16]:

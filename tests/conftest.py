@@ -41,10 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the campaigns to ``make test-faults``."""
+    """Leaves the campaigns to ``make test-faults``, but for those that are asked for by name."""
     if config.getoption("--whole"):
         return
-    left = [item for item in items if item.get_closest_marker("campaign")]
+    named = {argument.partition("::")[2].partition("[")[0] for argument in config.args if "::" in argument}
+    left = [item for item in items if item.get_closest_marker("campaign") and getattr(item, "originalname", "") not in named]
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=left)
 

@@ -41,7 +41,6 @@ from store_schema import ClmoeError, Store
 ROOT = Path(__file__).parent.parent
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 SIZE = 64
-STORES = ("digits", "table", "photographs")
 QUICK = Options(Schedule(epochs=2))
 
 
@@ -106,21 +105,26 @@ def photographs(root: Path) -> None:
     np.savez(root / "photographs.npz", x=pixels.images)
 
 
-def deployed(root: Path) -> None:
-    """A folder with the stores, questions to each, and their models."""
-    root.mkdir()
-    digits(root)
-    table(root)
-    photographs(root)
-    for name in STORES:
+STORES = {"digits": digits, "table": table, "photographs": photographs}
+
+
+def deployed(name: str) -> Path:
+    """A folder with the store of this name, questions to it, and its model."""
+
+    def make(root: Path) -> None:
+        root.mkdir()
+        STORES[name](root)
         (root / name / "deployed").mkdir()
         export_all(str(root / name), root / name / "deployed" / "store.onnx")
         shutil.copy(root / f"{name}.npz", root / name / "deployed" / "images.npz")
 
+    return once(f"deployed-{name}", make)
+
 
 @pytest.fixture(scope="module")
 def world() -> Path:
-    return once("deployed", deployed)
+    """That of the table."""
+    return deployed("table")
 
 
 def questions(world: Path, name: str) -> Batch:
@@ -165,8 +169,11 @@ said["parts"] = [len(set(ask(np.load("images.npz")["x"][i : i + n])["label"].sha
 """
 
 
-@pytest.mark.parametrize("name", STORES)
-def test_the_documented_lines_answer_as_predict_without_clmoe_and_torch(world: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["table", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("digits", "photographs"))]
+)
+def test_the_documented_lines_answer_as_predict_without_clmoe_and_torch(name: str) -> None:
+    world = deployed(name)
     told = predict(str(world / name), questions(world, name), reject=0.05)
     assert len(set(told.labels)) >= 3  # a model that always says the same is no test
     said = outside("".join(blocks("In Python")) + ANSWERS, world / name / "deployed", "torch")
@@ -177,7 +184,9 @@ def test_the_documented_lines_answer_as_predict_without_clmoe_and_torch(world: P
     np.testing.assert_allclose(said["sums"], 1.0, atol=1e-5)
 
 
-def test_pictures_are_prepared_and_served_as_documented(world: Path) -> None:
+@pytest.mark.campaign
+def test_pictures_are_prepared_and_served_as_documented() -> None:
+    world = deployed("photographs")
     told = predict(str(world / "photographs"), questions(world, "photographs"))
     code = blocks("In Python")[0] + "".join(blocks("Pictures")) + "".join(blocks("Behind a web server"))
     code += """
@@ -217,9 +226,11 @@ thread.join()
     assert refused[1].startswith("not a picture")
 
 
+@pytest.mark.campaign
 def test_the_command_writes_for_torch_and_reports(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    world = deployed("digits")
     monkeypatch.chdir(tmp_path)
     store = str(world / "digits")
     assert run(app, ["export", "--all", "store.pt2", "--store", store, "--json"]) == 0
@@ -271,7 +282,9 @@ def test_the_same_store_gives_the_same_bytes_and_the_text_says_what_it_is(
         assert not [name for name, own in data.items() if place in own]
 
 
-def test_tritons_configuration_is_that_of_a_model(world: Path) -> None:
+@pytest.mark.campaign
+def test_tritons_configuration_is_that_of_a_model() -> None:
+    world = deployed("digits")
     (text,) = re.findall(r"^```protobuf\n(.*?)^```", DEPLOY, flags=re.M | re.S)
     pattern = r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([\d, ]+) \]( reshape: \{ shape: \[ \] \})?'
     wrote = [
@@ -338,14 +351,24 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     shutil.copytree(old, tmp_path / "old")
     assert "found subspaces" in said(4, "--all", "x.onnx", "--store", "old")
     with monkeypatch.context() as patched:
-        patched.setattr(exporting, "is_file", lambda arch: True)
-        assert "ONNX file" in said(4, "--all", "x.onnx", "--store", world / "photographs")
-    with monkeypatch.context() as patched:
         patched.setattr(exporting.limits, "ONNX_BYTES", 1000)
         assert "name a .pt2 file" in said(2, "--all", "x.onnx")
 
 
-@pytest.mark.parametrize("output", ["label", "task", "confidence", "p_value"])
+@pytest.mark.campaign
+def test_what_sees_by_an_onnx_file_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporting, "is_file", lambda arch: True)
+    store = deployed("photographs") / "photographs"
+    assert "ONNX file" in refused(capfd, tmp_path, 4, "--all", "x.onnx", "--store", store)
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["label", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("task", "confidence", "p_value"))],
+)
 def test_a_file_that_answers_otherwise_is_not_kept(
     output: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
