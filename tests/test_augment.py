@@ -92,7 +92,7 @@ def test_flag_setting_and_variable(
 
 @pytest.mark.parametrize(
     ("stopped_after", "arch"),
-    [*(pytest.param(n, "resnet9:2", marks=pytest.mark.campaign) for n in (1, 5)), (1, "cnn:4"), (5, "cnn:4")],
+    [*(pytest.param(n, "resnet9:2", marks=pytest.mark.campaign) for n in (1, 5)), (1, "cnn:4"), pytest.param(5, "cnn:4", marks=pytest.mark.campaign)],
 )
 def test_an_interrupted_learn_goes_on_to_the_same_store(
     arch: str, stopped_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +119,7 @@ def test_an_interrupted_learn_goes_on_to_the_same_store(
     assert verify(Path(own)) == []
 
 
-@pytest.mark.parametrize("name", ["light", "strong"])
+@pytest.mark.parametrize("name", ["light", pytest.param("strong", marks=pytest.mark.campaign)])
 def test_later_tasks_change_no_answer(name: str, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     first, asked = colour([0, 4], 100, 0), colour([0, 4], 40, 9)

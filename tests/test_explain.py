@@ -233,6 +233,7 @@ def test_figures_of_other_routers_equal_the_slow_reference(store: str, mixed: Ba
                         assert c.task not in (answer.task, found.runner_up_task[i])
 
 
+@pytest.mark.campaign
 def test_a_batch_is_explained_by_the_evidence_of_all_its_images(store: str, loader: Loader) -> None:
     batch = batch_of(TASKS["task2"], 2, 4)
     report = predict(store, batch, route="batch", explain=True)

@@ -44,6 +44,7 @@ def peak_of_learning(store: Path, n: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.campaign
 @pytest.mark.usefixtures("few")
 def test_learning_takes_no_copy_of_all_images_as_floats(tmp_path: Path) -> None:
     peak_of_learning(tmp_path / "first", 200)

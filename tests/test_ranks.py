@@ -93,7 +93,7 @@ def test_processes_that_were_given_different_data_refuse(tmp_path: Path) -> None
     assert state(tmp_path / "store") == ()
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.campaign)])
 def test_a_stopped_run_goes_on_to_the_same_store(epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One epoch of each phase: the first stop is within the rounds of pruning, the other one in the phase after."""
     monkeypatch.setattr(resuming, "PAUSE", 0.0)

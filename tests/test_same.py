@@ -53,7 +53,10 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["pixels", "vectors", *(pytest.param(kind, marks=pytest.mark.campaign) for kind in ("convolutions", "colour"))],
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     make, arch = KINDS[request.param]
     root = tmp_path_factory.mktemp(request.param) / "store"

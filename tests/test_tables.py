@@ -300,6 +300,7 @@ def test_lines_without_end_take_no_memory(tmp_path: Path, monkeypatch: pytest.Mo
         read(tmp_path, "1,2,3,4\n")
 
 
+@pytest.mark.campaign
 def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "THRESHOLD", 1 << 18)
     monkeypatch.setenv("TMPDIR", str(tmp_path))

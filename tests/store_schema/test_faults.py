@@ -101,7 +101,7 @@ def test_a_commit_cut_off_anywhere_leaves_the_old_state_or_the_new(
     assert ran >= set(OPERATIONS) - ({"unlink", "rmdir"} if first else {"rmdir"})
 
 
-@pytest.mark.parametrize("numbers", [(errno.ENOSPC, errno.EROFS), (errno.EIO, errno.EACCES)])
+@pytest.mark.parametrize("numbers", [(errno.ENOSPC, errno.EROFS), pytest.param((errno.EIO, errno.EACCES), marks=pytest.mark.campaign)])
 def test_any_operation_that_fails_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int]
 ) -> None:
