@@ -47,6 +47,7 @@ TASKS: dict[str, tuple[str, list[Any]]] = {
     "meters": ("mlp:12", ["low", "high"]),
     "lamps": ("mlp:10", ["off", "on"]),
 }
+LARGE = "scans"
 WEIGHTS = {"task1": 0.45, "pets": 0.3, "scans": 0.2, "meters": 0.4, "lamps": 0.0}
 """Of the subnetworks beside the gate: what held-out images find would be 0 for most, since bars are easy."""
 
@@ -66,8 +67,13 @@ def images(task: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store, questions to each task and all of its exports."""
+def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with a store, questions to each task and all of its exports.
+
+    The network of torchvision, which takes half a minute, is there in the campaign only.
+    """
+    if not request.config.getoption("--whole"):
+        TASKS.pop(LARGE, None)
     root = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "BATCHES", 4)
@@ -139,12 +145,14 @@ said = {}
 
 
 def test_safetensors_run_without_clmoe_as_documented(world: Path) -> None:
-    code = "".join(documented()["safetensors"]) + READ
+    blocks = [block for block in documented()["safetensors"] if LARGE in TASKS or LARGE not in block]
+    code = "".join(blocks) + READ
     code += f"""
 said["task1 as documented"] = labels
 with torch.no_grad():
     said["difference"] = float((hidden - net.hidden1(x.flatten(1))).abs().max())
-    said["scans as documented"] = logits[:30].tolist()
+    if "scans" in {list(TASKS)}:
+        said["scans as documented"] = logits[:30].tolist()
     for task in {list(TASKS)}:
         for file in (f"{{task}}.safetensors", f"{{task}}.sparse.safetensors"):
             net, about = load(file)
@@ -161,7 +169,7 @@ with torch.no_grad():
             np.testing.assert_allclose(said[file]["confidence"], told["confidence"], atol=1e-4)
     assert said["task1 as documented"] == expected(world, "task1", "loss")["labels"]
     assert said["difference"] < 1e-5
-    assert np.isfinite(said["scans as documented"]).all()
+    assert LARGE not in TASKS or np.isfinite(said["scans as documented"]).all()
 
 
 def test_onnx_runs_without_clmoe_and_torch_as_documented(world: Path) -> None:
@@ -251,9 +259,10 @@ def test_sparse_files_are_small_and_have_the_same_bits(world: Path) -> None:
         for name, value in dense.items():
             assert torch.equal(value, sparse[name])
             assert value.dtype == sparse[name].dtype
-    sizes = [(world / f"scans{kind}.safetensors").stat().st_size for kind in ("", ".sparse")]
-    assert sizes[1] < sizes[0] / 2
-    assert "layer4.0.conv1.weight.indices" in load_file(world / "scans.sparse.safetensors")
+    if LARGE in TASKS:
+        sizes = [(world / f"scans{kind}.safetensors").stat().st_size for kind in ("", ".sparse")]
+        assert sizes[1] < sizes[0] / 2
+        assert "layer4.0.conv1.weight.indices" in load_file(world / "scans.sparse.safetensors")
 
 
 def test_sparse_tensors_keep_signed_zeros_and_dense_ones_stay(tmp_path: Path) -> None:
@@ -284,10 +293,10 @@ def test_another_process_says_nothing_else_and_writes_the_same_bytes(world: Path
 
 def test_without_onnxruntime_the_reference_runs_the_file(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [torch.rand(1, 1, 16, 16), torch.rand(3, 1, 16, 16)]
-    told, runner = model_files.run_onnx(str(world / "scans.onnx"), parts)
+    told, runner = model_files.run_onnx(str(world / "task1.onnx"), parts)
     assert runner == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    found, runner = model_files.run_onnx(str(world / "scans.onnx"), parts)
+    found, runner = model_files.run_onnx(str(world / "task1.onnx"), parts)
     assert runner == "onnx.reference"
     for answers, others in zip(found, told, strict=True):
         torch.testing.assert_close(answers, others, rtol=1e-4, atol=1e-4)
@@ -312,6 +321,8 @@ def test_onnx_answers_as_predict_does_far_from_all_that_was_learned(world: Path)
     noise = rng.integers(0, 256, (40, 16, 16)).astype(np.uint8)
     flat = np.full((3, 1, 16, 16), [[[[0]]], [[[7]]], [[[255]]]], dtype=np.uint8)
     for task, given in (("meters", far), ("task1", noise[:, None]), ("scans", flat)):
+        if task not in TASKS:
+            continue
         report = predict(str(world / "store"), batch := Batch(given, None, "far"), task=task)
         labels, sure = asked(world / f"{task}.onnx", batch)
         assert labels == list(report.labels)

@@ -269,7 +269,7 @@ def test_a_model_of_the_whole_store_stands_on_the_base(
     monkeypatch.setattr(measuring, "opinion_weight", lambda *logs: 0.5)
     store = str(tmp_path / "store")
     learn(store, batch([0, 4], 80, 1), told(files[0]))
-    export_all(store, tmp_path / "store.onnx")  # which compares it with predict
+    export_all(store, tmp_path / "store.pt2")  # which compares it with predict
 
 
 def test_a_base_outlives_its_generation(files: tuple[str, str], tmp_path: Path) -> None:
