@@ -25,12 +25,13 @@ from kernels import SIZES, plain, scores, step
 from matplotlib.figure import Figure
 from p6 import PAIRS, clmoe
 from sequence import table, write
+from task_bytes import entropy, parts
 from turns import Ratio, by_turns, product_rate, ratio, seconds
 
 from clmoe_cli.api.predict import predict
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.method.routing.features import features
-from store_schema import Store
+from store_schema import Store, layout
 
 COMMANDS = {
     "--help": ["--help"],
@@ -97,36 +98,17 @@ def starting(store: Path, one: Path, turns: int) -> dict[str, Any]:
     return found | {"seconds": {name: seconds(times, name) for name in times}}
 
 
-def entropy(share: float) -> float:
-    """Bits of a choice with this probability."""
-    parts = np.array([share, 1 - share])
-    return float(-(parts[parts > 0] * np.log2(parts[parts > 0])).sum())
-
-
 def on_disk(store: Path) -> dict[str, Any]:
-    """Bytes of a task, of a dense copy of the network, and what a mask holds by its entropy."""
+    """Bytes of each task by part, masks at their entropy, and a dense copy of the network."""
     opened = Store.open(store)
     rows = []
     for task in opened.manifest.tasks:
-        record = opened.read_subnetwork(task.name)
-        bound = 0.0
-        for mask in record.masks.values():
-            share = mask.mean()
-            bound += (
-                mask.size / 8 * float(-share * np.log2(share) - (1 - share) * np.log2(1 - share))
-                if 0 < share < 1
-                else 0
-            )
+        path = layout.object_path(opened.root, task.subnetwork.sha256, task.subnetwork.suffix)
         dense = 4 * (sum(layer.parameters for layer in task.layers) + task.owned_parameters)
-        gate = sum(value.nbytes for value in record.gate.values())
-        statistics = sum(value.nbytes for value in (record.statistics | record.calibration).values())
-        packed = sum(-(-mask.size // 8) for mask in record.masks.values())
-        object_size = task.subnetwork.size
         rows.append(
             {
-                "task": task.name, "object": object_size, "masks, packed": packed, "masks, entropy": round(bound),
-                "gate": gate, "statistics and calibration": statistics,
-                "scores and the rest": object_size - packed - gate - statistics, "dense copy": dense,
+                "task": task.name, "object": task.subnetwork.size, **parts(path.read_bytes()),
+                "masks, entropy": round(entropy(opened, task.name)), "dense copy": dense,
             }
         )  # fmt: skip
     shared = sum(e.weights.size for e in opened.manifest.experts if e.weights)

@@ -45,7 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--whole"):
         return
     named = {argument.partition("::")[2].partition("[")[0] for argument in config.args if "::" in argument}
-    left = [item for item in items if item.get_closest_marker("campaign") and getattr(item, "originalname", "") not in named]
+    left = [
+        item for item in items if item.get_closest_marker("campaign") and getattr(item, "originalname", "") not in named
+    ]
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=left)
 

@@ -44,11 +44,11 @@ def options(arch: str, augment: str | None = None, method: Options = SHORT) -> L
     ("arch", "grey", "augment", "recorded"),
     [
         ("cnn:4", False, None, "light"),
-        ("cnn:4", False, "none", None),
-        ("cnn:4", True, None, None),
-        ("cnn:4", True, "strong", "strong"),
+        pytest.param("cnn:4", False, "none", None, marks=pytest.mark.campaign),
+        pytest.param("cnn:4", True, None, None, marks=pytest.mark.campaign),
+        pytest.param("cnn:4", True, "strong", "strong", marks=pytest.mark.campaign),
         ("mlp:8", False, None, None),
-        ("mlp:8", True, "light", "light"),
+        pytest.param("mlp:8", True, "light", "light", marks=pytest.mark.campaign),
         ("resnet9:2", False, None, "light"),
     ],
 )
@@ -90,9 +90,12 @@ def test_flag_setting_and_variable(
     assert [task.config.get("augment") for task in tasks] == ["light", "strong", None]
 
 
+LONGER = ((5, "cnn:4"), (1, "resnet9:2"), (5, "resnet9:2"))
+
+
 @pytest.mark.parametrize(
     ("stopped_after", "arch"),
-    [*(pytest.param(n, "resnet9:2", marks=pytest.mark.campaign) for n in (1, 5)), (1, "cnn:4"), pytest.param(5, "cnn:4", marks=pytest.mark.campaign)],
+    [(1, "cnn:4"), *(pytest.param(*case, marks=pytest.mark.campaign) for case in LONGER)],
 )
 def test_an_interrupted_learn_goes_on_to_the_same_store(
     arch: str, stopped_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

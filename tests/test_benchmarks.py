@@ -363,5 +363,3 @@ def test_what_speed_compares_computes_the_same(speed: ModuleType) -> None:
     wanted = kernels.one_by_one(module, x, y)
     for found, value in zip(kernels.gradient_scores(net, params, x, y).values(), wanted, strict=True):
         torch.testing.assert_close(found, value)
-    assert speed.entropy(0.5) == 1.0
-    assert speed.entropy(0.0) == 0.0

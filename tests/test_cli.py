@@ -20,6 +20,7 @@ from typing import Any
 import forking
 import numpy as np
 import pytest
+from campaigns import some
 from pictures import blobs
 
 from clmoe_cli.api.learn import learn
@@ -824,7 +825,7 @@ def test_a_bug_is_exit_1_and_one_line(monkeypatch: pytest.MonkeyPatch, call: Cal
     assert "bug in clmoe: RuntimeError: two lines" in one_line(err)
 
 
-@pytest.mark.parametrize("extra", [(), ("--json",)])
+@pytest.mark.parametrize("extra", some(((), ("--json",)), ()))
 def test_interruption_exits_130(extra: tuple[str, ...], own: Path, data: dict[str, Path]) -> None:
     before = contents(own)
     args = ["learn", "--data", data["other"], "--store", own, "--arch", "mlp:900,900", "--epochs", 1000, *extra]

@@ -59,7 +59,7 @@ def points(svg: Path, colour: str) -> int:
 
 
 def test_all_formats_are_written_and_stdout_is_the_result(call: Call, data: Path, tmp_path: Path) -> None:
-    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):  # .svg below
         path, store = tmp_path / f"curve{suffix}", tmp_path / suffix[1:]
         code, out, err = call("learn", "--data", data, "--store", store, *QUICK, "--plot", path, "--json")
         assert code == 0, err
@@ -87,6 +87,7 @@ def test_every_epoch_and_every_phase_is_drawn(call: Call, data: Path, tmp_path: 
     assert path.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.campaign
 def test_a_stream_has_panels_for_each_segment_that_was_learned(call: Call, data: Path, tmp_path: Path) -> None:
     parts = [bars([1, 9], 300, 0), bars([2, 7], 300, 1), bars([4, 11], 300, 2)]
     x, y = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -47,6 +47,7 @@ def test_the_parts_to_learn_from_and_to_ask_about_are_disjoint(crops: ModuleType
             assert used.max() == 1
 
 
+@pytest.mark.campaign
 def test_a_crop_shows_nothing_outside_of_its_box(crops: ModuleType) -> None:
     rng = np.random.default_rng(0)
     boxes = [b for classes in crops.CLASSES.values() for _, *parts in classes.values() for part in parts for b in part]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_store as small
 import torch
+from campaigns import some
 from pictures import bars
 
 from clmoe_cli.api import evidence
@@ -42,9 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
-@pytest.mark.parametrize(
-    "factor", [f if f in (0.1, 1.0, 2.0) else pytest.param(f, marks=pytest.mark.campaign) for f in FACTORS]
-)
+@pytest.mark.parametrize("factor", some(FACTORS, 0.1, 1.0, 2.0))
 def test_detect_and_reject_do_not_contradict_each_other(factor: float, store: str) -> None:
     for number, classes in enumerate(small.TASKS, start=1):
         known = pictures(classes, 40, factor)

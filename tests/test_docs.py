@@ -203,6 +203,7 @@ def test_every_command_about_moving_runs(two_stores: Path, shell: Shell) -> None
     assert small.state(two_stores / "new")[1:] == ("task1",)
 
 
+@pytest.mark.campaign
 def test_a_chain_of_tasks_is_run_again(tmp_path: Path, shell: Shell) -> None:
     variables = {"CLMOE_LEARN_EPOCHS": "2", "CLMOE_LEARN_ARCH": "mlp:30,30"}
     rng = np.random.default_rng(0)

@@ -58,16 +58,16 @@ LEARN = ("learn", "--store", "store", *shells.QUICK)
     "args",
     [
         ("--data", "3.npz"),
-        ("--data", "3.npz", "--name", "bars"),
-        ("--data", "3.npz", "--expert", "new"),
-        ("--data", "3.npz", "--expert", "e1"),
+        pytest.param(("--data", "3.npz", "--name", "bars"), marks=pytest.mark.campaign),
+        pytest.param(("--data", "3.npz", "--expert", "new"), marks=pytest.mark.campaign),
+        pytest.param(("--data", "3.npz", "--expert", "e1"), marks=pytest.mark.campaign),
         ("--data", "3.npz", "--arch", "mlp:9,9"),
         ("--data", "1.npz"),
         ("--data", "more.npz", "--if-known", "refine"),
-        ("--data", "1.npz", "--if-known", "new"),
+        pytest.param(("--data", "1.npz", "--if-known", "new"), marks=pytest.mark.campaign),
         ("--data", "3.npz", "--store", "nowhere", "--seed", "7"),
     ],
-    ids=" ".join,
+    ids=lambda args: " ".join(args),
 )
 def test_a_learn_does_what_its_dry_run_says(args: tuple[str, ...], here: Path, call: Call) -> None:
     plan = dry(call, here, *LEARN, *args)
@@ -156,6 +156,7 @@ def test_a_dry_run_waits_for_no_lock_and_leaves_an_empty_store_alone(here: Path,
     assert dry(call, here, *LEARN, "--data", "3.npz", "--store", "empty")["new_expert"] is True
 
 
+@pytest.mark.campaign
 def test_a_stream_is_cut_and_nothing_of_it_learned(here: Path, call: Call) -> None:
     parts = [small.batch(number, 600) for number in (3, 1, 2)]
     x = np.concatenate([part.images for part in parts])

@@ -42,7 +42,7 @@ TASKS = PAIRS | {"task4": (4, 0)}
 SHAPE = (1, 16, 16)
 WEIGHT = 0.25
 """Of a subnetwork beside the gate."""
-ROUTES = [("image", None), ("batch", None), ("batch", 7)]
+ROUTES = [("image", None), pytest.param("batch", None, marks=pytest.mark.campaign), ("batch", 7)]
 ANSWERS = ("label", "task", "expert", "confidence", "known", "p_value")
 
 
@@ -315,6 +315,7 @@ def test_without_a_gate_the_other_routers_still_explain(store: str, mixed: Batch
     assert "deviates least from" in found.reason[0]
 
 
+@pytest.mark.campaign
 def test_several_processes_explain_what_one_does(store: str, mixed: Batch, tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [{}, {"route": "batch", "batch_size": 7}, {"router": "paper"}]
     expected = [explanation(predict(store, mixed, explain=True, **told)) for told in options]

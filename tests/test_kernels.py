@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaigns import some
 from pictures import batch as sized
 
 from clmoe_cli.api import resuming
@@ -92,7 +93,7 @@ def test_pruning_one_task_leaves_the_other(own: Path, gone: str, left: str, caps
     checked(own, capsys)
 
 
-@pytest.mark.parametrize("n", [260, 320], ids=["in its mask", "with a new mask"])
+@pytest.mark.parametrize("n", some((260, 320), 320), ids=["in its mask", "with a new mask"])
 def test_refining_one_task_leaves_the_other(own: Path, n: int, capsys: pytest.CaptureFixture[str]) -> None:
     other, before = told(own, "task2"), told(own, "task1")
     report = learn(str(own), batch([0, 4], n, 5), replace(OPTIONS, if_known="refine"))
@@ -103,6 +104,7 @@ def test_refining_one_task_leaves_the_other(own: Path, n: int, capsys: pytest.Ca
     checked(own, capsys)
 
 
+@pytest.mark.campaign
 def test_interrupted_in_every_phase_it_ends_with_the_same_store(
     one: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +134,7 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_store(
     assert Store.open(root).manifest.content_hash() == Store.open(two).manifest.content_hash()
 
 
-@pytest.mark.parametrize("router", EVERY)
+@pytest.mark.parametrize("router", some(EVERY, "fused", "paper"))
 def test_every_router_answers_alone_as_among_others(two: Path, router: str) -> None:
     asked = batch([0, 4, 2, 7], 24, 9)
     together = predict(str(two), asked, router=router)

@@ -79,6 +79,7 @@ def test_the_same_network_as_an_onnx_file_gives_the_same(cache: Path, tmp_path: 
     torch.testing.assert_close(found, load("lite0", size=(SIZE, SIZE)).features(pictures(3)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.campaign
 def test_what_was_kept_and_is_damaged_is_written_anew(cache: Path) -> None:
     files = sorted(cache.iterdir())
     whole = [path.read_bytes() for path in files]

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from campaigns import some
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import bars, noisy_bars
@@ -51,7 +52,7 @@ DATA: dict[str, tuple[Callable[[tuple[int, ...], int], Batch], tuple[tuple[int, 
 }
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", some(DATA, "bars"))
 def test_what_is_reported_is_what_new_images_are_answered(name: str, tmp_path: Path) -> None:
     data, tasks = DATA[name]
     for classes in tasks:
@@ -69,7 +70,7 @@ def test_what_is_reported_is_what_new_images_are_answered(name: str, tmp_path: P
         assert within >= answer - np.sqrt(answer * (1 - answer) / len(new.images))
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", some(DATA, "bars"))
 def test_held_out_images_are_answered_as_predict_answers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +241,7 @@ def drawn(n: int, seed: int, names: tuple[Label, ...]) -> Batch:
     return Batch(x.astype(np.float32), np.array(names)[y], "drawn")
 
 
-@pytest.mark.parametrize("n", [400, 120, 40])
+@pytest.mark.parametrize("n", some((400, 120, 40), 120))
 def test_known_inputs_under_other_names_are_named(n: int, tmp_path: Path) -> None:
     root = str(tmp_path / "s")
     learn(root, drawn(400, 1, ("a", "b")), LearnOptions(**OPTIONS))

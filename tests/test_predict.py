@@ -138,6 +138,7 @@ def test_the_order_of_the_tasks_does_not_matter(store: str, mixed: Batch, tmp_pa
     np.testing.assert_allclose(found.p_value, wanted.p_value)
 
 
+@pytest.mark.campaign
 def test_a_pruned_task_was_never_seen(store: str, mixed: Batch, tmp_path: Path) -> None:
     own, never = tmp_path / "own", learned(tmp_path / "never", "task1", "task3", "task4")
     shutil.copytree(store, own)

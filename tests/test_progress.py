@@ -307,6 +307,7 @@ def names(steps: list[Step]) -> list[str]:
     return found
 
 
+@pytest.mark.campaign
 def test_learn_tells_its_steps_and_learns_the_same(store: Path, tmp_path: Path) -> None:
     again, steps, epochs = tmp_path / "again", list[Step](), list[Epoch]()
     learn(str(again), batch([0, 4]), OPTIONS, on_step=steps.append, on_epoch=epochs.append)

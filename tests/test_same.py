@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from campaigns import some
 from pictures import bars
 from pictures import sparse_vectors as vectors
 from pictures import tinted_bars as colour
@@ -53,10 +54,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=["pixels", "vectors", *(pytest.param(kind, marks=pytest.mark.campaign) for kind in ("convolutions", "colour"))],
-)
+@pytest.fixture(scope="module", params=some(KINDS, "pixels", "vectors"))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     make, arch = KINDS[request.param]
     root = tmp_path_factory.mktemp(request.param) / "store"

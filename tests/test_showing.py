@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from campaigns import some
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import SMALL, made_up
@@ -94,7 +95,7 @@ def screen(report: InspectReport, width: int = 80, encoding: str = "utf-8", **op
     return out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["one", "six", "thirty", "several", "deep", "hundred"])
+@pytest.mark.parametrize("name", some(list(STORES)[:-1], "one", "several", "hundred"))
 def test_a_screen_of_80_columns_is_enough(name: str, reports: dict[str, InspectReport]) -> None:
     report = reports[name]
     text = screen(report)
@@ -224,7 +225,7 @@ def test_accuracy_overlap_and_shares_are_the_reports(reports: dict[str, InspectR
         assert [bar.get_width() for bar in container] == pytest.approx(widths)
 
 
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("name", some(STORES, "one", "several", "hundred"))
 def test_pictures_name_the_tasks(name: str, reports: dict[str, InspectReport], tmp_path: Path) -> None:
     html.draw(reports[name], tmp_path / "plot.svg")
     texts = {e.text for e in ElementTree.parse(tmp_path / "plot.svg").iter() if e.tag.endswith("}text")}
@@ -295,7 +296,7 @@ def harmless(text: str) -> Page:
     return page
 
 
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("name", some(STORES, "one", "several", "hundred"))
 def test_the_page_holds_the_report(name: str, reports: dict[str, InspectReport]) -> None:
     report = reports[name]
     text = report_page(report).decode()

@@ -143,6 +143,7 @@ print(most() - before, batch.images.nbytes, total)
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_stays_bounded(order: str, packed: bool, tmp_path: Path) -> None:

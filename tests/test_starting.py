@@ -136,6 +136,7 @@ def test_an_expert_is_of_its_file(files: tuple[str, str], tmp_path: Path) -> Non
     assert verify(tmp_path / "store") == []
 
 
+@pytest.mark.campaign
 def test_refining_needs_the_file(files: tuple[str, str], tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     learn(store, batch([0, 4], 400, 1), told(files[0]))
@@ -263,6 +264,7 @@ def test_a_base_goes_where_its_tasks_go(files: tuple[str, str], tmp_path: Path) 
     assert all(torch.equal(found[key].double(), expected[key].float().double()) for key in names)
 
 
+@pytest.mark.campaign
 def test_a_model_of_the_whole_store_stands_on_the_base(
     files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaigns import some
 from pictures import batch
 
 from clmoe_cli.api import resuming
@@ -87,6 +88,7 @@ def test_time_enough_is_no_difference(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.campaign
 def test_refining_has_a_limit(tmp_path: Path) -> None:
     for images in (300, 250, 600):  # fewer images than before are trained inside the mask
         options = replace(OPTIONS, if_known="refine", time_limit=None if images == 300 else NO_TIME)
@@ -96,7 +98,7 @@ def test_refining_has_a_limit(tmp_path: Path) -> None:
     assert verify(tmp_path / "store") == []
 
 
-@pytest.mark.parametrize("again", [None, 600.0, NO_TIME])
+@pytest.mark.parametrize("again", some((None, 600.0, NO_TIME), 600.0))
 def test_an_interrupted_learn_goes_on_with_another_limit(
     again: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,8 +137,8 @@ def test_no_row_is_near_what_a_store_of_few_rows_keeps_of_them(tmp_path: Path) -
     [
         (0.0, 1.0, 128, "vector-root-1"),
         (-0.5, 1.0, 128, "vector-1"),
-        (0.0, 1e4, 128, "vector-1"),
-        (0.0, 1.0, 12, "vector-1"),
+        pytest.param(0.0, 1e4, 128, "vector-1", marks=pytest.mark.campaign),
+        pytest.param(0.0, 1.0, 12, "vector-1", marks=pytest.mark.campaign),
     ],
     ids=["amounts", "below zero", "many units", "a table"],
 )

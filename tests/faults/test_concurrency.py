@@ -60,7 +60,7 @@ def start(*args: object) -> subprocess.Popen[str]:
 def test_every_task_is_there_and_no_reader_sees_an_error(
     tmp_path: Path, whole: bool, record_property: pytest.RecordProperty
 ) -> None:
-    rounds, kills = (25, 6) if whole else (2, 0)
+    rounds, kills = (25, 6) if whole else (1, 0)
     root, stop = tmp_path / "s", tmp_path / "stop"
     with writer(root, create=True) as locked:
         commit_task(locked, "first", 0)

@@ -27,7 +27,7 @@ from store_schema import ObjectRef, Store, layout
 from store_schema.store import head_bytes
 
 LIMIT = 512 << 20
-SAMPLED = 4
+SAMPLED = 8
 """One of so many is tried in ``make test``; what they are made of has tests of its own beside the readers."""
 Change = Callable[[Path], None]
 

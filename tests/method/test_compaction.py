@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import random_params
 from hypothesis import given, settings
@@ -97,6 +98,7 @@ def some_images(rng: torch.Generator, dtype: torch.dtype) -> Labelled:
     return Labelled(torch.randn((40, 7), generator=rng, dtype=dtype), torch.arange(40) % 2)
 
 
+@pytest.mark.campaign
 @given(
     hidden=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     density=st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]),

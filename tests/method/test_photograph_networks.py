@@ -202,6 +202,7 @@ def test_training_warms_up_and_goes_on_where_it_was_stopped(rng: torch.Generator
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
+@pytest.mark.campaign
 def test_tasks_freeze_their_share_of_every_layer_and_change_no_answer() -> None:
     shape = (3, 16, 16)
     net = parse_arch("resnet9:4", shape)

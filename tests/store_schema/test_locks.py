@@ -66,6 +66,7 @@ for i in range(3):
 """
 
 
+@pytest.mark.campaign
 def test_every_task_of_concurrent_writers_is_there(tmp_path: Path) -> None:
     root, here = tmp_path / "s", str(Path(__file__).parent.parent)
     writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(root), str(w), here]) for w in range(4)]
