@@ -105,7 +105,7 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         known = getattr(self, "classes_", np.unique(y)[:0])
         classes = np.unique(np.concatenate([known, y])) if len(known) else np.unique(y)
-        if len(known) and self._coded(classes) is not classes and len(classes) > len(known):
+        if len(known) and not _kept_as_they_are(classes) and len(classes) > len(known):
             raise ValueError("labels that are neither integers nor text are all given to the first call")
         self.classes_ = classes
         if reset:
@@ -127,10 +127,8 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _coded(self, labels: Array) -> Array:
         """Labels as a store has them: integers and text themselves, of others the place among ``classes_``."""
-        if labels.dtype.kind in "iuU":
-            return labels
-        if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
-            return labels.astype(np.str_)
+        if _kept_as_they_are(labels):
+            return labels.astype(np.str_) if labels.dtype.kind == "O" else labels
         return np.searchsorted(self.classes_, labels)
 
     def _called(self, use: Any) -> Any:
@@ -159,3 +157,8 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
                 archive.extractall(self._kept.path)
             self.store_ = Store(self._kept.path / STORE)
+
+
+def _kept_as_they_are(labels: Array) -> bool:
+    """Whether a store has these labels themselves: integers and text, which pandas has as objects."""
+    return labels.dtype.kind in "iuU" or (labels.dtype.kind == "O" and all(isinstance(one, str) for one in labels))

@@ -442,6 +442,10 @@ def test_closed_and_full_streams(own: Path) -> None:
     done = shell("clmoe inspect --json >/dev/full")
     assert done.returncode == 6
     assert "No space left" in one_line(done.stderr.decode())
+    assert "standard output" in done.stderr.decode()
+    for script, code in (("learn --data nowhere.npz", 3), (f"prune --task pets --store {own}", 6)):
+        done = shell(f"clmoe {script} 2>/dev/full")
+        assert (done.returncode, done.stderr) == (code, b"")
     done = shell("clmoe inspect --json | true; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -183,6 +183,9 @@ def test_warnings_on_data() -> None:
     assert codes(cautions.of_data(labelled((1, 100), (2, 29)), [])) == ["few-images"]
     (few,) = cautions.of_data(labelled((1, 30), (2, 30)), [])
     assert (few.code, "only 60 images" in few.text) == ("few-images", True)
+    # Enough images, and none of a class that could spare one.
+    (few, *_) = cautions.of_data(labelled(*((c, 3) for c in range(30))), [])
+    assert (few.code, "only 90 images of 30 classes: all are trained on" in few.text) == ("few-images", True)
     assert codes(cautions.of_data(labelled((1, 100), (2, 7)), [])) == ["imbalance", "few-images", "privacy"]
     assert codes(cautions.of_data(labelled(("cat", 50), ("Cat ", 50)), [])) == ["look-alike"]
     assert codes(cautions.of_data(labelled(("cat", 50), ("dog", 50)), ["DOG"])) == ["look-alike"]
@@ -226,7 +229,7 @@ def test_guessing_is_named_where_no_class_is_told(task: TaskRecord, said: bool) 
 
 def test_classes_of_which_nothing_was_held_out_are_named() -> None:
     (few,) = cautions.of_task(task_of(1.0, 0.969, 24, (24, 1.0), (0, None)))
-    assert (few.code, "no image of 1 was held out" in few.text) == ("few-images", True)
+    assert (few.code, "no image of 1 was held out" in few.text) == ("unjudged", True)
     assert cautions.of_task(task_of(1.0, 0.5, 24, (20, 1.0), (4, 1.0))) == []
     # Where nothing at all was measured, that has been said before.
     assert cautions.of_task(task_of(None, 0.5, 0, (0, None), (0, None))) == []

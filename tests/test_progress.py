@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,12 @@ def test_a_step_within_a_step_leaves_the_outer_one_as_it_was(after: After) -> No
     after(0.5, Step("scores", 0, 2, "images"))
     after(0.1, Step("scores", 2, 2, "images"))
     assert after(0.5, Step("tasks", 1, 4, "tasks")) == ["tasks: 1/4 tasks, about 3 s left"]
+
+
+def test_a_line_says_where_no_image_was_held_out(after: After) -> None:
+    seen = replace(epoch("train", 1, 40), seen=True)
+    (line,) = after(2, Step("train", 60, 60, "images", (1, 40)), seen)
+    assert line.startswith("train 1/40  loss 0.2500  training images 0.5000, 97.50 %")
 
 
 def test_a_line_an_epoch_with_the_time_that_is_left_at_most(after: After) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -35,6 +36,19 @@ def test_it_is_an_estimator(estimator: Any, check: Any) -> None:
 def test_it_goes_into_pipelines_and_cross_validation() -> None:
     scores = cross_val_score(make_pipeline(StandardScaler(), quick()), X, Y, cv=3)
     assert scores.mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:one class only", "ignore:only")
+@pytest.mark.parametrize("kind", ["objects", "series", "categories"])
+def test_labels_of_pandas_come_task_by_task(kind: str) -> None:
+    labels = NAMES[Y].astype(object)
+    given = labels if kind == "objects" else pd.Series(labels, dtype="category" if kind == "categories" else None)
+    found = quick()
+    for part in (Y < 2, Y == 2):
+        found.partial_fit(X[part], given[part])
+    assert found.classes_.tolist() == NAMES.tolist()
+    assert len(found.store_.tasks) == 2
+    assert found.score(X, given) > 0.9
 
 
 @pytest.mark.filterwarnings("ignore:one class only", "ignore:only")

@@ -13,7 +13,7 @@ from clmoe_cli.api.reports import Caution
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
 from clmoe_cli.method import privacy
-from clmoe_cli.method.learn_task import FEW
+from clmoe_cli.method.learn_task import COMMON, FEW, held_size
 from clmoe_cli.method.routing.calibration import MINIMUM
 from store_schema import TaskRecord
 
@@ -41,13 +41,17 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     least, most = min(by_count, key=lambda c: by_count[c]), max(by_count, key=lambda c: by_count[c])
     if by_count[most] >= IMBALANCE * by_count[least]:
         text = f"classes are out of balance: {by_count[most]} images of {most!r}, {by_count[least]} of {least!r}"
-        found.append(Caution("imbalance", f"{text}; look at the accuracy of each class, not at the mean"))
+        found.append(
+            Caution("imbalance", f"{text}; look at the accuracy of each class (clmoe inspect TASK), not at the mean")
+        )
     scarce = [f"{c!r} ({n})" for c, n in by_count.items() if n < MINIMUM]
-    if len(batch.labels) < FEW:
+    if not held_size(list(by_count.values())):
         count = len(batch.labels)
         how = "accuracy comes from fits that leave a fifth out" if by_count[most] > 1 else "accuracy is not measured"
-        text = f"only {count} image{'s' * (count != 1)}: all are trained on, and {how}"
-        found.append(Caution("few-images", f"{text}; {FEW} or more let images be held out"))
+        images = f"{count} image{'s' * (count != 1)}"
+        text = f"only {images}" if count < FEW else f"only {images} of {len(by_count)} classes"
+        more = f"{FEW} or more" if count < FEW else f"{COMMON} or more of most classes"
+        found.append(Caution("few-images", f"{text}: all are trained on, and {how}; {more} let images be held out"))
     if scarce:
         text = f"fewer than {MINIMUM} images of {_listed(scarce)}: no p-values there, so that --reject passes them"
         found.append(Caution("few-images", text))
@@ -77,13 +81,13 @@ def of_task(task: TaskRecord) -> list[Caution]:
 
 
 def _unjudged(task: TaskRecord) -> list[Caution]:
-    """Classes too small for any of their images to be held out, where the accuracy is of other classes alone."""
+    """Classes of which no image was held out, being small, where the accuracy is of other classes alone."""
     each = zip(task.classes, task.accuracy.per_class or (), strict=bool(task.accuracy.per_class))
     missing = [repr(label) for label, found in each if not found.images]
     if not missing or not task.accuracy.held_out:
         return []
     text = f"no image of {_listed(missing)} was held out: whether these are answered right is not known"
-    return [Caution("few-images", f"{text}, and the accuracy is of the other classes")]
+    return [Caution("unjudged", f"{text}, and the accuracy is of the other classes")]
 
 
 def _guessing(task: TaskRecord) -> list[Caution]:

@@ -69,7 +69,10 @@ def run(app: typer.Typer, args: list[str]) -> int:
         return _fail(str(error), error.exit_code, as_json, error)
     except OSError as error:
         _trace()
-        problem = DiskProblem(error.strerror or str(error), where=error.filename)
+        # The store names its files: without a name it is a stream that has no room.
+        where = error.filename or "standard output or error"
+        hint = None if error.filename else "what the command had done stays: clmoe log"
+        problem = DiskProblem(error.strerror or str(error), where=where, hint=hint)
         return _fail(str(problem), problem.exit_code, as_json, problem)
     except Exception as error:
         # Typer's own usage errors carry their exit code and message; everything else is our bug.
@@ -97,13 +100,14 @@ def _complete(app: typer.Typer) -> int:
 def _fail(what: str, code: int, as_json: bool, error: ClmoeError | None = None) -> int:
     if not speaks():
         return code  # another process says so
-    if as_json:
-        from clmoe_cli.api.reports import ErrorReport, Failure, failure_of
+    with suppress(OSError):  # where stderr has no room either, the code alone is left
+        if as_json:
+            from clmoe_cli.api.reports import ErrorReport, Failure, failure_of
 
-        failure = Failure(what=what, exit_code=code) if error is None else failure_of(error)
-        write_line(json.dumps(ErrorReport(failure).to_json()))
-    else:
-        write_line(f"clmoe: {what}")
+            failure = Failure(what=what, exit_code=code) if error is None else failure_of(error)
+            write_line(json.dumps(ErrorReport(failure).to_json()))
+        else:
+            write_line(f"clmoe: {what}")
     return code
 
 

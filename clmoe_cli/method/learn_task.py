@@ -5,7 +5,7 @@ The frozen weights that the task may read come in through ``base``; they leave b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,7 +43,8 @@ KINDS = ("gradient", "fisher", "loss")
 HELD_OUT = 50
 CALIBRATION_LIMIT = 1000
 PROBES = 8
-FEW = 64
+FEW, COMMON = 64, 4
+"""Images of a task, and of a class, below which none of them is held out."""
 
 
 @dataclass(frozen=True)
@@ -190,22 +191,30 @@ class Learned:
     augmented: str | None = None
 
 
-def split(data: Labelled, generator: torch.Generator) -> Split:
-    """Holds out two stratified parts.
+def held_size(counts: Sequence[int]) -> int:
+    """Images of each of the two parts that :func:`split` holds out of classes with so many; 0 where it holds out none.
 
-    Each is 5 % of the images, at least 50 and at most 1,000; below 400 images an eighth (p-values need 30).
-    Classes with fewer than four images stay in training. Below ``FEW`` images none is held out, since they teach
-    more than they could tell: tuning then happens on the training images, and nothing is calibrated.
+    Each is 5 % of the images, at least 50 and at most 1,000; below 400 images an eighth (p-values need 30). Below
+    ``FEW`` images, and where few classes have ``COMMON``, none is held out, since they teach more than they could tell.
     """
-    n = len(data)
+    n = sum(counts)
     size = min(max(round(0.05 * n), min(HELD_OUT, n // 8)), CALIBRATION_LIMIT)
-    if n < FEW:
-        size = 0
-    order = torch.randperm(n, generator=generator)
-    common = torch.bincount(data.y)[data.y[order]] >= 4
-    by_class = order[common][data.y[order[common]].argsort(stable=True)]
-    if size == 0 or len(by_class) < 4 * size:
+    return size if n >= FEW and sum(count for count in counts if count >= COMMON) >= 4 * size else 0
+
+
+def split(data: Labelled, generator: torch.Generator) -> Split:
+    """Holds out two stratified parts of :func:`held_size` images each.
+
+    Classes with fewer than ``COMMON`` images stay in training. Where nothing is held out tuning happens on the training
+    images, and nothing is calibrated.
+    """
+    counts = torch.bincount(data.y)
+    size = held_size(counts.tolist())
+    order = torch.randperm(len(data), generator=generator)
+    if size == 0:
         return Split(data.take(order), data.take(order), data.take(order[:0]), order[:0])
+    common = counts[data.y[order]] >= COMMON
+    by_class = order[common][data.y[order[common]].argsort(stable=True)]
     # Evenly spaced along the classes: stratified, alternating between the two purposes.
     held = by_class[torch.linspace(0, len(by_class) - 1, 2 * size).round().long()]
     rest = order[~torch.isin(order, held)]

@@ -70,7 +70,7 @@ class Curve:
             return BLOCKS[round((math.log(max(loss, TINY)) - min(logs)) * steps)] if math.isfinite(loss) else "?"
 
         marks = "|".join("".join(map(block, epochs)) for _, epochs in self.phases())
-        return f"validation loss {marks}  {losses[0]:.4f} to {losses[-1]:.4f}"
+        return f"{self.epochs[0].judged_by} loss {marks}  {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
 class Curves:
@@ -139,7 +139,9 @@ def _panel(report: LearnReport, curve: Curve, upper: Any, lower: Any) -> None:
         x = range(at + 1, at + 1 + len(epochs))
         # Lines end with their phase: pruning is a leap.
         upper.plot(x, [e.loss for e in epochs], color="C0", marker=".", label="_" if i else "training")
-        upper.plot(x, [e.held_out.loss for e in epochs], color="C1", marker=".", label="_" if i else "validation")
+        upper.plot(
+            x, [e.held_out.loss for e in epochs], color="C1", marker=".", label="_" if i else epochs[0].judged_by
+        )
         lower.plot(x, [100 * e.held_out.accuracy for e in epochs], color="C1", marker=".")
         at += len(epochs)
         for axis in (upper, lower):
@@ -163,5 +165,5 @@ def _panel(report: LearnReport, curve: Curve, upper: Any, lower: Any) -> None:
     upper.set_ylabel("loss (nats)")
     upper.legend(frameon=False)
     upper.tick_params(labelbottom=False)
-    lower.set_ylabel("validation, right (%)")
+    lower.set_ylabel("right (%)")
     lower.set_xlabel("epoch")

@@ -156,7 +156,8 @@ class Progress:
         with self._lock:
             item = self._phase(epoch.phase, epoch.epoch, epoch.epochs, epoch.epoch)
             quality = epoch.held_out
-            item.reached = f"loss {epoch.loss:.4f}  validation {quality.loss:.4f}, {100 * quality.accuracy:.2f} %"
+            judged = f"{epoch.judged_by} {quality.loss:.4f}, {100 * quality.accuracy:.2f} %"
+            item.reached = f"loss {epoch.loss:.4f}  {judged}"
             item.text, item.line = item.reached, f"{item.head}  {item.reached}"
             self._said[item.name] = item.at
             if not self.terminal:

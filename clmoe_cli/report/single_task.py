@@ -89,9 +89,9 @@ def held_out(report: LearnReport | Task) -> str:
         f"{percent(found.dense)}, guessing {percent(found.guessing)}"
     )
     text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
-    rows = [(row.accuracy, row.label) for row in report.per_class if row.accuracy is not None]
+    rows = [(row.accuracy, row.label, row.images) for row in report.per_class if row.accuracy is not None]
     worst = sorted(rows, key=lambda row: row[0])[:3]
-    named = ", ".join(f"{label} {percent(share)}" for share, label in worst)
+    named = ", ".join(f"{label} {percent(share)} of {images}" for share, label, images in worst)
     if len(rows) < 3:
         return text
     return f"{text}; lowest: {named}"

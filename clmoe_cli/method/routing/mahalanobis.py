@@ -155,8 +155,9 @@ def of_scatter(scatter: Tensor, k: int, exact: int = EXACT) -> tuple[Tensor, Ten
 
 def _low_rank(matrix: Tensor, q: int, passes: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
-        # Of the processor alone: torch.manual_seed notes for each card, with a traceback, what it is to do later.
-        torch.default_generator.manual_seed(0)
+        # On the processor alone: torch.manual_seed notes for each card, with a traceback, what it is to do later.
+        seed = torch.default_generator.manual_seed if matrix.device.type == "cpu" else torch.manual_seed
+        seed(0)
         _, singular, vectors = torch.svd_lowrank(matrix, q=q, niter=passes)
     return singular, vectors
 

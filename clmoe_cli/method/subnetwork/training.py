@@ -77,13 +77,22 @@ class Quality:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of progress: ``phase``, 1-based ``epoch`` of at most ``epochs``, training loss, held-out quality."""
+    """One line of progress: ``phase``, 1-based ``epoch`` of at most ``epochs``, training loss, held-out quality.
+
+    ``seen``: so few images were given that all are trained on, and the quality is that of the training images.
+    """
 
     phase: str
     epoch: int
     epochs: int
     loss: float
     held_out: Quality
+    seen: bool = False
+
+    @property
+    def judged_by(self) -> str:
+        """What ``held_out`` is the quality of."""
+        return "training images" if self.seen else "validation"
 
 
 OnEpoch = Callable[[Epoch], None]
@@ -181,6 +190,11 @@ class Run:
     on_step: OnStep = silent
     on_cost: OnCost = lambda cost: None
     augment: Augment | None = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether all images are trained on, since none was held out: those to tune on are then the same."""
+        return len(self.tuning) == len(self.training)
 
     @property
     def limit(self) -> TimeLimit:
@@ -417,7 +431,7 @@ def train(
     for epoch in range(before + 1, schedule.epochs + 1):
         loss = run_epoch(run, moving, drop, on_part=within(run.on_step, phase, epoch, schedule.epochs), part=part)
         now = quality(net, moving.params, run.tuning)
-        run.on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now))
+        run.on_epoch(Epoch(phase, epoch, schedule.epochs, loss, now, run.seen))
         if now.loss < reached.loss:
             reached = now
             best = {name: value.detach().clone() for name, value in moving.params.items()}
@@ -485,7 +499,7 @@ def anneal(
         on_part, part = within(run.on_step, how.phase, epoch, epochs), Part(most=steps - (epoch - 1) * each)
         loss = run_epoch(run, moving, drop, rate.step, on_part, part)
         reached = quality(run.net, moving.params, run.tuning)
-        run.on_epoch(Epoch(how.phase, epoch, epochs, loss, reached))
+        run.on_epoch(Epoch(how.phase, epoch, epochs, loss, reached, run.seen))
         counts = torch.tensor([epoch, rate.last_epoch])
         now = torch.tensor(optimizing.param_groups[0]["lr"], dtype=torch.float64)
         noted.keep(epoch, _state(moving) | {"counts": counts, "rate": now, "steps": torch.tensor(steps)})
