@@ -21,17 +21,13 @@ STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_RLE)
 
 def deflated(value: NDArray[Any]) -> bytes:
     """The chunk of an array of any shape that is stored in one: shuffled, then the shortest stream."""
-    shuffled = _shuffled(value)
+    shuffled = np.ascontiguousarray(value).view(np.uint8).reshape(-1, value.itemsize).T.tobytes()
     return min((_stream(shuffled, strategy) for strategy in STRATEGIES), key=len)
 
 
 def size(value: NDArray[Any]) -> int:
-    """Bytes that an array of numbers takes at most, by the strategy that is quick to try."""
-    return len(_stream(_shuffled(value), zlib.Z_RLE))
-
-
-def _shuffled(value: NDArray[Any]) -> bytes:
-    return np.ascontiguousarray(value).view(np.uint8).reshape(-1, value.itemsize).T.tobytes()
+    """Bytes that the chunk of an array takes."""
+    return len(deflated(value))
 
 
 def _stream(data: bytes, strategy: int) -> bytes:
