@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 NAME = "clmoe"
 COMPLETE = "_CLMOE_COMPLETE"
 """The variable by which a shell asks what could come next."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a stream fails with that cannot be written."""
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -69,9 +72,9 @@ def run(app: typer.Typer, args: list[str]) -> int:
         return _fail(str(error), error.exit_code, as_json, error)
     except OSError as error:
         _trace()
-        # The store names its files: without a name it is a stream that has no room.
-        where = error.filename or "standard output or error"
-        hint = None if error.filename else "what the command had done stays: clmoe log"
+        where, hint = error.filename, None
+        if where is None and error.errno in NO_ROOM:  # the store names its files
+            where, hint = "standard output or error", "what the command had done stays: clmoe log"
         problem = DiskProblem(error.strerror or str(error), where=where, hint=hint)
         return _fail(str(problem), problem.exit_code, as_json, problem)
     except Exception as error:
