@@ -54,7 +54,7 @@ def test_why_this_expert(store: str) -> None:
     assert layer == "hidden1.weight"
     assert free < float(share) < 100
     assert told(store, spots([50, 60], 4, 200, 1), arch="mlp:9").reason == (
-        "a new expert, since none yet has architecture mlp:9 and this start"
+        "a new expert, since none yet has architecture mlp:9 and this start (--arch mlp:8 goes on in e1)"
     )
     assert told(store, spots([11, 12], 6, 200, 1), expert="e2", arch="mlp:9").reason == "into expert e2, as asked"
     assert told(store, spots([13, 14], 8, 200, 1), expert="new").reason == "a new expert, as asked"

@@ -163,6 +163,8 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
             lacks = "standardises such vectors"
         elif session.experts:
             lacks = f"has architecture {options.arch} and this start"
+            able = [e for e in session.experts if session.start.fits(e)]
+            lacks += f" (--arch {able[-1].arch} goes on in {able[-1].id})" if able else ""
         placement = Placement(None, (), f"a new expert, since none yet {lacks}")
     return placement, candidates
 
