@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from campaigns import some
 from launching import together
 from oracle import explanations as oracle
 from oracle import gaussians as slow
@@ -70,7 +71,7 @@ def explanation(report: PredictReport) -> Explanation:
 
 
 @pytest.mark.parametrize(("route", "size"), ROUTES)
-@pytest.mark.parametrize("router", EVERY)
+@pytest.mark.parametrize("router", some(EVERY, "fused", "paper"))
 def test_what_is_said_decided_and_changed_nothing(
     store: str, mixed: Batch, router: str, route: str, size: int | None
 ) -> None:
