@@ -104,6 +104,8 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, reset=reset, dtype=np.float32)
         check_classification_targets(y)
         known = getattr(self, "classes_", np.unique(y)[:0])
+        if len(known) and _are_text(known) != _are_text(y):
+            raise ValueError("labels are all numbers or all text: those learned and those given are not of one kind")
         classes = np.unique(np.concatenate([known, y])) if len(known) else np.unique(y)
         if len(known) and not _kept_as_they_are(classes) and len(classes) > len(known):
             raise ValueError("labels that are neither integers nor text are all given to the first call")
@@ -161,4 +163,8 @@ class ContinualClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _kept_as_they_are(labels: Array) -> bool:
     """Whether a store has these labels themselves: integers and text, which pandas has as objects."""
-    return labels.dtype.kind in "iuU" or (labels.dtype.kind == "O" and all(isinstance(one, str) for one in labels))
+    return labels.dtype.kind in "iu" or _are_text(labels)
+
+
+def _are_text(labels: Array) -> bool:
+    return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(one, str) for one in labels))

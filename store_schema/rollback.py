@@ -9,11 +9,11 @@ from pathlib import Path
 
 from store_schema import checkpoints, files, layout
 from store_schema.commit import Writer, make_folders, write_format
-from store_schema.errors import ClmoeError, StoreDamaged, StoreIncompatible
+from store_schema.errors import ClmoeError, DiskProblem, StoreDamaged, StoreIncompatible
 from store_schema.locking import locked
 from store_schema.records import Manifest
 from store_schema.store import Store, check_format, head_bytes, parse_head
-from store_schema.verification import check_contents, verify
+from store_schema.verification import Finding, check_contents, verify
 
 ALIKE = 40
 """Equal digits, of 64, of hashes that were once the same; of two that never were it is four, and 40 never happens."""
@@ -35,9 +35,11 @@ def repair(
     """Makes a damaged store whole again: the newest generation of which every file verifies becomes HEAD.
 
     Damaged files that it does not need are deleted. Raises StoreDamaged, and changes nothing, when no generation since
-    the last prune is whole; StoreMissing, StoreLocked, DiskProblem.
+    the last prune is whole; StoreMissing, StoreLocked, DiskProblem, also where a file cannot be read: it may be whole.
     """
     root = Path(path)
+    if not Store.exists(root):
+        check_format(root)
     with locked(root, timeout, on_wait):
         make_folders(root)
         found, store, whole = _judged(root)
@@ -62,9 +64,16 @@ def would_repair(path: str | Path) -> tuple[Repaired, Store]:
 def _judged(root: Path) -> tuple[Repaired, Store, set[int]]:
     """What is damaged and lost, the store as the newest whole generation has it, and which generations are whole."""
     try:
-        damage = [f.file for f in verify(root) if f.damage]
+        findings = [f for f in verify(root) if f.damage]
     except StoreIncompatible:
-        damage = [str(root / layout.FORMAT)]
+        findings = [Finding(str(root / layout.FORMAT), "another format", True)]
+    if unread := [f for f in findings if f.unread]:
+        raise DiskProblem(
+            "files of the store cannot be read, and may be whole", where=", ".join(f.file for f in unread),
+            found=unread[0].problem, expected="a store of which every file can be read",
+            hint="check the permissions; what the disk has lost for good is to be deleted before --repair",
+        )  # fmt: skip
+    damage = [f.file for f in findings]
     whole, unreadable, readable = _examined(root, _head(root))
     if not whole:
         raise StoreDamaged(

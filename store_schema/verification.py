@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store_schema import checkpoints, files, layout, objects
-from store_schema.errors import ClmoeError, ObjectVanished, StoreDamaged, StoreIncompatible, StoreMissing, disk_errors
+from store_schema.errors import (
+    ClmoeError,
+    DiskProblem,
+    ObjectVanished,
+    StoreDamaged,
+    StoreIncompatible,
+    StoreMissing,
+    disk_errors,
+)
 from store_schema.records import Manifest
 from store_schema.removal import subnetwork_digest
 from store_schema.store import Store, check_format, manifest_of, without_task
@@ -28,11 +36,15 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """A file and what is wrong with it; ``damage`` is false for files that do not belong to the store."""
+    """A file and what is wrong with it; ``damage`` is false for files that do not belong to the store.
+
+    ``unread``: the operating system did not let it be read, so that it may be whole.
+    """
 
     file: str
     problem: str
     damage: bool
+    unread: bool = False
 
 
 def verify(path: str | Path, on_done: OnDone = _silent) -> list[Finding]:
@@ -61,7 +73,7 @@ def _verify(root: Path, on_done: OnDone) -> list[Finding]:
 
     def found(error: ClmoeError, file: Path) -> None:
         name = error.where or str(file)
-        findings.setdefault(name, Finding(name, str(error), True))
+        findings.setdefault(name, Finding(name, str(error), True, isinstance(error, DiskProblem)))
 
     try:
         check_format(root)

@@ -370,7 +370,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 ) -> None:
     (tmp_path / "x.pt2").write_text("earlier")
     at = list(OUTPUTS).index(output)
-    off = torch.tensor(1 if output in ("label", "task") else 0.02)
+    off = torch.tensor(1 if output in ("label", "task") else 0.2)
 
     def wrong(path: str) -> tuple[Any, str]:
         def asked(images: torch.Tensor) -> list[torch.Tensor]:
@@ -387,5 +387,6 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         export_all(str(world / "table"), tmp_path / "x.pt2")
     assert (tmp_path / "x.pt2").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt2"]
-    off *= 0
+    # A p-value may be a step off, and a step is as wide as images are few; a confidence a few of float32's.
+    off = torch.tensor({"p_value": 1 / (model.fewest + 1), "confidence": 2e-4}.get(output, 0))
     assert export_all(str(world / "table"), tmp_path / "x.pt2").bytes == 1

@@ -109,6 +109,14 @@ def test_formats_that_are_not_read_are_named(tmp_path: Path, monkeypatch: pytest
         read(tmp_path / "only", skip_broken=True)
 
 
+def test_a_pipe_among_pictures_is_named(tmp_path: Path) -> None:
+    classes(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with pytest.raises(BadInput, match=r"not a regular file.*found 1 of 3.*a picture; --skip-broken") as caught:
+        read(tmp_path, "required")
+    assert "None" not in str(caught.value)
+
+
 def test_pictures_beside_folders_are_refused_or_have_no_label(tmp_path: Path) -> None:
     classes(tmp_path)
     save(tmp_path / "top.png", 1)

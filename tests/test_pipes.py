@@ -266,6 +266,27 @@ main(sys.argv[1:])
 """
 
 
+EARLY = """
+import os, signal, sys
+class Interrupted:
+    def find_spec(self, name, path, target=None):
+        if name == "clmoe_cli.cli.log":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupted())
+from clmoe_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interruption_while_it_starts_is_told_in_a_line(as_json: bool, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EARLY, "log", *(["--json"] if as_json else [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=shells.clean())
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (130, b"", 1)
+    assert b"interrupted; the store is as it was" in done.stderr
+    assert (b"exit_code" in done.stderr) == as_json
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_exit_codes_of_processes(as_json: bool, root: Path, tmp_path: Path) -> None:
     extra = ["--json"] if as_json else []

@@ -36,6 +36,8 @@ def test_commands_and_options_are_suggested(args: str, words: str, tmp_path: Pat
         ("[learn]\nepoch = 1", "[learn.epoch]; did you mean epochs?"),
         ("[inspect]\nfromat = 'md'", "[inspect.fromat]; did you mean format?"),
         ("[learn]\njsno = true", "[learn.jsno]"),
+        ("store = 3", "not a text: clmoe.toml [store]; found 3; put quotes round it"),
+        ("[learn]\ndata = 2026-01-02", "[learn.data]; found 2026-01-02"),
     ],
 )
 def test_settings_are_suggested(text: str, words: str, tmp_path: Path) -> None:

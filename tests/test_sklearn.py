@@ -89,3 +89,12 @@ def test_labels_that_a_store_does_not_know_are_coded() -> None:
     assert found.score(X, Y == 0) > 0.95
     with pytest.raises(ValueError, match="are all given to the first call"):
         quick().fit(X[Y < 2], Y[Y < 2] * 1.0).partial_fit(X, Y * 1.0)
+
+
+def test_numbers_and_text_are_not_labels_of_one_estimator() -> None:
+    for first, then in ((Y, NAMES[Y]), (NAMES[Y], Y), (NAMES[Y].astype(object), Y)):
+        found = quick().fit(X[Y < 2], first[Y < 2])
+        with pytest.raises(ValueError, match="all numbers or all text"):
+            found.partial_fit(X[Y == 2], then[Y == 2])
+        assert len(found.store_.tasks) == 1
+        assert found.predict(X[:1]) == first[:1]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from clmoe_cli import __version__
 from clmoe_cli.api import gating
 from clmoe_cli.api.addresses import local
-from clmoe_cli.api.certify import TOLERANCE
 from clmoe_cli.api.inputs import Kind, kind_text, kinds
 from clmoe_cli.api.model_files import (
     FLOATS,
@@ -41,6 +40,7 @@ from clmoe_cli.data.npz import one_line, replacing
 from clmoe_cli.method.learn_task import probe_inputs
 from clmoe_cli.method.networks.mlp import MLP
 from clmoe_cli.method.reproducible import one_thread
+from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.method.routing.decide import Decision
 from clmoe_cli.method.routing.features import MOST_COLUMNS, ROOT, VECTOR, known
 from clmoe_cli.method.routing.gaussians import GaussianGate
@@ -67,8 +67,10 @@ OUTPUTS = {
 }
 PICTURES = 8
 """Pictures that a backbone is tried on."""
+CONFIDENT = 5e-4
+"""Largest difference of a confidence. Scores are rounded to float32, which has steps of 1e-4 at a thousand nats."""
 USUAL = 0.01
-"""Largest difference of a p-value: a few of the thousand steps that it has."""
+"""Largest difference of a p-value, a few of the thousand steps that it has, beside one step of the fewest images."""
 BY_TASKS = "export tasks one by one: --task NAME"
 
 
@@ -97,12 +99,16 @@ class _About:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is written, images [P, *shape] that it is tried on, and what ``predict`` answers them."""
+    """What is written, images [P, *shape] that it is tried on, and what ``predict`` answers them.
+
+    ``fewest``: images of a class that p-values are made of, the least of all; infinite where there are none.
+    """
 
     net: Whole
     about: _About
     images: Tensor
     expected: Decision
+    fewest: float
 
 
 def export_all(
@@ -223,7 +229,9 @@ def _model(store: Store, task: str | None, weights: str | None) -> _Model:
         outputs=OUTPUTS,
     )
     told = gating.decide(loader, batch, names, book, DEFAULT_ROUTER, gating.Route())
-    return _Model(net, about, images, Decision.joined(list(told)))
+    counts = torch.cat([loader.gaussians(name).counts for name in names])
+    fewest = min(counts[counts >= MINIMUM].tolist(), default=math.inf)
+    return _Model(net, about, images, Decision.joined(list(told)), fewest)
 
 
 def _kind(store: Store, task: str | None) -> Kind:
@@ -308,12 +316,14 @@ def _checked(model: _Model, asked: Asked, runner: str, path: Path) -> tuple[floa
     deviation = float((found["confidence"] - told.confidence).abs().max())
     none = told.p_value.isnan()
     usual = float((found["p_value"] - told.p_value)[~none].abs().max()) if bool((~none).any()) else 0.0
-    if wrong or not deviation <= TOLERANCE or not usual <= USUAL or not bool((found["p_value"].isnan() == none).all()):
+    step = USUAL + 1 / (model.fewest + 1)
+    if wrong or not deviation <= CONFIDENT or not usual <= step or not bool((found["p_value"].isnan() == none).all()):
         raise ClmoeError(
             "the exported model answers otherwise than the store; it was not kept",
             where=str(path),
             found=f"{wrong} of {len(none)} other labels, confidences {deviation:.3g} and p-values {usual:.3g} apart, "
             f"run by {runner}",
-            expected=f"the same labels, within {TOLERANCE:.3g} and {USUAL:.3g}",
+            expected=f"the same labels, within {CONFIDENT:.3g} and {step:.3g}",
+            hint=BY_TASKS if path.suffix == ".pt2" else f"name a .pt2 file, or {BY_TASKS}",
         )
     return deviation, usual

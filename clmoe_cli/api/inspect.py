@@ -37,6 +37,7 @@ from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
 from clmoe_cli.runtime.events import OnStep, Step, counted, silent, whole
 from clmoe_cli.runtime.words import one_of
 from store_schema import (
+    DiskProblem,
     InputRecord,
     Manifest,
     ObjectRef,
@@ -131,7 +132,8 @@ def inspect(
     """Reports on a store, which is only read.
 
     ``check``: every file's hash and structure, the bytes of every task's subnetwork against the hash stored at
-    its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file.
+    its commit, and its outputs on the fixed probe inputs. Raises StoreDamaged naming every damaged file, and
+    DiskProblem where there are only some that cannot be read.
     ``mend``: before anything else, a damaged store goes back to its newest generation that is whole
     (:func:`store_schema.repair`); with ``dry_run`` it stays as it is, and the report is what it would be afterwards.
     """
@@ -153,6 +155,13 @@ def inspect(
             for f in verify(store, lambda what, done, total: on_step(Step(f"checking {what}", done, total, what)))
             if f.damage
         ]
+        if findings and all(f.unread for f in findings):
+            raise DiskProblem(
+                f"{len(findings)} file{'s' if len(findings) > 1 else ''} that cannot be read",
+                where=", ".join(f.file for f in findings),
+                found="; ".join(f.problem for f in findings),
+                hint="check the permissions of the folder and the files",
+            )
         if findings:
             raise StoreDamaged(
                 f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",

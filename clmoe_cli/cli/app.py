@@ -66,8 +66,8 @@ for command in (learn, detect, predict, inspect, export, prune, log, undo, check
     app.command(cls=Command, context_settings=variables)(command)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the command line and exits with the contract's code."""
+def main(args: list[str] | None = None, *, stopped: bool = False) -> None:
+    """Runs the command line and exits with the contract's code; ``stopped``: it was interrupted before it began."""
     from clmoe_cli.cli.process import run, usable_streams
 
     # Before torch is imported: threads that spin for long while they wait make training ten times slower when
@@ -77,4 +77,4 @@ def main(args: list[str] | None = None) -> None:
     # Looking for plugins of pydantic reads the metadata of every package that is installed; records have none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     usable_streams()
-    leave(run(app, sys.argv[1:] if args is None else args))
+    leave(run(app, sys.argv[1:] if args is None else args, stopped=stopped))

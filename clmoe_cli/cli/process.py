@@ -51,12 +51,14 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run(app: typer.Typer, args: list[str]) -> int:
-    """Runs the app; every error becomes one line on stderr and its exit code."""
+def run(app: typer.Typer, args: list[str], *, stopped: bool = False) -> int:
+    """Runs the app, unless it was ``stopped`` already; every error becomes one line on stderr and its exit code."""
     if os.environ.get(COMPLETE):
         return _complete(app)
     as_json = "--json" in args or os.environ.get("CLMOE_JSON", "").strip().lower() in TRUE
     try:
+        if stopped:
+            raise KeyboardInterrupt
         command = typer.main.get_command(app)  # built once: calling the app builds it again
         settings = from_file(command)
         if "CLMOE_JSON" not in os.environ:

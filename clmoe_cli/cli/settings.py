@@ -98,6 +98,13 @@ def from_file(group: Any) -> dict[str, Any]:
         known = {p.name: getattr(p, "multiple", False) or p.nargs == -1 for p in sub.params}
         own, both = names[command], {**common, **tables.get(command, {})}
         merged = {own[_spelled(k)]: _from(path.parent, k, v) for k, v in both.items() if _spelled(k) in own}
+        for param in sub.params:
+            # A number would be read as its digits, and a store of that name be made.
+            value, text = merged.get(param.name, ""), param.type_descriptor.annotation in (str, Path)
+            if text and not isinstance(value, (str, list)):
+                key = next(key for key in both if own.get(_spelled(key)) == param.name)
+                key = f"{command}.{key}" if key in tables.get(command, {}) else key
+                raise UsageProblem("not a text", where=where, key=key, found=str(value), hint="put quotes round it")
         # Of an option that may be given several times, one value is a list of one.
         result[command] = {k: [v] if known[k] and isinstance(v, str) else v for k, v in merged.items()}
     return result

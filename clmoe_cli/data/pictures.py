@@ -81,9 +81,10 @@ class _Broken:
         """
         count, first = len(listed.paths), self.found[min(self.found)]
         names = [_shown(path, listed, folder) for path in sorted(self.found)]
-        found = f"{first.found}; {len(names)} of {count} pictures are broken: {name_list(names)}"
+        named = f"{len(names)} of {count} pictures are broken: {name_list(names)}"
+        found = "; ".join(text for text in (first.found, named) if text)
         others = "no other picture is left" if skipping else "--skip-broken leaves such pictures out"
-        hint = f"{first.hint}; {others}"
+        hint = "; ".join(text for text in (first.hint, others) if text)
         raise BadInput(first.what, where=first.where, found=found, expected=first.expected, hint=hint)
 
 

@@ -122,8 +122,7 @@ def confirmation(yes: bool, quiet: bool, as_json: bool) -> Callable[[RemovalRepo
         if yes:
             return True
         if not asked:
-            if not quiet:
-                note("nothing was changed: add --yes to act")
+            note("nothing was changed: add --yes to act")  # a script must not believe otherwise
             return False
         import typer
 

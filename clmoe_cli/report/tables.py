@@ -180,7 +180,7 @@ def _(report: StreamReport) -> list[Any]:
         rest = f", {new} of them new; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
-    return [headline(f"{len(report.segments)} segments", rest), table]
+    return [headline(f"{len(report.segments)} segment{'s' * (len(report.segments) != 1)}", rest), table]
 
 
 @tables.register

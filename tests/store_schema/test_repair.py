@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_samples import Make, commit_task, contents, names
 
-from store_schema import ObjectRef, Store, StoreDamaged, layout, repair, verify, writer
+from store_schema import (
+    DiskProblem,
+    ObjectRef,
+    Store,
+    StoreDamaged,
+    StoreMissing,
+    files,
+    layout,
+    repair,
+    verify,
+    writer,
+)
 
 
 def layout_path(root: Path, ref: ObjectRef) -> Path:
@@ -63,6 +77,37 @@ def test_a_changed_head_loses_nothing(make_store: Make) -> None:
         (root / "HEAD").write_bytes(bad)
         assert repair(root).lost == ()
         assert (root / "HEAD").read_bytes() == good
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_is_not_gone_back_from(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A file whose permissions are wrong is whole: nothing is deleted for it, and nothing lost."""
+    root = make_store("a", "b", "c")
+    before = contents(root)
+    for path in (root / "HEAD", root / "FORMAT", root / "manifests" / "3.json", *own_objects(root)):
+        real = os.open
+
+        def refused(name: Any, *args: Any, path: Path = path, real: Any = real) -> int:
+            if str(name) == str(path):
+                raise OSError(number, os.strerror(number), str(path))
+            return int(real(name, *args))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files.os, "open", refused)
+            assert [f.file for f in verify(root) if f.unread] == [str(path)]
+            with pytest.raises(DiskProblem, match=f"cannot be read, and may be whole.*{path.name}.*permissions"):
+                repair(root)
+        assert {k: v for k, v in contents(root).items() if k != "lock"} == before | {}
+    assert repair(root).found == ()
+
+
+def test_a_folder_that_is_no_store_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(StoreMissing):
+        repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cats"]
 
 
 def test_of_whole_generations_the_newest_stands(make_store: Make) -> None:
