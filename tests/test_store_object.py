@@ -106,6 +106,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rows of several lengths": ({"X": [[1, 2], [3]], "y": [0, 1]}, "not an array: X"),
     "nothing": ({"X": [], "y": []}, "not a list of paths; found nothing"),
     "a path among numbers": ({"X": ["a.png", 3], "y": [0, 1]}, "found a list that has int among paths"),
+    "a loader of batches": (
+        {"X": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 12))), "y": Y},
+        "batches cannot be used: X; found DataLoader; give its .dataset",
+    ),
     "objects": ({"X": X.astype(object), "y": Y}, "images of this type cannot be used"),
     "no labels": ({"X": X}, "no labels: the inputs; found X; .*; give y"),
     "fewer labels": ({"X": X, "y": Y[:5]}, r"labels do not match the images: .*found \[5\]"),

@@ -97,7 +97,10 @@ def test_few_rows_are_not_standardised_and_more_of_them_go_elsewhere(tmp_path: P
     assert Store.open(root).read_expert("e1").inputs == {}
     more = learn(root, table((2, 3), 150, 2), OPTIONS)
     assert (more.expert, more.new_expert) == ("e2", True)
-    assert more.reason == "a new expert, since none yet standardises such vectors"
+    assert (
+        more.reason
+        == f"a new expert, since none yet standardises such vectors, as those begun with {LEAST} and more do"
+    )
     assert learn(root, table((4, 5), 60, 3), replace(OPTIONS, expert="e1")).expert == "e1"
     assert verify(root) == []
 

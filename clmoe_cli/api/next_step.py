@@ -18,7 +18,7 @@ from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label, LabelEncoder
 from clmoe_cli.method.images import Labelled
 from clmoe_cli.method.networks.architectures import parse_arch
-from clmoe_cli.method.scaling import Scaling
+from clmoe_cli.method.scaling import LEAST, Scaling
 from clmoe_cli.method.tasks.novelty import Verdict, decide, listed, unseen
 from clmoe_cli.method.tasks.placement import Candidate, KnownTask, Placement, compare, images_of, place
 from clmoe_cli.runtime.events import counted
@@ -160,7 +160,7 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
     elif not fitting:
         lacks = "reads images of this shape"
         if any(e.arch == options.arch and session.start.fits(e) for e in session.experts):
-            lacks = "standardises such vectors"
+            lacks = f"standardises such vectors, as those begun with {LEAST} and more do"
         elif session.experts:
             lacks = f"has architecture {options.arch} and this start"
             able = [e for e in session.experts if session.start.fits(e)]

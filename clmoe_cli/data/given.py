@@ -203,6 +203,8 @@ def _array(value: Any, name: str) -> Array:
     if found.dtype.kind == "O" and hasattr(value, "toarray"):
         hint = "X.toarray()"
         raise BadInput("a sparse matrix cannot be used", where=name, found=type(value).__name__, hint=hint)
+    if found.dtype.kind == "O" and hasattr(value, "dataset"):
+        raise BadInput("batches cannot be used", where=name, found=type(value).__name__, hint="give its .dataset")
     return found
 
 
