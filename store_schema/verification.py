@@ -73,7 +73,9 @@ def _verify(root: Path, on_done: OnDone) -> list[Finding]:
 
     def found(error: ClmoeError, file: Path) -> None:
         name = error.where or str(file)
-        findings.setdefault(name, Finding(name, str(error), True, isinstance(error, DiskProblem)))
+        # The file is named once, and what to do is said once for all.
+        problem = str(ClmoeError(error.what, key=error.key, found=error.found, expected=error.expected))
+        findings.setdefault(name, Finding(name, problem, True, isinstance(error, DiskProblem)))
 
     try:
         check_format(root)
