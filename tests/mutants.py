@@ -682,6 +682,12 @@ FAULTS_OF_THE_STORE = (
         (f"{REPAIR}::test_of_whole_generations_the_newest_stands",),
     ),
     Fault(
+        "what cannot be read is gone back from", "store_schema/rollback.py",
+        "[f for f in findings if f.unread]",
+        "[f for f in findings if f.unread and not f.damage]",
+        (f"{REPAIR}::test_what_cannot_be_read_is_not_gone_back_from",),
+    ),
+    Fault(
         "weights that are NaN are stored", "store_schema/weights.py",
         "        if not np.isfinite(value).all():\n",
         "        if value is None:\n",
