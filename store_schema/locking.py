@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def locked(root: Path, timeout: float | None, on_wait: Callable[[str], None]) ->
             files.overwrite(path, f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}\n")
         yield
     finally:
-        lock.release()
+        # What was done is done: a lock that cannot be let go ends with the process.
+        with suppress(OSError):
+            lock.release()
 
 
 def _holder(path: Path) -> str:

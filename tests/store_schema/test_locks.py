@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from store_samples import Make, commit_task, names
 
 from store_schema import (
@@ -91,3 +93,20 @@ def test_the_lock_is_one_file_for_ever(make_store: Make) -> None:
         commit_task(locked, "b", 1)
         assert f"process {os.getpid()} " in (root / "lock").read_text()
     assert (root / "lock").stat().st_ino == before
+
+
+def test_a_lock_that_cannot_be_let_go_undoes_nothing(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_store("a")
+    real = FileLock.release
+
+    def failing(lock: FileLock) -> None:
+        real(lock)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileLock, "release", failing)
+        with writer(root) as locked:
+            commit_task(locked, "b", 1)
+    assert names(root) == ["a", "b"]
+    with writer(root, timeout=0):
+        pass
