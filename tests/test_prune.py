@@ -26,7 +26,7 @@ from clmoe_cli.api.prune import PruneOptions, prune, would_prune
 from clmoe_cli.api.reports import RemovalReport
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.training import Epoch, Schedule
-from store_schema import Interrupted, Store, UsageProblem, verify, writer
+from store_schema import DiskProblem, Interrupted, Store, UsageProblem, Writer, verify, writer
 
 
 @pytest.fixture
@@ -148,6 +148,23 @@ def test_the_prompt_of_a_terminal_holds_no_lock(root: Path) -> None:
     os.close(main)
     assert b"the store has changed meanwhile: planned again" in said
     assert names(root) == ["task1", "birds"]
+
+
+def test_what_fails_after_the_removal_says_that_it_is_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([10])
+
+    def counted(locked: Writer) -> int:
+        try:
+            return next(sizes)
+        except StopIteration:
+            raise DiskProblem("input/output error", where="objects") from None
+
+    monkeypatch.setattr(Writer, "bytes_on_disk", counted)
+    with pytest.raises(DiskProblem, match="is gone, and that is in place"):
+        prune(str(root), PruneOptions(task="task2"), lambda plan: True)
+    assert len(names(root)) == 2
+    assert "task2" not in names(root)
+    assert verify(root) == []
 
 
 def test_an_unfinished_learn_is_listed_and_can_be_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from clmoe_cli.api.reports import RemovalReport
 from clmoe_cli.runtime.events import OnStep, counted, silent
 from clmoe_cli.runtime.words import one_of
 from store_schema import (
+    DiskProblem,
     HistoryEntry,
     Manifest,
     Store,
@@ -103,7 +104,11 @@ def _removed(locked: Writer, options: PruneOptions, planned: _Planned) -> Remova
         locked.commit(_stored(locked, planned), keep=1 if options.gc else 2)
     elif options.gc:
         locked.collect(keep=1)
-    freed = max(0, before - locked.bytes_on_disk())
+    try:
+        freed = max(0, before - locked.bytes_on_disk())
+    except DiskProblem as error:
+        error.hint = "what was to be removed is gone, and that is in place: see clmoe log"
+        raise
     return replace(planned.report, applied=True, freed_bytes=freed)
 
 

@@ -6,6 +6,7 @@ No damage is what is in the lock file, a checkpoint that is gone, and a missing 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -178,6 +179,10 @@ def test_the_command_line_notices_or_answers_the_same(
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
         return done.returncode, done.stdout, done.stderr
 
+    def kept(out: str) -> str:
+        """Without the learn that was stopped: a checkpoint that is gone is no damage."""
+        return json.dumps({k: v for k, v in json.loads(out).items() if k != "unfinished"})
+
     expected: dict[int, str] = {}
     rng, failures, cases = np.random.default_rng(1), [], 110 if whole else 2
     for case in range(cases):
@@ -185,12 +190,13 @@ def test_the_command_line_notices_or_answers_the_same(
         if which not in expected:
             code, expected[which], said = run(verbs[which])
             assert code == 0, said
+            expected[which] = kept(expected[which])
         path = list(before)[int(rng.integers(len(before)))]
         kind = KINDS[int(rng.integers(len(KINDS)))]
         kind(path, list(before), rng)
         bad = changed(root, before)
         code, out, said = run(verbs[which])
-        same = code == 0 and out == expected[which] and not (which == 2 and to_be_named(bad))
+        same = code == 0 and kept(out) == expected[which] and not (which == 2 and to_be_named(bad))
         error = code == 4 and out == "" and said.count("\n") == 1 and "Traceback" not in said
         if which == 2 and code == 4:
             error &= all(str(p) in said for p in to_be_named(bad))
