@@ -85,11 +85,13 @@ def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) ->
         assert here.keys() == there.keys()
         assert [name for name in here if not torch.equal(here[name], there[name])] == []
     assert [seen.verdict for seen in found[0][2]] == [seen.verdict for seen in found[1][2]]
-    for here, there in zip(found[0][1], found[1][1], strict=True):
+    for router, here, there in zip((*EVERY, *EVERY, "task"), found[0][1], found[1][1], strict=True):
         assert here.keys() == there.keys()
+        # A whitened deviation in units of a narrow spread makes much of a small difference.
+        rtol = 1e-3 if router == "fisher" else 1e-4
         for key, value in here.items():
             if value.dtype.kind == "f":
-                np.testing.assert_allclose(value, there[key], rtol=1e-4, atol=0.02 if key == "p_value" else 1e-5)
+                np.testing.assert_allclose(value, there[key], rtol=rtol, atol=0.02 if key == "p_value" else 1e-5)
             else:
                 assert np.array_equal(value, there[key]), key
 
