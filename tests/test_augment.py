@@ -137,7 +137,7 @@ def test_later_tasks_change_no_answer(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 def test_lite0_starts_from_its_packages_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BATCHES", 8)
+    monkeypatch.setattr(training, "CONVOLVED_BATCHES", 8)
     store = str(tmp_path / "store")
     given = colour([0, 4], 70, 0, side=32)
     told = options(

@@ -77,6 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     root = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "BATCHES", 4)
+        patched.setattr(training, "CONVOLVED_BATCHES", 4)
         patched.setattr(training, "SMALLEST", 24)
         for task, (arch, _) in TASKS.items():
             for part, n, seed in (("train", 72, 1), ("test", 30, 2)):

@@ -71,10 +71,28 @@ def test_no_step_waits(kind: str) -> None:
     with Waits() as waits:
         run_steps(run, moving, drop, lambda: None, lambda done, images: steps.append(done), Part())
         assert waits.seen == []
-        assert len(steps) == run.steps >= training.BATCHES
+        assert len(steps) == run.steps >= training.CONVOLVED_BATCHES
         run_epoch(run, moving, drop)
     # The loss of the epoch, once.
     assert waits.seen == ["aten._local_scalar_dense.default"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "batch", "steps", "epoch"),
+    [
+        ("cnn", 100, 16, 20, 320),
+        ("cnn", 400, 16, 25, 400),
+        ("cnn", 3000, 100, 30, 3000),
+        ("cnn", 5000, 128, 40, 5000),
+        ("mlp", 100, 16, 32, 500),
+        ("mlp", 400, 50, 32, 1600),
+        ("mlp", 5000, 128, 40, 5000),
+    ],
+)
+def test_an_epoch_follows_the_images(kind: str, images: int, batch: int, steps: int, epoch: int) -> None:
+    schedule, net = Schedule(), NETS[kind]()
+    found = schedule.batch(images, net), schedule.steps(images, net), schedule.epoch(images, net)
+    assert found == (batch, steps, epoch)
 
 
 def test_a_step_that_waits_is_seen() -> None:

@@ -43,8 +43,8 @@ BATCHES = 30
 """Steps of an epoch, at least: so many mean the same to patience and learning rates at every size of the data."""
 PARTS = 8
 """A batch is at most such a part of few images: thirty passes over all of them at each step teach no more."""
-CONVOLVED_PARTS = BATCHES
-"""The same where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch."""
+CONVOLVED_PARTS, CONVOLVED_BATCHES = BATCHES, 20
+"""The same two where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch."""
 SMALLEST = 16
 """Images of a batch all the same, where there are as many and ``--batch-size`` allows."""
 WARM, COMPARED = 2, 5
@@ -159,10 +159,11 @@ class Schedule:
     def epoch(self, images: int, net: Network) -> int:
         """Images of one epoch, of so many in all: each once, or of few so many that there are ``BATCHES`` steps.
 
-        Of perceptrons these are whole passes.
+        Of perceptrons these are whole passes; of convolutions ``CONVOLVED_BATCHES`` are enough.
         """
-        least = BATCHES * self.batch(images, net)
-        return max(images, least) if _convolved(net) else images * math.ceil(max(images, least) / images)
+        if _convolved(net):
+            return max(images, CONVOLVED_BATCHES * self.batch(images, net))
+        return images * math.ceil(max(images, BATCHES * self.batch(images, net)) / images)
 
     def steps(self, images: int, net: Network) -> int:
         """Steps of one epoch."""
@@ -294,8 +295,8 @@ def run_epoch(
     """One pass over the training images in random order; returns the mean loss. The parameters change in place.
 
     ``part``: how many of its steps there are, all of them by default. Few images are passed over several times, so that
-    an epoch always has at least ``BATCHES`` steps and means the same to patience, rounds and learning rates at every
-    size of the data.
+    an epoch always has at least ``BATCHES`` steps (of convolutions ``CONVOLVED_BATCHES``) and means the same to
+    patience, rounds and learning rates at every size of the data.
     """
     total, seen = run_steps(run, moving, drop, after_step, on_part, part or Part())
     collectives.summed([total])
