@@ -57,20 +57,28 @@ def test_fill_values_are_refused_by_index(value: float, labelled: bool, store: s
     batch = batch if labelled else replace(batch, labels=None)
     for router in ROUTERS:
         for route in ("image", "batch"):
-            with pytest.raises(BadInput, match=r"far beyond the others: blobs \[image 7\]"):
+            with pytest.raises(BadInput, match=r"far beyond the others: blobs \[row 7, column 2\]"):
                 predict(store, batch, router=router, route=route)
-    with pytest.raises(BadInput, match=r"\[image 7\]"):
+    with pytest.raises(BadInput, match=r"\[row 7, column 2\]"):
         predict(store, batch, task="task1")
     for evidence in ("fisher", "gradient"):
-        with pytest.raises(BadInput, match=r"\[image 7\]"):
+        with pytest.raises(BadInput, match=r"\[row 7, column 2\]"):
             detect(store, batch, evidence=evidence)
+
+
+def test_a_fill_value_of_a_table_is_found_by_its_column(store: str) -> None:
+    batch = blobs(40, 3, (1, 5))
+    batch = replace(batch, columns=tuple(f"c{number}" for number in range(batch.input_shape[0])))
+    batch.images[7, 2] = 1e9
+    with pytest.raises(BadInput, match=r"^a row has values far beyond .*\[row 7, column 'c2'\]"):
+        predict(store, batch)
 
 
 def test_fill_values_are_refused_before_onset_sees_them(store: str) -> None:
     batch = blobs(200, 3, (1, 5))
     batch.images[150, 2] = -9.2e18
     for act in (learn, plan):
-        with pytest.raises(BadInput, match=r"\[image 150\]"):
+        with pytest.raises(BadInput, match=r"\[row 150, column 2\]"):
             act(store, batch, QUICK)  # type: ignore[operator]
 
 

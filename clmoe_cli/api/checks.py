@@ -15,7 +15,7 @@ from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder, clashes
-from clmoe_cli.data.npz import name_list
+from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.learn_task import FEW
 from clmoe_cli.method.routing.calibration import MINIMUM
@@ -60,28 +60,38 @@ def check_seed(manifest: Manifest, seed: int | None) -> None:
         )
 
 
-def check_range(x: Rows, scale: float, source: str, on_step: OnStep = silent) -> None:
-    """Refuses images [N, D], in units of the expert's input scale, of which one is far beyond the others (BadInput)."""
+def check_range(x: Rows, scale: float, batch: Batch, on_step: OnStep = silent) -> None:
+    """Refuses images of which one is far beyond the others (BadInput).
+
+    ``x``: those of ``batch``, [N, D] in units of the expert's input scale.
+    """
     parts, done, to = [], 0, begun(on_step, "range", len(x), "images")
     for part in x.split(CHUNK):
         parts.append(part.abs().amax(dim=1))
         done += len(part)
         to(done)
     largest = torch.cat(parts)
-    common.check_numbers(torch.isfinite(largest).numpy(), source)
+    common.check_numbers(torch.isfinite(largest).numpy(), batch.source)
     beyond = largest > LARGEST
     if bool(beyond.any()):
         worst = int(largest.argmax())
-        most = 2 * int(beyond.sum()) > len(beyond)
+        most, one = 2 * int(beyond.sum()) > len(beyond), len(batch.input_shape) == 1
+        few, many = ("a row", "most rows") if one else ("an image", "most images")
+        where = f"row {worst}, {_column(batch, int(x[worst : worst + 1].abs().argmax()))}" if one else f"image {worst}"
         unit = "give the values in the unit that the store's tasks were learned in"
         raise BadInput(
-            "most images have values far beyond the store's" if most else "an image has values far beyond the others",
-            where=source,
-            key=f"image {worst}",
+            f"{many} have values far beyond the store's" if most else f"{few} has values far beyond the others",
+            where=batch.source,
+            key=where,
             found=f"{float(largest[worst]) / scale:.3g}",
             expected=f"at most {LARGEST / scale:.3g}",
             hint=unit if most else "repair it or leave it out",
         )
+
+
+def _column(batch: Batch, number: int) -> str:
+    """A feature of a table, as people call it."""
+    return f"column {number}" if batch.columns is None else f"column {one_line(batch.columns[number][:60])!r}"
 
 
 def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep = silent) -> None:
@@ -89,7 +99,7 @@ def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep 
     if batch.images.dtype == np.uint8:
         return
     scale = min(expert.input_scale for expert in experts)
-    check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+    check_range(common.rows(batch, Scaling(scale)), scale, batch, on_step)
 
 
 def check_unit(batch: Batch, scale: float, on_step: OnStep = silent) -> None:
@@ -98,7 +108,7 @@ def check_unit(batch: Batch, scale: float, on_step: OnStep = silent) -> None:
     ``scale``: their :func:`clmoe_cli.api.common.input_scale`.
     """
     if batch.images.dtype != np.uint8:
-        check_range(common.rows(batch, Scaling(scale)), scale, batch.source, on_step)
+        check_range(common.rows(batch, Scaling(scale)), scale, batch, on_step)
 
 
 def check_labels(expected: Expected, batch: Batch) -> None:

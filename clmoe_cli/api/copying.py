@@ -185,9 +185,10 @@ def _names(tasks: Sequence[str], taken: Sequence[str], renamed: Mapping[str, str
         clash += [old] if nfc(new) in seen else []
         seen.add(nfc(new))
     if clash:
+        twice = list(dict.fromkeys(names[old] for old in clash))
         raise UsageProblem(
             "names of tasks that exist already",
-            found=", ".join(repr(names[old]) for old in clash[:8]) + (", …" if len(clash) > 8 else ""),
+            found=", ".join(map(repr, twice[:8])) + (", …" if len(twice) > 8 else ""),
             expected="names that only one task has",
             hint=f"--rename {shlex.quote(f'{clash[0]}=NEW')}, or clmoe rename for the task that is there",
         )

@@ -105,7 +105,7 @@ def _as_read(
     assert batch.labels is not None
     y = torch.from_numpy(LabelEncoder.of(classes).encode(batch.labels))
     plain = common.rows(batch, Scaling(record.input_scale))
-    checks.check_range(plain, record.input_scale, batch.source, session.on_step)
+    checks.check_range(plain, record.input_scale, batch, session.on_step)
     return Labelled(common.rows(batch, scaling) if scaling.standardised else plain, y)
 
 
