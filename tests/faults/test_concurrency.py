@@ -1,4 +1,4 @@
-"""Eight writers and eight readers at once, each its own process; in the whole campaign writers are killed as well."""
+"""Writers and readers at once, each its own process: four and four, in the whole campaign eight, and some are killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from store_samples import commit_task
 
 from store_schema import Store, verify, writer
 
-WRITERS, READERS = 8, 8
 TESTS = str(Path(__file__).parent.parent)
 
 WRITE = """
@@ -60,12 +59,12 @@ def start(*args: object) -> subprocess.Popen[str]:
 def test_every_task_is_there_and_no_reader_sees_an_error(
     tmp_path: Path, whole: bool, record_property: pytest.RecordProperty
 ) -> None:
-    rounds, kills = (25, 6) if whole else (1, 0)
+    crew, rounds, kills = (8, 25, 6) if whole else (4, 1, 0)
     root, stop = tmp_path / "s", tmp_path / "stop"
     with writer(root, create=True) as locked:
         commit_task(locked, "first", 0)
-    readers = [start(READ, root, stop) for _ in range(READERS)]
-    writers = [start(WRITE, root, w, TESTS, rounds) for w in range(WRITERS)]
+    readers = [start(READ, root, stop) for _ in range(crew)]
+    writers = [start(WRITE, root, w, TESTS, rounds) for w in range(crew)]
     killed = []
     rng = np.random.default_rng(0)
     for w in range(kills):
@@ -77,7 +76,7 @@ def test_every_task_is_there_and_no_reader_sees_an_error(
     said = [w.communicate(timeout=600) for w in writers]
     stop.touch()
     found = [r.communicate(timeout=60) for r in readers]
-    record_property("cases", WRITERS * rounds + sum(int(out or 0) for out, _ in found))
+    record_property("cases", crew * rounds + sum(int(out or 0) for out, _ in found))
     failed = [err for _, err in found if err] + [
         e for (_, e), w in zip(said, writers, strict=True) if w not in killed and e
     ]
@@ -87,7 +86,7 @@ def test_every_task_is_there_and_no_reader_sees_an_error(
     reported = {name for out, _ in said for name in out.split()}
     assert reported <= there  # whoever was told that a task is learned has it
     assert there - reported - {"first"} <= {f"{w}-{i}" for w in range(kills) for i in range(rounds)}
-    assert {f"{w}-{i}" for w in range(kills, WRITERS) for i in range(rounds)} <= there
+    assert {f"{w}-{i}" for w in range(kills, crew) for i in range(rounds)} <= there
     assert [f for f in verify(root) if f.damage] == []
     with writer(root, timeout=0) as locked:  # free at once, though holders were killed
         commit_task(locked, "last", 1)
