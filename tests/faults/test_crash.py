@@ -67,7 +67,7 @@ def test_killed_at_every_file_operation(
             except (AssertionError, ClmoeError) as error:
                 failures.append((n, torn, repr(error)))
             shutil.rmtree(root)
-        n += 1 if whole else 61 if name.endswith("learn") else 17
+        n += 1 if whole else 61 if name.endswith("learn") else 11
     record_property("cases", cases)
     record_property("failures", len(failures))
     assert failures == []
