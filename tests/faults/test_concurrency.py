@@ -1,4 +1,4 @@
-"""Writers and readers at once, each a process: four of either, in the whole campaign eight, of which some are killed."""
+"""Writers and readers at once, each a process: four of either; in the whole campaign eight, and some are killed."""
 
 from __future__ import annotations
 
