@@ -69,6 +69,16 @@ FAULTS_OF_LEARNING = (
         ("tests/test_growth.py::test_a_task_reads_the_weights_of_constructive_tasks_and_of_no_others",),
     ),
     Fault(
+        "training that other code has begun is gone on with", "clmoe_cli/api/resuming.py",
+        '"code": _code(),', '"code": "",',
+        ("tests/test_resume.py::test_nothing_else_picks_it_up[code]",),
+    ),
+    Fault(
+        "a value that is far too small loses its sign", "clmoe_cli/api/checks.py",
+        'found=f"{float(row[at]) / scale:.3g}"', 'found=f"{float(largest[worst]) / scale:.3g}"',
+        ("tests/test_misread.py::test_a_fill_value_of_a_table_is_found_by_its_column",),
+    ),
+    Fault(
         "unreadable weights are trained with", "clmoe_cli/method/learn_task.py",
         "torch.where(shared.readable[name], shared.weights[name], zero)",
         "shared.weights[name]",

@@ -26,6 +26,7 @@ from clmoe_cli.api.prune import PruneOptions, would_prune
 from clmoe_cli.api.segment import learn_stream
 from clmoe_cli.data import Batch, read_batch
 from clmoe_cli.data.labels import LabelEncoder, clashes
+from clmoe_cli.data.several import joined
 from clmoe_cli.method.learn_task import Options
 from clmoe_cli.method.subnetwork.training import Schedule
 from clmoe_cli.runtime.choices import ROUTERS
@@ -57,28 +58,35 @@ def test_fill_values_are_refused_by_index(value: float, labelled: bool, store: s
     batch = batch if labelled else replace(batch, labels=None)
     for router in ROUTERS:
         for route in ("image", "batch"):
-            with pytest.raises(BadInput, match=r"far beyond the others: blobs \[row 7, column 2\]"):
+            with pytest.raises(BadInput, match=r"far beyond the others: blobs \[row 7, feature 2, both from 0\]"):
                 predict(store, batch, router=router, route=route)
-    with pytest.raises(BadInput, match=r"\[row 7, column 2\]"):
+    with pytest.raises(BadInput, match=r"\[row 7, feature 2, both from 0\]"):
         predict(store, batch, task="task1")
     for evidence in ("fisher", "gradient"):
-        with pytest.raises(BadInput, match=r"\[row 7, column 2\]"):
+        with pytest.raises(BadInput, match=r"\[row 7, feature 2, both from 0\]"):
             detect(store, batch, evidence=evidence)
 
 
 def test_a_fill_value_of_a_table_is_found_by_its_column(store: str) -> None:
     batch = blobs(40, 3, (1, 5))
     batch = replace(batch, columns=tuple(f"c{number}" for number in range(batch.input_shape[0])))
-    batch.images[7, 2] = 1e9
-    with pytest.raises(BadInput, match=r"^a row has values far beyond .*\[row 7, column 'c2'\]"):
+    batch.images[7, 2] = -1e9
+    with pytest.raises(BadInput, match=r"^a row has values far beyond .*\[row 7 from 0, column 'c2'\]; found -1e\+09;"):
         predict(store, batch)
+    with pytest.raises(BadInput, match=r"\[blobs\[7\], column 'c2'\]"):  # of several files the one that has it
+        predict(
+            store,
+            joined(
+                [replace(batch, images=batch.images[:3] * 0, labels=None, source="good"), replace(batch, labels=None)]
+            ),
+        )
 
 
 def test_fill_values_are_refused_before_onset_sees_them(store: str) -> None:
     batch = blobs(200, 3, (1, 5))
     batch.images[150, 2] = -9.2e18
     for act in (learn, plan):
-        with pytest.raises(BadInput, match=r"\[row 150, column 2\]"):
+        with pytest.raises(BadInput, match=r"\[row 150, feature 2, both from 0\]"):
             act(store, batch, QUICK)  # type: ignore[operator]
 
 

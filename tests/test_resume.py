@@ -89,10 +89,10 @@ def test_stopped_again_and_again(own: Path, after: str) -> None:
     assert Store.open(own).manifest.content_hash() == after
 
 
-CHANGES = ("name", "score", "data", "labels", "parent", "threads")
+CHANGES = ("name", "score", "data", "labels", "parent", "threads", "code")
 
 
-@pytest.mark.parametrize("change", some(CHANGES, "name", "data", "parent"))
+@pytest.mark.parametrize("change", some(CHANGES, "name", "data", "parent", "code"))
 def test_nothing_else_picks_it_up(own: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(own, 3)
     data, options = batch([2, 7], 150, 1), OPTIONS
@@ -109,6 +109,8 @@ def test_nothing_else_picks_it_up(own: Path, change: str, monkeypatch: pytest.Mo
         learn(str(own), batch([5, 9], 150, 2), OPTIONS)
     if change == "threads":
         monkeypatch.setattr(resuming, "environment", lambda: {"threads": "77"})
+    if change == "code":
+        monkeypatch.setattr(resuming, "_code", lambda: "that of another state of the package")
     seen: list[str] = []
     learn(str(own), data, options, on_resume=seen.append)
     assert seen == []

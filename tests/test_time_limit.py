@@ -149,6 +149,6 @@ def test_the_cost_is_said_before_training(capsys: pytest.CaptureFixture[str], tm
     Progress(quiet=True).cost(Cost(78, 30, 0.1, 90.0, 0.04, 4))
     assert capsys.readouterr().err.splitlines() == [
         "training: at most about 4 min (78 epochs of 30 steps)",
-        "training: at most about 90 s (78 epochs of 30 steps, time limit 90 s)",
+        "training: at most about 90 s (78 epochs of 30 steps; the time limit leaves 90 s)",
         "several processes do not pay here: a step takes 100 ms, in one process with OMP_NUM_THREADS=4 40 ms",
     ]

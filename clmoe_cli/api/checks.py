@@ -75,23 +75,30 @@ def check_range(x: Rows, scale: float, batch: Batch, on_step: OnStep = silent) -
     beyond = largest > LARGEST
     if bool(beyond.any()):
         worst = int(largest.argmax())
-        most, one = 2 * int(beyond.sum()) > len(beyond), len(batch.input_shape) == 1
-        few, many = ("a row", "most rows") if one else ("an image", "most images")
-        where = f"row {worst}, {_column(batch, int(x[worst : worst + 1].abs().argmax()))}" if one else f"image {worst}"
+        row = x[worst : worst + 1].flatten()
+        at = int(row.abs().argmax())
+        most, vectors = 2 * int(beyond.sum()) > len(beyond), len(batch.input_shape) == 1
+        few, many = ("a row", "most rows") if vectors else ("an image", "most images")
         unit = "give the values in the unit that the store's tasks were learned in"
         raise BadInput(
             f"{many} have values far beyond the store's" if most else f"{few} has values far beyond the others",
             where=batch.source,
-            key=where,
-            found=f"{float(largest[worst]) / scale:.3g}",
-            expected=f"at most {LARGEST / scale:.3g}",
+            key=_place(batch, worst, at if vectors else None),
+            found=f"{float(row[at]) / scale:.3g}",
+            expected=f"at most {LARGEST / scale:.3g} in size",
             hint=unit if most else "repair it or leave it out",
         )
 
 
-def _column(batch: Batch, number: int) -> str:
-    """A feature of a table, as people call it."""
-    return f"column {number}" if batch.columns is None else f"column {one_line(batch.columns[number][:60])!r}"
+def _place(batch: Batch, index: int, feature: int | None) -> str:
+    """Where a value is, as people find it: the file of several, the row and the column of a table, counted from 0."""
+    named = batch.files is not None
+    row = batch.files[index] if batch.files is not None else f"{'image' if feature is None else 'row'} {index}"
+    if feature is None:
+        return row
+    if batch.columns is not None:
+        return f"{row}{'' if named else ' from 0'}, column {one_line(batch.columns[feature])!r}"
+    return f"{row}, feature {feature}{'' if named else ', both from 0'}"
 
 
 def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep = silent) -> None:

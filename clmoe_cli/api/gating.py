@@ -124,7 +124,8 @@ def check_eyes(manifest: Manifest, batch: Batch, wanted: str | None, arch: str, 
         return
     seen = {"none": True, "first": seen_by_eyes(batch.input_shape)}.get(wanted, is_image(batch.input_shape))
     if not seen or (wanted != "none" and _through_backbone(batch)):
-        found = kind_text(batch.input_shape, batch.input)
+        vectors = len(batch.input_shape) == 1 and batch.input is None
+        found = f"vectors of {batch.input_shape[0]} numbers" if vectors else kind_text(batch.input_shape, batch.input)
         raise UsageProblem("eyes look at pictures", key="--eyes", found=found, hint="leave --eyes out")
     if wanted == "subnetwork" and arch.startswith("mlp:"):
         raise UsageProblem(

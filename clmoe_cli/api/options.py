@@ -140,7 +140,7 @@ def check(batch: Batch, options: LearnOptions) -> None:
     try:
         parse_arch(options.arch, batch.input_shape)
     except ValueError as error:
-        raise UsageProblem(str(error)) from error
+        raise UsageProblem(str(error), key="--arch") from error
     if len(batch.input_shape) != 3 and options.method.augment in ("light", "strong"):
         raise UsageProblem(
             "only pictures can be augmented", key="--augment", found=f"vectors of {batch.input_shape[0]} numbers",

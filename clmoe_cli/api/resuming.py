@@ -8,10 +8,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from clmoe_cli import __version__
+from clmoe_cli import __version__, method
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.spool import blocks, rows_of
@@ -97,8 +99,18 @@ class Resuming:
             raise Interrupted("interrupted; the store is as it was before this command", hint=hint) from error
 
 
+@cache
+def _code() -> str:
+    """sha256 of the code that trains: what one state of it has begun, another would end as neither does."""
+    root = Path(method.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _key(batch: Batch, options: LearnOptions, parent: str, seed: int, on_step: OnStep) -> str:
-    """sha256 of all that decides the result: data, arguments, parent generation, seed, version, environment."""
+    """sha256 of all that decides the result: data, arguments, parent generation, seed, code, environment."""
     arguments = asdict(options)
     del arguments["lock_timeout"], arguments["time_limit"]
     arguments["method"]["device"] = options.method.device.partition(":")[0]  # whichever of several cards it is
@@ -109,6 +121,7 @@ def _key(batch: Batch, options: LearnOptions, parent: str, seed: int, on_step: O
         "parent": parent,
         "seed": seed,
         "version": __version__,
+        "code": _code(),
         "environment": environment(),
         "processes": collectives.world(),
         "images": [batch.images.dtype.str, batch.images.shape],

@@ -87,7 +87,10 @@ DeviceOption = Annotated[
 ]
 BatchSizeOption = Annotated[
     int,
-    typer.Option(min=2, help="Images of one step of training; of fewer than a thousand images an eighth, at least 16."),
+    typer.Option(
+        min=2,
+        help="Images of one step of training; of few images an eighth, with convolutions a thirtieth, at least 16.",
+    ),
 ]
 EyesOption = Annotated[
     str | None,

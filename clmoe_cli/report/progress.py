@@ -272,7 +272,7 @@ class Progress:
         self._until = self.clock() + cost.limit
         if cost.total >= SOON:
             epochs = f"{cost.epochs} epochs of {cost.steps} step{'s' * (cost.steps != 1)}"
-            limit = f", time limit {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
+            limit = f"; the time limit leaves {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
             self._note(f"training: at most about {duration(cost.total)} ({epochs}{limit})")
         if cost.seconds > PAYS * cost.alone:
             threads = f"OMP_NUM_THREADS={cost.threads}"

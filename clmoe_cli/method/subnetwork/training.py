@@ -44,7 +44,8 @@ BATCHES = 30
 PARTS = 8
 """A batch is at most such a part of few images: thirty passes over all of them at each step teach no more."""
 CONVOLVED_PARTS, CONVOLVED_BATCHES = BATCHES, 20
-"""The same two where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch."""
+"""The same two where layers are convolutions. Unlike a dense layer's, their time is that of the images of a batch.
+Where the learning rate has a peak, all epochs are trained, and have ``BATCHES`` steps."""
 SMALLEST = 16
 """Images of a batch all the same, where there are as many and ``--batch-size`` allows."""
 WARM, COMPARED = 2, 5
@@ -162,7 +163,8 @@ class Schedule:
         Of perceptrons these are whole passes; of convolutions ``CONVOLVED_BATCHES`` are enough.
         """
         if _convolved(net):
-            return max(images, CONVOLVED_BATCHES * self.batch(images, net))
+            least = CONVOLVED_BATCHES if net.traits.peak is None else BATCHES
+            return max(images, least * self.batch(images, net))
         return images * math.ceil(max(images, BATCHES * self.batch(images, net)) / images)
 
     def steps(self, images: int, net: Network) -> int:
@@ -492,9 +494,9 @@ def anneal(
         before, done = (int(n) for n in state["counts"])
         rate.load_state_dict({**rate.state_dict(), "last_epoch": done, "_step_count": done + 1})
         optimizing.param_groups[0]["lr"] = float(state["rate"])
-    # Images that are seen several times an epoch are soon known by heart.
-    several = run.schedule.epoch(images, run.net) > images
-    shares = run.schedule.dropout if several else run.schedule.annealing_dropout
+    # Few images are soon known by heart.
+    few = images < BATCHES * run.schedule.batch(images, run.net)
+    shares = run.schedule.dropout if few else run.schedule.annealing_dropout
     drop = dropout(run.net.layers[0], how.dropout or shares, run.generator)
     for epoch in range(before + 1, epochs + 1):
         on_part, part = within(run.on_step, how.phase, epoch, epochs), Part(most=steps - (epoch - 1) * each)
