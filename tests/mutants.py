@@ -71,7 +71,7 @@ FAULTS_OF_LEARNING = (
     Fault(
         "training that other code has begun is gone on with", "clmoe_cli/api/resuming.py",
         '"code": _code(),', '"code": "",',
-        ("tests/test_resume.py::test_nothing_else_picks_it_up[code]",),
+        ("tests/test_resume.py::test_nothing_else_picks_it_up",),
     ),
     Fault(
         "a value that is far too small loses its sign", "clmoe_cli/api/checks.py",
