@@ -192,7 +192,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     data.images[7, 3] = 1e30
     with pytest.raises(BadInput, match="far beyond the others") as caught:
         learn(str(tmp_path / "store"), data, LearnOptions(arch="mlp:8", method=Options(Schedule(epochs=2))))
-    assert caught.value.key == "image 7"
+    assert caught.value.key == "row 7, feature 3, both from 0"
     assert caught.value.exit_code == 3
 
 

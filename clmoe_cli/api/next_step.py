@@ -172,6 +172,7 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
 def _compared(session: Session, record: ExpertRecord, names: Sequence[str]) -> list[Candidate]:
     """The comparison of the batch with each of these tasks of an expert."""
     net, rng = session.network(record), session.generator
+    checks.check_values([record], session.batch, session.on_step)  # of all images, so that the right one is named
     index = common.sample(len(session.batch.images), images_of(net), rng)
     scaling = session.loader.scaling(record.id)
     few = _as_read(session, common.part(session.batch, index), record, scaling, session.classes)
