@@ -15,7 +15,7 @@ from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnOptions
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import LabelEncoder, clashes
-from clmoe_cli.data.npz import name_list, one_line
+from clmoe_cli.data.npz import name_list
 from clmoe_cli.method.images import Rows
 from clmoe_cli.method.learn_task import FEW
 from clmoe_cli.method.routing.calibration import MINIMUM
@@ -71,7 +71,7 @@ def check_range(x: Rows, scale: float, batch: Batch, on_step: OnStep = silent) -
         done += len(part)
         to(done)
     largest = torch.cat(parts)
-    common.check_numbers(torch.isfinite(largest).numpy(), batch.source)
+    common.check_numbers(torch.isfinite(largest).numpy(), batch)
     beyond = largest > LARGEST
     if bool(beyond.any()):
         worst = int(largest.argmax())
@@ -83,22 +83,11 @@ def check_range(x: Rows, scale: float, batch: Batch, on_step: OnStep = silent) -
         raise BadInput(
             f"{many} have values far beyond the store's" if most else f"{few} has values far beyond the others",
             where=batch.source,
-            key=_place(batch, worst, at if vectors else None),
+            key=common.place(batch, worst, at if vectors else None),
             found=f"{float(row[at]) / scale:.3g}",
             expected=f"at most {LARGEST / scale:.3g} in size",
             hint=unit if most else "repair it or leave it out",
         )
-
-
-def _place(batch: Batch, index: int, feature: int | None) -> str:
-    """Where a value is, as people find it: the file of several, the row and the column of a table, counted from 0."""
-    named = batch.files is not None
-    row = batch.files[index] if batch.files is not None else f"{'image' if feature is None else 'row'} {index}"
-    if feature is None:
-        return row
-    if batch.columns is not None:
-        return f"{row}{'' if named else ' from 0'}, column {one_line(batch.columns[feature])!r}"
-    return f"{row}, feature {feature}{'' if named else ', both from 0'}"
 
 
 def check_values(experts: Sequence[ExpertRecord], batch: Batch, on_step: OnStep = silent) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clmoe_cli.api.inputs import kind_text, known_columns
 from clmoe_cli.data import Batch
-from clmoe_cli.data.npz import name_list
+from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.method.images import Images, Rows
 from clmoe_cli.method.networks.base import Network
 from clmoe_cli.method.networks.mlp import MLP
@@ -117,18 +117,29 @@ def input_scale(batch: Batch, on_step: OnStep = silent) -> float:
     # A call for each part: a comprehension would hold one part while it reads the next.
     parts = counted(every, on_step, "scale", "parts")
     each = np.concatenate([_root_mean_squares(part(batch, index)) for index in parts])
-    check_numbers(np.isfinite(each), batch.source)
+    check_numbers(np.isfinite(each), batch)
     rms = float(np.median(each))
     return 1.0 if 0.05 <= rms <= 2.0 or rms == 0.0 else 1.0 / rms
 
 
-def check_numbers(finite: np.ndarray[Any, np.dtype[np.bool_]], source: str) -> None:
+def place(batch: Batch, index: int, feature: int | None = None) -> str:
+    """Where a value is, as people find it: the file of several, the row and the column of a table, counted from 0."""
+    files = batch.files if batch.files is not None and len(batch.files) == len(batch.images) else None
+    row = f"{'image' if len(batch.input_shape) > 1 else 'row'} {index}" if files is None else files[index]
+    if feature is None:
+        return row
+    if batch.columns is not None:
+        return f"{row}{' from 0' if files is None else ''}, column {one_line(batch.columns[feature])!r}"
+    return f"{row}, feature {feature}{', both from 0' if files is None else ''}"
+
+
+def check_numbers(finite: np.ndarray[Any, np.dtype[np.bool_]], batch: Batch) -> None:
     """BadInput for the first image [N] that holds NaN or Inf. Files are checked when they are read, arrays are not."""
     if not finite.all():
         raise BadInput(
             "not every value is a number",
-            where=source,
-            key=f"image {int(finite.argmin())}",
+            where=batch.source,
+            key=place(batch, int(finite.argmin())),
             found="NaN or Inf",
             hint="drop or repair it",
         )
