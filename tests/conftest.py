@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "store_s
 torch.set_num_threads(1)
 # A shell starts what runs in the background deaf to SIGINT, and so would be every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for profile, examples in (("sample", 20), ("whole", 500)):
+for profile, examples in (("sample", 15), ("whole", 500)):
     settings.register_profile(
         profile,
         deadline=None,

@@ -643,6 +643,7 @@ def answers(call: Call, store: Path, task: str, data: dict[str, Path], folder: P
         return {key: arrays[key].tobytes() for key in FIELDS}
 
 
+@pytest.mark.campaign
 def test_content_hash_depends_on_data_and_seed_alone(call: Call, data: dict[str, Path], tmp_path: Path) -> None:
     def hash_of(store: Path) -> str:
         return str(result(call, "inspect", "--store", store)["content_hash"])

@@ -71,7 +71,7 @@ def explanation(report: PredictReport) -> Explanation:
 
 
 @pytest.mark.parametrize(("route", "size"), ROUTES)
-@pytest.mark.parametrize("router", some(EVERY, "fused", "paper"))
+@pytest.mark.parametrize("router", some(EVERY, "fused"))
 def test_what_is_said_decided_and_changed_nothing(
     store: str, mixed: Batch, router: str, route: str, size: int | None
 ) -> None:

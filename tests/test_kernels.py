@@ -134,7 +134,7 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_store(
     assert Store.open(root).manifest.content_hash() == Store.open(two).manifest.content_hash()
 
 
-@pytest.mark.parametrize("router", some(EVERY, "fused", "paper"))
+@pytest.mark.parametrize("router", some(EVERY, "fused"))
 def test_every_router_answers_alone_as_among_others(two: Path, router: str) -> None:
     asked = batch([0, 4, 2, 7], 24, 9)
     together = predict(str(two), asked, router=router)

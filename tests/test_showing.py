@@ -95,7 +95,7 @@ def screen(report: InspectReport, width: int = 80, encoding: str = "utf-8", **op
     return out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", some(list(STORES)[:-1], "one", "several", "hundred"))
+@pytest.mark.parametrize("name", some(list(STORES)[:-1], "several", "hundred"))
 def test_a_screen_of_80_columns_is_enough(name: str, reports: dict[str, InspectReport]) -> None:
     report = reports[name]
     text = screen(report)

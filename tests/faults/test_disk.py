@@ -109,7 +109,7 @@ def test_any_operation_may_fail(
                 wrong.append("left in tmp")
             failures += [f"{verb} {n} {errno.errorcode[number]} {failed[-1:]}: {w}" for w in wrong]
             shutil.rmtree(root)
-        n += 1 if whole else 401
+        n += 1 if whole else 601
     record_property("cases", cases)
     record_property("failures", len(failures))
     assert failures == [], failures[:20]
