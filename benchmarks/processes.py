@@ -102,19 +102,8 @@ def clmoe(way: str, *args: object) -> float:
 
 def learn(data: Path, store: Path, way: str, flags: list[str]) -> Row:
     """Seconds of one learn: of training (between its lines of progress), of all as reported, of the command."""
-    program = [
-        "-m",
-        "clmoe_cli",
-        "learn",
-        "--data",
-        str(data),
-        "--store",
-        str(store),
-        "--name",
-        "task1",
-        "--json",
-        *flags,
-    ]
+    program = ["-m", "clmoe_cli", "learn", "--data", str(data), "--store", str(store)]
+    program += ["--name", "task1", "--json", *flags]
     started, lines, said = time.monotonic(), [], []
     with running(way, program) as process:
         assert process.stdout is not None

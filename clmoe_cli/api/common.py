@@ -129,7 +129,7 @@ def place(batch: Batch, index: int, feature: int | None = None) -> str:
     if feature is None:
         return row
     if batch.columns is not None:
-        return f"{row}{' from 0' if files is None else ''}, column {one_line(batch.columns[feature])!r}"
+        return f"{row}{' from 0' if files is None else ''}, column {one_line(batch.columns[feature][:60])!r}"
     return f"{row}, feature {feature}{', both from 0' if files is None else ''}"
 
 
