@@ -54,7 +54,7 @@ docs: $(STAMP)  ## docs/commands.md, from the commands themselves
 mutants: $(STAMP)  ## deliberate faults, one at a time: the tests must notice at least nine of ten
 	$(BIN)/python tests/mutants.py
 
-test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile files, benchmarks in small (an hour)
+test-faults: $(STAMP)  ## the campaigns: crashes, power loss, damage, hostile files, benchmarks in small (three hours)
 	$(BIN)/python -m pytest tests/faults --whole
 	$(BIN)/python -m pytest tests -m "campaign or hypothesis" --ignore tests/faults --whole
 

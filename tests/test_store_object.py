@@ -113,6 +113,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "objects": ({"X": X.astype(object), "y": Y}, "images of this type cannot be used"),
     "no labels": ({"X": X}, "no labels: the inputs; found X; .*; give y"),
     "fewer labels": ({"X": X, "y": Y[:5]}, r"labels do not match the images: .*found \[5\]"),
+    "a label that is NaN": (
+        {"X": X, "y": np.where(np.arange(len(Y)) == 2, np.nan, Y)},
+        "a label is missing: .*row 2 from 0",
+    ),
+    "labels that are none": ({"X": X, "y": ["a", None, None, *"bcd" * len(Y)][: len(Y)]}, "row 1 from 0 and 1 more"),
+    "NaN as an integer": ({"X": X, "y": np.where(np.arange(len(Y)) == 2, -(2**63), Y)}, "which NaN becomes"),
     "labels that are no names": ({"X": X, "y": Y + 0.5}, "labels of this type cannot be used"),
     "not a number": ({"X": np.where(X > 7, np.nan, X), "y": Y}, "not every feature is a number"),
     "a misspelt option": ({"X": X, "y": Y, "epoch": 3}, "unknown option of learn; .*did you mean 'epochs'"),
@@ -353,3 +359,15 @@ def test_a_column_that_was_learned_as_a_feature_is_one(tmp_path: Path) -> None:
     assert store.learn(more, name="more", **QUICK).status == "learned"
     with pytest.raises(clmoe.BadInput, match="no labels"):
         clmoe.Store(tmp_path / "other").learn(frame.assign(label=0, target=1), **QUICK)
+
+
+def test_grey_pictures_asked_of_a_store_of_colour_ones_are_told_what_to_become(tmp_path: Path) -> None:
+    store, y = clmoe.Store(tmp_path / "store", progress=False), np.arange(80) % 2
+    colour = np.random.default_rng(0).integers(0, 256, (80, 3, 16, 16)).astype(np.uint8)
+    store.learn(colour, y, **QUICK)
+    with pytest.raises(
+        clmoe.BadInput, match="found 1×16×16; expected 3×16×16; the pictures are grey: give them as RGB, or"
+    ):
+        store.predict(colour[:, :1])
+    with pytest.raises(clmoe.BadInput, match=r"found 1×8×8; .*; reshape the images, or"):
+        store.predict(colour[:, :1, ::2, ::2])

@@ -238,6 +238,8 @@ def test_which_column_has_the_labels(tmp_path: Path) -> None:
             read(tmp_path, text, column)
     with pytest.raises(BadInput, match=r"no column of labels.*found a, b.*--label-column"):
         read(tmp_path, "a,b\n1,2\n", use="required")
+    with pytest.raises(BadInput, match=r"several columns may be the labels.*found class, target; .*--label-column"):
+        read(tmp_path, "a,class,target\n1,2,3\n", use="required")
     with pytest.raises(BadInput, match=r"no column of labels.*2 columns without names"):
         read(tmp_path, "1,2\n3,4\n", use="required")
 

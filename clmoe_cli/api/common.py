@@ -84,9 +84,17 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
             hint=f"give the columns that were learned, in their order{_missing(manifest, batch)}, or learn a task of "
             "these first"
             if len(batch.input_shape) == 1 and batch.input is None
-            else "reshape the images, or learn a task of this shape first",
+            else _other_colours(known, batch) + "or learn a task of this shape first",
         )
     return found
+
+
+def _other_colours(known: Sequence[str], batch: Batch) -> str:
+    """What makes the images what the store knows: their colours, where they differ in nothing else."""
+    channels, *sides = batch.input_shape
+    if len(sides) == 2 and channels in (1, 3) and kind_text((4 - channels, *sides), batch.input) in known:
+        return "the pictures are grey: give them as RGB, " if channels == 1 else "give the pictures in grey, "
+    return "reshape the images, "
 
 
 def _missing(manifest: Manifest, batch: Batch) -> str:

@@ -130,6 +130,8 @@ def _planned(store: Store, wanted: int | None) -> tuple[UndoReport, Manifest]:
     if not isinstance(target, int) or target not in there:  # the Python API may be given anything
         shown = f"generation {' or '.join(map(str, there))}" if there else "no generation: this one alone is kept"
         hint = "the last two generations are kept, and after prune --gc the last one alone"
+        if wanted is None and not there:
+            raise UsageProblem("nothing to undo: no older generation is kept", where=str(store.root), hint=hint)
         raise UsageProblem("no such generation is there", found=str(target), expected=shown, hint=hint)
     data = read_regular(path, MAX_MANIFEST)
     if target == now.generation - 1 and hashlib.sha256(data).hexdigest() != now.parent:

@@ -30,7 +30,14 @@ def prune(
     ] = None,
     gc: flags.GcOption = False,
     dry_run: flags.DryRunOption = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Act without asking.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Act without asking. A script that leaves it out changes nothing, and the exit code is 0.",
+        ),
+    ] = False,
     lock_timeout: flags.TimeoutOption = None,
     json_: flags.JsonOption = False,
     quiet: flags.QuietOption = False,

@@ -170,11 +170,11 @@ class _Layout:
             found = [i for i, name in enumerate(names) if name in LABEL_NAMES]
             label = found[0] if header and len(found) == 1 else None
         if label is None and use == "required":
-            found_names = name_list(names) if header else f"{columns} columns without names"
+            several = [names[i] for i in found] if header and label_column is None else []
             rows.fail(
-                "no column of labels",
-                found=found_names,
-                expected="one called label, target, class or y",
+                "several columns may be the labels" if several else "no column of labels",
+                found=name_list(several or names) if header else f"{columns} columns without names",
+                expected="one of them, which you name" if several else "one called label, target, class or y",
                 hint=_COLUMN_HINT,
             )
         if not header:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from clmoe_cli.data.spool import rows_of
 from clmoe_cli.data.targets import LABEL_NAMES, plain_names
 from store_schema.errors import BadInput, UsageProblem
 
-IMAGES, LABELS = "X", "y"
+IMAGES, LABELS, THE_INPUTS = "X", "y", "the inputs"
 _NUMBERS = "iufb"
 
 
@@ -113,7 +114,7 @@ def arrays(x: Any, y: Any = None, widths: Collection[int] = ()) -> ArrayReader:
     values = {IMAGES: _frame(x) if is_frame(x) else _array(x, IMAGES)}
     if y is not None:
         values[LABELS] = _labels(y)
-    return ArrayReader(values, "the inputs", _column_names(x) if is_frame(x) else None)
+    return ArrayReader(values, THE_INPUTS, _column_names(x) if is_frame(x) else None)
 
 
 def _column_names(frame: Any) -> tuple[str, ...] | None:
@@ -208,11 +209,28 @@ def _array(value: Any, name: str) -> Array:
     return found
 
 
+def _is_missing(label: Any) -> bool:
+    """Whether a label is none: None, NaN, or what pandas has for it."""
+    return label is None or type(label).__name__ in ("NAType", "NaTType") or (isinstance(label, float) and isnan(label))
+
+
 def _labels(value: Any) -> Array:
     """Labels as integers or text; objects that all are text, or all integers, become such."""
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     found = _array(value, LABELS)
+    if found.dtype.kind in "Of":
+        missing = [i for i, each in enumerate(found.reshape(-1).tolist()) if _is_missing(each)]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise BadInput(
+                "a label is missing",
+                where=THE_INPUTS,
+                key=LABELS,
+                found=f"none in row {missing[0]} from 0{others}",
+                expected="a label for each input",
+                hint="leave out the inputs without a label",
+            )
     if found.dtype.kind == "O":
         kinds = {type(each) for each in found.reshape(-1).tolist()}
         if kinds == {str}:
