@@ -364,6 +364,7 @@ def test_a_column_that_was_learned_as_a_feature_is_one(tmp_path: Path) -> None:
 def test_grey_pictures_asked_of_a_store_of_colour_ones_are_told_what_to_become(tmp_path: Path) -> None:
     store, y = clmoe.Store(tmp_path / "store", progress=False), np.arange(80) % 2
     colour = np.random.default_rng(0).integers(0, 256, (80, 3, 16, 16)).astype(np.uint8)
+    colour[y == 1, :, 8:] = 0
     store.learn(colour, y, **QUICK)
     with pytest.raises(
         clmoe.BadInput, match="found 1×16×16; expected 3×16×16; the pictures are grey: give them as RGB, or"
