@@ -216,22 +216,22 @@ def test_joint_networks_pool_as_the_experts_do(in_process: list[str]) -> None:
 def test_the_processes_benchmark_compares_small(
     in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With the launches left out: two ways are the same command, the third has another seed, the fourth other bits."""
+    """With the launches left out: three ways are the same command, the third has another seed, the fifth other bits."""
     processes, sequence = (importlib.import_module(name) for name in ("processes", "sequence"))
-    seconds = iter([8.0, 4.0, 2.0, 1.0, 2.0, 8.0, 1.0, 2.0])
+    seconds = iter([8.0, 4.0, 2.0, 1.0, 1.0, 2.0, 8.0, 1.0, 1.0, 2.0])
 
     def learn(data: Path, store: Path, way: str, flags: list[str]) -> dict[str, float]:
         seed = ("--seed", "9") if way == "2 processes" else ()
-        sequence.clmoe("learn", "--data", str(data), *flags, *seed, store=store)
+        sequence.clmoe("learn", "--data", str(data), "--name", "task1", *flags, *seed, store=store)
         return dict.fromkeys(("training", "learn", "command"), next(seconds))
 
     monkeypatch.setattr(processes, "learn", learn)
-    size = ("--arch", "mlp:20", "--images", "80", "--epochs", "1", "--repeat", "2")
+    size = ("--part", "task", "--arch", "mlp:20", "--images", "80", "--epochs", "1", "--repeat", "2")
     monkeypatch.setattr(sys, "argv", ["processes.py", *size, "--out", str(tmp_path / "out")])
     processes.main()
     found = json.loads((tmp_path / "out" / "processes.json").read_text())
     ways = found["results"]["mlp:20"]
-    # In the second repetition the second way came first: 2, 8, 1 and 2 seconds are those of it, the others, the first.
+    # In the second repetition the second way comes first, and the first, which takes 2 seconds, comes last.
     assert ways["1 process, 2 threads"]["learn_speedup"] == [1.5, 1.0, 2.0]
     assert ways["2 processes"]["learn_speedup"] == [2.125, 0.25, 4.0]
     assert ways["1 process, 2 threads"]["differing"] == 0
