@@ -89,9 +89,10 @@ def test_learning_refining_and_answering_on_a_card(arch: str, tmp_path: Path) ->
         assert here.keys() == there.keys()
         # A whitened deviation in units of a narrow spread makes much of a small difference.
         rtol = 1e-3 if router == "fisher" else 1e-4
+        step = 0.033  # of a p-value: a class has about thirty held-out images, and one of them may change sides
         for key, value in here.items():
             if value.dtype.kind == "f":
-                np.testing.assert_allclose(value, there[key], rtol=rtol, atol=0.02 if key == "p_value" else 1e-5)
+                np.testing.assert_allclose(value, there[key], rtol=rtol, atol=step if key == "p_value" else 1e-5)
             else:
                 assert np.array_equal(value, there[key]), key
 
