@@ -23,8 +23,9 @@ def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], C
     def decorated(method: Callable[P, T]) -> Callable[P, T]:
         taken = signature(method)
         parameters = [p for p in taken.parameters.values() if p.name != "self"]
-        own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        options = [*own, *(get_type_hints(more) if more is not None else ())]
+        own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        handed_on = list(get_type_hints(more)) if more is not None else []
+        options = [*(p.name for p in own), *handed_on]
 
         @wraps(method)
         def called(*args: P.args, **given: P.kwargs) -> T:
@@ -33,7 +34,7 @@ def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], C
             try:
                 taken.bind(*args, **given)
             except TypeError as error:
-                shown = f"{name}({', '.join(map(_shown, parameters))})"
+                shown = f"{name}({', '.join([*map(_shown, own), *(f'{each}=…' for each in handed_on)])})"
                 raise UsageProblem(f"not a call of {name}", found=str(error), expected=shown) from None
             return method(*args, **given)
 
@@ -43,7 +44,5 @@ def checked(name: str, more: type | None = None) -> Callable[[Callable[P, T]], C
 
 
 def _shown(parameter: Any) -> str:
-    """``X``, ``y=…``: an argument, with whether it may be left out; ``…`` for the options that are handed on."""
-    if parameter.kind is parameter.VAR_KEYWORD:
-        return "…"
+    """``X``, ``y=…``: an argument, with whether it may be left out."""
     return parameter.name if parameter.default is parameter.empty else f"{parameter.name}=…"

@@ -22,6 +22,7 @@ from clmoe_cli.api.inspect import InspectReport, inspect
 from clmoe_cli.api.learn import learn
 from clmoe_cli.api.opened import Opened
 from clmoe_cli.api.options import LearnFlags, of_flags
+from clmoe_cli.api.planning import plan
 from clmoe_cli.api.predict import PredictReport, predict
 from clmoe_cli.api.prune import PruneOptions, prune, would_prune
 from clmoe_cli.api.reading import How, read_given
@@ -33,6 +34,7 @@ from clmoe_cli.data.npz import one_line
 from clmoe_cli.report.notebook import in_notebook, notebook_progress
 from clmoe_cli.report.progress import Progress, progress
 from clmoe_cli.runtime.devices import resolved
+from clmoe_cli.runtime.words import amount
 from store_schema import StoreMissing, UsageProblem, check_place, is_remote
 
 SHOWN = 12
@@ -73,11 +75,13 @@ class Store:
         features: str | None = None,
         features_weights: str | None = None,
         feature_cache: bool = True,
+        dry_run: bool = False,
         **options: Unpack[LearnFlags],
     ) -> LearnReport:
         """Learns labelled inputs as a new task, or says that they are known; options are named like the flags.
 
-        Returns what was learned, how sparsely, and how often it is right. Raises BadInput for data that cannot be
+        Returns what was learned, how sparsely, and how often it is right. ``dry_run``: says what would be done, and
+        only reads. Raises BadInput for data that cannot be
         learned, UsageProblem for options that mean nothing, and the errors of the store. What an interrupted call had
         reached is kept: the same call goes on from there.
         """
@@ -87,6 +91,8 @@ class Store:
             opened = Opened.at(self.path)
             how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
             batch = _warned(read_given(X, y, "required", opened.expected, how))
+            if dry_run:
+                return plan(opened, batch, chosen, on_warning=_warn)
             callbacks = shown.callbacks()
             callbacks["on_warning"] = _warn
             return learn(opened, batch, chosen, **callbacks)
@@ -314,7 +320,7 @@ class Store:
     def __repr__(self) -> str:
         found = self.tasks
         classes = len({label for task in found for label in task.classes})
-        return f"Store({self.path!r}: {_count(len(found), 'task')}, {_count(classes, 'class', 'classes')})"
+        return f"Store({self.path!r}: {amount(len(found), 'task')}, {amount(classes, 'class', 'classes')})"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("task", "classes", "inputs", "accuracy", "expert"))
@@ -346,10 +352,6 @@ def _cells(task: Task) -> tuple[str, ...]:
     accuracy = task.accuracy.shown
     right = "not measured" if accuracy is None else f"{100 * accuracy:.1f} %"
     return task.name, shown, str(task.images), right, task.expert
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _warned(batch: Batch) -> Batch:

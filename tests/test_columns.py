@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,3 +62,35 @@ def test_columns_that_lack_are_named(tmp_path: Path) -> None:
     more = pd.read_csv(tmp_path / "less.csv").assign(x=1.0, z=2.0)
     with pytest.raises(clmoe.BadInput, match=r"\(missing: weight, kg; not learned: x, z\)"):
         store.predict(more)
+
+
+def test_a_table_that_lacks_columns_is_learned_with_a_warning(tmp_path: Path) -> None:
+    store = clmoe.Store(tmp_path / "store")
+    store.learn(written(tmp_path / "learned.csv", range(5)), name="first", arch="mlp:4", epochs=1)
+    less = pd.read_csv(written(tmp_path / "less.csv", [0, 1, 3, 4])).assign(z=1.0, w=1.0)
+    words = r"columns are not those of the table that was learned: .*found without weight, kg; with z, w; a table of"
+    with pytest.warns(UserWarning, match=words):
+        assert store.detect(less).verdict == "new"
+    with pytest.warns(UserWarning, match=words):
+        assert store.learn(less, dry_run=True, arch="mlp:4").dry_run
+    assert [task.name for task in store.tasks] == ["first"]
+    with pytest.warns(UserWarning, match=words):
+        report = store.learn(less, name="second", arch="mlp:4", epochs=1)
+    assert "columns" in [caution.code for caution in report.warnings]
+    # Another table, of which a column happens to have a name of the first one's.
+    other = pd.DataFrame(told_apart(40, 3)[0][:, :3], columns=["age", "a", "b"])
+    assert store.detect(other).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [(("target", "a", "labels"), "target, labels"), (("x", "y", "z"), ""), (("a", "y", "z"), "y"), ("abc", "")],
+)
+def test_features_that_are_called_like_labels_are_named(names: Sequence[str], called: str, tmp_path: Path) -> None:
+    x, y = told_apart(40, 3)
+    table = pd.DataFrame(x[:, :3], columns=list(names)).assign(answer=y)
+    with warnings.catch_warnings(action="ignore"):
+        report = clmoe.Store(tmp_path / "store").learn(table, y="answer", arch="mlp:4", epochs=1)
+    found = [caution.text for caution in report.warnings if caution.code == "columns"]
+    wanted = f"called like labels and read as features: {called}; leave them out if they tell the answer"
+    assert found == ([wanted] if called else [])

@@ -197,7 +197,17 @@ def test_that_nothing_is_of_a_sort_is_said(
     np.savez(tmp_path / "mixed.npz", x=mixed.images[:4])
     command = ["predict", str(tmp_path / "mixed.npz"), "--store", store, "--only", "unknown", "--reject", "1e-9"]
     assert run(app, command) == 0
-    assert "none of 4 inputs is unknown" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "none of 4 inputs is unknown" in err
+    assert out == ""
+
+
+def test_labels_that_no_task_knows_have_no_table(
+    store: str, mixed: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "other.npz", x=mixed.images[:4], y=[77, 78, 77, 78])
+    assert run(app, ["predict", str(tmp_path / "other.npz"), "--store", store]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "accuracy 0.00 % of 4 images"
 
 
 @pytest.mark.parametrize(

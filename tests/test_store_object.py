@@ -266,7 +266,12 @@ WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "an option of another method": ("detect", (X,), {"reject": 0.1}, "unknown option of detect"),
     "a second task": ("prune", ("a", "b"), {}, r"not a call of prune; found too many.*expected prune\(task=…, expert="),
     "no inputs": ("predict", (), {}, r"not a call of predict; found missing .*'X'; expected predict\(X, y=…"),
-    "inputs twice": ("learn", (X,), {"X": X}, r"not a call of learn; found multiple values.*expected learn\(X, y=…"),
+    "inputs twice": (
+        "learn",
+        (X,),
+        {"X": X},
+        r"not a call of learn; found multiple values.*expected learn\(X, y=….* refine=…",
+    ),
     "nothing to prune": ("prune", (), {}, "prune needs one thing to remove"),
     "a task in place of its name": ("prune", (3,), {}, "not the name of a task; found int"),
     "a report of something": ("report", (), {"task": "low"}, "unknown option of report"),

@@ -178,7 +178,7 @@ def test_what_is_written_is_read(
     assert batch.images.tolist() == np.array(values, np.float32).tolist()
     assert batch.labels is not None
     assert [str(label) for label in batch.labels] == [unicodedata.normalize("NFC", n) for n in names[: len(values)]]
-    assert f"{len(values)} rows, 2 columns of numbers" in batch.notes[0]
+    assert f"{len(values)} row{'s' * (len(values) != 1)}, 2 columns of numbers" in batch.notes[0]
 
 
 BAD: dict[str, tuple[str | bytes, str]] = {

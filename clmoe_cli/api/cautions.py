@@ -12,9 +12,12 @@ from clmoe_cli.api.measuring import Confusion
 from clmoe_cli.api.reports import Caution
 from clmoe_cli.data import Batch
 from clmoe_cli.data.labels import Label
+from clmoe_cli.data.npz import name_list
+from clmoe_cli.data.targets import LABEL_NAMES
 from clmoe_cli.method import privacy
 from clmoe_cli.method.learn_task import COMMON, FEW, held_size
 from clmoe_cli.method.routing.calibration import MINIMUM
+from clmoe_cli.runtime.words import amount
 from store_schema import TaskRecord
 
 IMBALANCE = 10
@@ -48,7 +51,7 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     if not held_size(list(by_count.values())):
         count = len(batch.labels)
         how = "accuracy comes from fits that leave a fifth out" if by_count[most] > 1 else "accuracy is not measured"
-        images = f"{count} image{'s' * (count != 1)}"
+        images = amount(count, "image")
         text = f"only {images}" if count < FEW else f"only {images} of {len(by_count)} classes"
         more = f"{FEW} or more" if count < FEW else f"{COMMON} or more of most classes"
         found.append(Caution("few-images", f"{text}: all are trained on, and {how}; {more} let images be held out"))
@@ -59,8 +62,16 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     if hidden:
         text = f"fewer than {privacy.LEAST} images of {_listed(hidden)}: so that none can be read back from the store"
         found.append(Caution("privacy", f"{text}, their mean is kept with noise only, which costs accuracy there"))
-    found += _look_alike(by_count, known)
+    found += [*_look_alike(by_count, known), *_like_labels(batch.columns or ())]
     return found
+
+
+def _like_labels(columns: Sequence[str]) -> list[Caution]:
+    """Features of a table that are called as labels are; ``y`` beside ``x`` is a coordinate."""
+    lower = {name.lower() for name in columns}
+    called = [n for n in columns if n in LABEL_NAMES and not (n.lower() == "y" and "x" in lower)]
+    text = f"called like labels and read as features: {name_list(called)}; leave them out if they tell the answer"
+    return [Caution("columns", text)] if called else []
 
 
 def _look_alike(labels: Iterable[Label], known: Iterable[Label]) -> list[Caution]:

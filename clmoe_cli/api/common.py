@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clmoe_cli.api.inputs import kind_text, known_columns
+from clmoe_cli.api.inputs import kind_text, known_columns, other_columns
 from clmoe_cli.data import Batch
 from clmoe_cli.data.npz import name_list, one_line
 from clmoe_cli.method.images import Images, Rows
@@ -99,14 +99,8 @@ def _other_colours(known: Sequence[str], batch: Batch) -> str:
 
 def _missing(manifest: Manifest, batch: Batch) -> str:
     """Which columns the table that is most like this one had besides, and which it had not."""
-    given = batch.columns or ()
-    nearest = min(known_columns(manifest.tasks), key=lambda each: len({*each} ^ {*given}), default=())
-    if not {*nearest} & {*given}:
-        return ""
-    lacks, new = (
-        name_list([n for n in names if n not in other]) for names, other in ((nearest, given), (given, nearest))
-    )
-    return f" (missing: {lacks}; not learned: {new})"
+    found = other_columns(known_columns(manifest.tasks), batch.columns or ())
+    return f" (missing: {name_list(found[0])}; not learned: {name_list(found[1])})" if found else ""
 
 
 def reads(record: ExpertRecord, batch: Batch) -> bool:

@@ -193,6 +193,14 @@ def known_columns(tasks: Sequence[TaskRecord]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(text.split("\n")) for text in kept)
 
 
+def other_columns(known: Sequence[tuple[str, ...]], given: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Which columns the most similar known table has besides, and which it lacks; nothing where none is shared."""
+    nearest = min(known, key=lambda each: len({*each} ^ {*given}), default=())
+    if not {*nearest} & {*given}:
+        return ()
+    return tuple(n for n in nearest if n not in given), tuple(n for n in given if n not in nearest)
+
+
 def kept_columns(batch: Batch) -> dict[str, str]:
     """What a task's configuration keeps of the names of a table's columns: a line for each; nothing of very many."""
     text = "\n".join(batch.columns or ())

@@ -35,7 +35,7 @@ from clmoe_cli.api.contents import (
 from clmoe_cli.api.inputs import kind_text
 from clmoe_cli.api.reports import Features, Report, accuracy_of, per_class_of
 from clmoe_cli.runtime.events import OnStep, Step, counted, silent, whole
-from clmoe_cli.runtime.words import one_of
+from clmoe_cli.runtime.words import amount, one_of
 from store_schema import (
     DiskProblem,
     InputRecord,
@@ -157,14 +157,14 @@ def inspect(
         ]
         if findings and all(f.unread for f in findings):
             raise DiskProblem(
-                f"{len(findings)} file{'s' if len(findings) > 1 else ''} that cannot be read",
+                f"{amount(len(findings), 'file')} that cannot be read",
                 where=", ".join(f.file for f in findings),
                 found="; ".join(f.problem for f in findings),
                 hint="check the permissions of the folder and the files",
             )
         if findings:
             raise StoreDamaged(
-                f"{len(findings)} damaged file{'s' if len(findings) > 1 else ''}",
+                amount(len(findings), "damaged file"),
                 where=", ".join(f.file for f in findings),
                 found="; ".join(f.problem for f in findings),
                 hint="restore the files from a copy of the store, or go back with clmoe inspect --repair",

@@ -1,4 +1,4 @@
-"""Whether the values of a batch have the range that the store's tasks were learned from.
+"""Whether a batch is what the store's tasks were learned from: the range of its values, and the columns of a table.
 
 The same pictures come as bytes, as shares of one, as floats up to 255, divided by 255 twice, or as −1 to 1. The gate
 takes no notice of contrast, so that nothing fails; subnetworks answer at random. The range is kept with the gate of
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from clmoe_cli.api import common
-from clmoe_cli.api.inputs import Expected
+from clmoe_cli.api.inputs import Expected, other_columns
 from clmoe_cli.api.reports import Caution
 from clmoe_cli.data import Batch
+from clmoe_cli.data.npz import name_list
 from store_schema import ClmoeError, GateRecord
 
 IMAGES = 2048
@@ -58,9 +59,14 @@ def _over(before: tuple[float, float] | None, ends: tuple[float, float]) -> tupl
 
 
 def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
-    """A warning (code ``range``) for a batch whose values are in another unit than those of the store's tasks."""
+    """A warning for a batch whose values are in another unit than those of the store's tasks (code ``range``).
+
+    So is a table that has most columns of one that was learned, and is of no known kind (code ``columns``).
+    """
     kind = expected.kind_of(batch)
-    if kind is None or kind.values is None:
+    if kind is None:
+        return _of_columns(expected, batch)
+    if kind.values is None:
         return ()
     largest, lowest = _of_images(batch)
     rows = len(batch.input_shape) < 3
@@ -84,6 +90,22 @@ def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
         hint = f"the store's {what} are centred: centre these as they were, or use another --store"
         return (_caution(batch, "no values below 0", f"values down to {kind.values.lowest[0]:.3g}", hint),)
     return ()
+
+
+def _of_columns(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
+    given = batch.columns or ()
+    found = other_columns(expected.columns, given)
+    if not found or 2 * (len(given) - len(found[1])) <= len(given) + len(found[0]):
+        return ()
+    text = ClmoeError(
+        "the columns are not those of the table that was learned",
+        where=batch.source,
+        found="; ".join(
+            f"{what} {name_list(names)}" for what, names in zip(("without", "with"), found, strict=True) if names
+        ),
+        hint="a table of other columns is another kind of input: nothing that was learned before is compared with it",
+    )
+    return (Caution("columns", str(text)),)
 
 
 def _of_images(batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -13,6 +13,7 @@ from clmoe_cli.cli.completion import among, task_names
 from clmoe_cli.report.progress import note, progress
 from clmoe_cli.runtime import choices
 from clmoe_cli.runtime.distributed.processes import LAUNCH, leading, paid, together
+from clmoe_cli.runtime.words import amount
 
 
 def predict(
@@ -128,12 +129,12 @@ def predict(
         note(f"several processes do not pay here: this took {took:.1f} s, and starting them about {LAUNCH:.0f} s more")
     whole, report = report, report.only(only)
     if only is not None and not report.count and leading() and not quiet:
-        note(f"none of {whole.count} inputs is {only}")
+        note(f"none of {amount(whole.count, 'input')} is {only}")
     render.warnings(report.warnings)
     if warning:
         note(f"warning: {warning}")
     if verbose and not quiet:
-        note(f"{len(images.images)} images, router {report.router or 'none'}")
+        note(f"{amount(len(images.images), 'image')}, router {report.router or 'none'}")
     if not leading():
         return  # process 0 has the output
     with progress(quiet) as shown:

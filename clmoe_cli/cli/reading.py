@@ -14,6 +14,7 @@ from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.report import render
 from clmoe_cli.report.progress import note
 from clmoe_cli.runtime.distributed.processes import refuse_pipe
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import ClmoeError
 
 __all__ = ["How", "BackboneSession", "Opened", "accuracy_texts", "read", "read_all"]
@@ -52,7 +53,7 @@ def read(source: str | tuple[str, ...], labels: LabelUse, expected: Expected, ho
             kept = len(batch.images) - (extractor.computed - before)
             more = f", {kept} of them kept from before" if kept else ""
             count = len(batch.images)
-            note(f"features of {extractor.name}: {count} picture{'s' * (count != 1)}{more}")
+            note(f"features of {extractor.name}: {amount(count, 'picture')}{more}")
             if extractor.unkept:
                 note(f"the features cannot be kept in {cache_folder()}; {FOLDER} names another folder")
     return batch
@@ -82,4 +83,4 @@ def _accuracy(folder: str, opened: Opened, device: str, how: How) -> str:
     report = predict(opened, images, device=device, on_step=how.on_step)
     if report.accuracy is None:
         return "not measured, since it has no labels"
-    return f"{100 * report.accuracy:.2f} % of {len(report.labels)} images are answered right"
+    return f"{100 * report.accuracy:.2f} % of {amount(len(report.labels), 'image')} are answered right"

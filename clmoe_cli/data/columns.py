@@ -30,6 +30,7 @@ from clmoe_cli.data.targets import LABEL_NAMES, check_names, plain_names
 from clmoe_cli.data.transforms import shape_after
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 
@@ -71,7 +72,7 @@ class Table:
         layout = _Layout.of(rows, label_column, use)
         width = layout.width
         if width == 0:
-            found = name_list(list(layout.names or [])) or "one column"
+            found = name_list(layout.names or ()) or "one column"
             rows.fail("no columns of numbers", found=found, hint=HINT)
         # A cell has a character at least, and one behind it.
         most = max(1, (size + 1) // (2 * (width + (layout.label is not None))))
@@ -113,7 +114,7 @@ class Table:
                 raise flaw
             images = spool.finish()
         found = labels.array(rows, layout) if layout.label is not None and use != "ignored" else None
-        notes = (f"{rows.where}: {len(images)} rows, {layout.text()}",)
+        notes = (f"{rows.where}: {amount(len(images), 'row')}, {layout.text()}",)
         return Batch(images, found, self.source, input, notes=notes, flaw=flaw, columns=layout.named)
 
 
@@ -152,7 +153,7 @@ class _Layout:
         header = "no header" if self.names is None else "a header"
         if self.names is not None and self.named is None:
             header = "a first row that counts the columns, which is taken for a header"
-        return f"{self.width} columns of numbers, {labels}, {header}"
+        return f"{amount(self.width, 'column')} of numbers, {labels}, {header}"
 
     @staticmethod
     def of(rows: Rows, label_column: str | None, use: LabelUse) -> _Layout:
@@ -200,7 +201,7 @@ def _label(rows: Rows, names: Sequence[str], label_column: str | None) -> tuple[
         rows.fail("several columns of one name", 1, found=one_line(wanted), hint="rename them, or give its position")
     if wanted in names:
         return names.index(wanted), True
-    found = f"columns {name_list(list(names))}" if len(names) > 1 else f"one column, {one_line(names[0][:60])}"
+    found = f"columns {name_list(names)}" if len(names) > 1 else f"one column, {one_line(names[0][:60])}"
     close = difflib.get_close_matches(wanted.casefold(), [name.casefold() for name in names], n=1)
     near = next((name for name in names if [name.casefold()] == close), None)
     hint = _COLUMN_HINT if near is None else f"did you mean {one_line(near[:60])!r}?"

@@ -17,7 +17,7 @@ import secrets
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, NoReturn
@@ -57,7 +57,7 @@ def one_line(text: object) -> str:
     return plain if plain.isprintable() else ascii(plain)
 
 
-def name_list(names: tuple[str, ...] | list[str]) -> str:
+def name_list(names: Sequence[str]) -> str:
     """At most eight names on one line, "nothing" for none."""
     shown = ", ".join(one_line(name[:60]) for name in names[:8])
     return (shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing"

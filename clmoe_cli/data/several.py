@@ -34,7 +34,7 @@ def grouped(sources: Sequence[str]) -> list[str | tuple[str, ...]]:
     if not found:
         raise UsageProblem("no data given", expected="pictures, folders, npz, npy or CSV files, or - for stdin")
     if "-" in found and len(found) > 1:
-        raise UsageProblem("stdin is read by itself", found=name_list(list(sources)), hint="leave out - or the others")
+        raise UsageProblem("stdin is read by itself", found=name_list(sources), hint="leave out - or the others")
     return found
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from clmoe_cli.api.contents import chosen
 from clmoe_cli.report.cells import Fitting, columns, headline, percent
+from clmoe_cli.runtime.words import amount
 
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Shares, Task, Unfinished
@@ -85,7 +86,7 @@ def overview(report: InspectReport) -> list[Any]:
     if report.experts:
         parts.append(Legend())
     checked = ", every file and output verified" if report.verified else ""
-    counted = f"{len(report.tasks)} task{'' if len(report.tasks) == 1 else 's'}"
+    counted = amount(len(report.tasks), "task")
     parts.append(
         f"{counted}, {report.frozen_percent:.2f} % of shared weights frozen, "
         f"{report.bytes.total} bytes, generation {report.generation}{checked}"

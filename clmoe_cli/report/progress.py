@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from clmoe_cli.runtime.distributed.processes import leading
+from clmoe_cli.runtime.words import amount
 
 if TYPE_CHECKING:
     from clmoe_cli.api.reports import Caution
@@ -271,7 +272,7 @@ class Progress:
         """Says what training will take, before it begins."""
         self._until = self.clock() + cost.limit
         if cost.total >= SOON:
-            epochs = f"{cost.epochs} epochs of {cost.steps} step{'s' * (cost.steps != 1)}"
+            epochs = f"{amount(cost.epochs, 'epoch')} of {amount(cost.steps, 'step')}"
             limit = f"; the time limit leaves {duration(cost.limit)}" if math.isfinite(cost.limit) else ""
             self._note(f"training: at most about {duration(cost.total)} ({epochs}{limit})")
         if cost.seconds > PAYS * cost.alone:

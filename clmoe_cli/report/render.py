@@ -17,6 +17,7 @@ from clmoe_cli.report.cells import columns, console, put
 from clmoe_cli.report.progress import note
 from clmoe_cli.report.tables import reasons_table, score_tables, tables
 from clmoe_cli.runtime.events import OnStep, silent, whole
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import DiskProblem, UsageProblem
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def skip_note(skipped: Sequence[str]) -> None:
     if skipped:
         from clmoe_cli.data.npz import name_list
 
-        note(f"skipped {len(skipped)} broken picture{'s' if len(skipped) > 1 else ''}: {name_list(list(skipped))}")
+        note(f"skipped {amount(len(skipped), 'broken picture')}: {name_list(skipped)}")
 
 
 def to_text(value: Json, ascii_only: bool = False) -> str:
@@ -251,7 +252,7 @@ def show_predictions(
         if as_json:
             _print_json(report.written(str(output)).to_json())
         elif not quiet:
-            note(f"wrote {report.count} predictions to {output}")
+            note(f"wrote {amount(report.count, 'prediction')} to {output}")
     elif as_json:
         _print_json(report.to_json())
     else:
@@ -271,11 +272,12 @@ def show_predictions(
             table.add_row(*about, f"{row.confidence:.3f}", *known, p, *then)
         words = report.in_words([row.index - report.first for row in rows])
         following = [_tops((row.top or ())[1:]) for row in rows] if next_best else None
-        put(screen, table if words is None else reasons_table(first, rows, words, following))
+        if rows:
+            put(screen, table if words is None else reasons_table(first, rows, words, following))
         if report.count > ROWS_SHOWN:
             screen.print(f"… {report.count - ROWS_SHOWN} more: --json, or --output FILE for all")
     if report.scores is not None and not as_json:
-        text = f"accuracy {100 * report.scores.accuracy:.2f} % of {len(report.labels)} images"
+        text = f"accuracy {100 * report.scores.accuracy:.2f} % of {amount(len(report.labels), 'image')}"
         if output is None:
             print(text)
             screen = console()

@@ -16,6 +16,7 @@ from clmoe_cli.api.tasks import TasksReport
 from clmoe_cli.report.cells import Fitting, columns, headline, percent, sentences
 from clmoe_cli.report.overview import overview, some, unfinished
 from clmoe_cli.report.single_task import day, held_out, one_task
+from clmoe_cli.runtime.words import amount
 
 if TYPE_CHECKING:
     from clmoe_cli.api.predictions import Prediction
@@ -38,7 +39,12 @@ def reasons_table(
 
 
 def score_tables(scores: Scores) -> list[Any]:
-    """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks)."""
+    """Accuracy of each task, and which tasks answered the images of which (for at most ``OVERLAP_SHOWN`` tasks).
+
+    Nothing where no task has one of the labels.
+    """
+    if not scores.accuracy_by_task:
+        return []
     table = columns("task", "accuracy")
     for name, accuracy in scores.accuracy_by_task.items():
         table.add_row(name, percent(accuracy))
@@ -105,7 +111,7 @@ def _(report: CopyReport) -> list[Any]:
     for task in report.tasks:
         table.add_row(task.task, task.expert, task.old_task, task.old_expert)
     store = "a new store" if report.new_store else f"generation {report.generation}"
-    count = f"{len(report.tasks)} task{'' if len(report.tasks) == 1 else 's'}"
+    count = amount(len(report.tasks), "task")
     return [f"copied {count} into {store}" if report.applied else f"would copy {count} into {store}", table]
 
 
@@ -180,7 +186,7 @@ def _(report: StreamReport) -> list[Any]:
         rest = f", {new} of them new; nothing was changed"
     else:
         rest = f", {new} of them learned as new tasks"
-    return [headline(f"{len(report.segments)} segment{'s' * (len(report.segments) != 1)}", rest), table]
+    return [headline(amount(len(report.segments), "segment"), rest), table]
 
 
 @tables.register
@@ -227,12 +233,11 @@ def _(report: ExportReport) -> list[Any]:
 
 @tables.register
 def _(report: ExportAllReport) -> list[Any]:
-    count = len(report.tasks)
     what = "" if report.features is None else f", through {report.features['arch']}, which is in the file"
     speed = f"{report.milliseconds:.2f} ms an image, {report.batch_milliseconds:.2f} ms each of {report.batch} together"
     return [
         headline(
-            f"exported {count} task{'s' * (count != 1)} to {report.output}",
+            f"exported {amount(len(report.tasks), 'task')} to {report.output}",
             f": {report.parameters} parameters, {report.bytes} bytes",
         ),
         f"reads images {list(report.input_shape)}{what}; answers classes {some(report.classes, LABELS)}",

@@ -16,6 +16,11 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def amount(number: int, one: str, many: str | None = None) -> str:
+    """So many of something, as words; ``many``: its plural, where that is not ``one`` with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def check_rate(name: str, value: Any) -> None:
     """UsageProblem for a value that is no share."""
     if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:  # the Python API may be given anything
