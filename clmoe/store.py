@@ -37,6 +37,8 @@ from clmoe_cli.runtime.devices import resolved
 from clmoe_cli.runtime.words import amount
 from store_schema import StoreMissing, UsageProblem, check_place, is_remote
 
+OURS = ("clmoe", "clmoe_cli", "store_schema")
+"""Packages whose lines no warning names."""
 SHOWN = 12
 """Classes of a task that its line in a notebook names at most."""
 
@@ -81,7 +83,7 @@ class Store:
         """Learns labelled inputs as a new task, or says that they are known; options are named like the flags.
 
         Returns what was learned, how sparsely, and how often it is right. ``dry_run``: says what would be done, and
-        only reads. Raises BadInput for data that cannot be
+        only reads the store. Raises BadInput for data that cannot be
         learned, UsageProblem for options that mean nothing, and the errors of the store. What an interrupted call had
         reached is kept: the same call goes on from there.
         """
@@ -367,6 +369,6 @@ def _warn(caution: Any) -> None:
 def _say(text: str) -> None:
     """A warning of Python that names the line of the caller, however deep in here it is said."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("clmoe", "clmoe_cli"):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in OURS:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, stacklevel=level)

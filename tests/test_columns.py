@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import clmoe
+from clmoe_cli.api.inputs import other_columns
 
 HEADER = ("height", "width", "weight, kg", "größe", "age")
 
@@ -71,8 +72,9 @@ def test_a_table_that_lacks_columns_is_learned_with_a_warning(tmp_path: Path) ->
     words = r"columns are not those of the table that was learned: .*found without weight, kg; with z, w; a table of"
     with pytest.warns(UserWarning, match=words):
         assert store.detect(less).verdict == "new"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as said:
         assert store.learn(less, dry_run=True, arch="mlp:4").dry_run
+    assert {warning.filename for warning in said} == {__file__}
     assert [task.name for task in store.tasks] == ["first"]
     with pytest.warns(UserWarning, match=words):
         report = store.learn(less, name="second", arch="mlp:4", epochs=1)
@@ -80,6 +82,33 @@ def test_a_table_that_lacks_columns_is_learned_with_a_warning(tmp_path: Path) ->
     # Another table, of which a column happens to have a name of the first one's.
     other = pd.DataFrame(told_apart(40, 3)[0][:, :3], columns=["age", "a", "b"])
     assert store.detect(other).warnings == ()
+
+
+def test_the_table_that_shares_most_is_meant(tmp_path: Path) -> None:
+    x, y = told_apart(40, 1)
+    store = clmoe.Store(tmp_path / "store")
+    whole = pd.DataFrame(np.hstack([x, x]), columns=list("abcdefghij"))
+    store.learn(whole, y, name="whole", arch="mlp:4", epochs=1)
+    store.learn(pd.DataFrame(x[:, :2], columns=["a", "b"]), y, name="small", arch="mlp:4", epochs=1, expert="new")
+    store.learn(
+        pd.DataFrame(np.hstack([x, x])[:, :9], columns=list("qrstuvwxy")), y, name="nine", arch="mlp:4", epochs=1
+    )
+    warn = r"the columns are not those .*found without {}; a table of other columns is another kind of input"
+    with pytest.warns(UserWarning, match=warn.format("g, h, i, j")):
+        store.detect(whole[list("abcdef")])
+    # As wide as a table that it has nothing of: it is answered, and not without a word.
+    with pytest.warns(UserWarning, match=warn.format("j")):
+        report = store.predict(whole.drop(columns="j"))
+    assert [caution.code for caution in report.warnings] == ["columns"]
+    swapped = whole.rename(columns={"d": "else"})
+    with pytest.warns(UserWarning, match="found without d; with else; columns are read by their places"):
+        assert set(store.predict(swapped).task) == {"whole"}
+
+
+def test_many_columns_are_compared_at_once(tmp_path: Path) -> None:
+    known, given = (tuple(f"{start}{i}" for i in range(100_000)) for start in "ab")
+    lacks, new = other_columns([known, ("b0",)], given)
+    assert (lacks, len(new)) == ((), 99_999)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +120,7 @@ def test_features_that_are_called_like_labels_are_named(names: Sequence[str], ca
     table = pd.DataFrame(x[:, :3], columns=list(names)).assign(answer=y)
     with warnings.catch_warnings(action="ignore"):
         report = clmoe.Store(tmp_path / "store").learn(table, y="answer", arch="mlp:4", epochs=1)
-    found = [caution.text for caution in report.warnings if caution.code == "columns"]
-    wanted = f"called like labels and read as features: {called}; leave them out if they tell the answer"
+    found = [caution.text for caution in report.warnings if caution.code == "labels"]
+    which = "them" if "," in called else "it"
+    wanted = f"called like labels and read as features: {called}; leave {which} out where that tells the answer"
     assert found == ([wanted] if called else [])

@@ -162,7 +162,7 @@ def test_labels_that_nobody_knows_are_said(store: str, tmp_path: Path) -> None:
     batch = replace(batch, labels=np.where(np.arange(60) < 12, "zebra", "1"))
     same, text = judged(Opened.at(store).expected, batch)
     assert same is batch
-    assert text == "no task knows the labels zebra: 12 of 60 images count as wrong"
+    assert text == "no task knows the label zebra: 12 of 60 images cannot be right"
     days = replace(batch, labels=np.array(["day1", "day2"])[np.arange(60) % 2])
     assert "day1, day2: 60 of 60" in judged(Opened.at(store).expected, days)[1]
     found, text = judged(Opened.at(store).expected, replace(days, files=("a",) * 60))

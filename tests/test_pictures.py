@@ -118,7 +118,7 @@ def test_broken_pictures_are_named_and_counted(channels: int | None, tmp_path: P
         read_batch(str(tmp_path), labels="required", input=record)
     said = str(caught.value)
     assert said.startswith(
-        f"broken picture: {tmp_path}/a/1.png; found image file is truncated; 5 of 10 pictures are broken: "
+        f"broken picture: {tmp_path}/a/1.png; found image file is truncated; 5 of 10 pictures broken: "
     )
     assert all(name in said for name in broken)
     assert "--skip-broken" in said
@@ -135,7 +135,7 @@ def test_only_some_of_many_broken_ones_are_named(tmp_path: Path) -> None:
     for index in range(20):
         (tmp_path / f"{index:02d}.png").write_bytes(b"")
     for skip in (False, True):
-        with pytest.raises(BadInput, match=r"20 of 20 pictures are broken: 00.png, .*07.png and 12 more"):
+        with pytest.raises(BadInput, match=r"20 of 20 pictures broken: 00.png, .*07.png and 12 more"):
             read_batch(str(tmp_path), labels="ignored", skip_broken=skip)
 
 

@@ -188,7 +188,7 @@ def test_the_command_writes_rows_and_page(
         "image", "is", "label", "task", "expert", "confidence", "p-value", "then",
     ]  # fmt: skip
     assert run(app, [*command, "--explain"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["image", "sure", "why", "then"]
+    assert capsys.readouterr().out.splitlines()[0].split() == ["image", "is", "sure", "why", "then"]
 
 
 def test_that_nothing_is_of_a_sort_is_said(

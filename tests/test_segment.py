@@ -73,7 +73,7 @@ def test_people_see_a_row_a_segment(tmp_path: Path, capsys: pytest.CaptureFixtur
     args = ["learn", "--data", data, "--segment", "--store", tmp_path / "store", "-v", *QUICK[:4]]
     assert run(app, [str(a) for a in args]) == 0
     shown = capsys.readouterr()
-    assert "2 segments, 2 of them learned" in shown.out
+    assert "2 segments: 2 learned as new" in shown.out
     assert "0 to 449" in shown.out
     assert "450 to 869" in shown.out
     assert shown.err.count("onset: ") == 2
@@ -108,7 +108,7 @@ def test_a_segment_that_fails_says_where_and_what_is_kept(tmp_path: Path, capsys
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert "segment 2 of 2, images 500 to 949" in error
-    assert "1 segments before it are in the store" in error
+    assert "what came before it is in the store and stays known" in error
     assert [t.name for t in Store.open("store").manifest.tasks] == ["part.2", "part.1"]
 
 

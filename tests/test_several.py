@@ -139,7 +139,7 @@ def test_broken_pictures_are_named_as_they_were_given(
         (world / name).mkdir()
         (world / name / "torn.png").write_bytes(whole.read_bytes()[:40])
     _, err = predicted(capsys, world, monkeypatch, "one/torn.png", whole, "two/torn.png", code=3)
-    assert "2 of 3 pictures are broken: one/torn.png, two/torn.png" in err
+    assert "2 of 3 pictures broken: one/torn.png, two/torn.png" in err
 
 
 def test_kinds_that_differ_by_what_they_went_through_are_told_apart() -> None:

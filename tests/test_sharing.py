@@ -97,7 +97,7 @@ def test_broken_pictures_are_told_alike_by_all(folder: Path, joined: Callable[[]
         return {}
 
     together(2, act, tmp_path / "found")
-    assert f"{len(BROKEN)} of {COUNT} pictures are broken" in str(alone.value)
+    assert f"{len(BROKEN)} of {COUNT} pictures broken" in str(alone.value)
 
 
 def session(most: float = np.inf) -> BackboneSession:

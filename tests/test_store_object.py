@@ -102,6 +102,21 @@ def test_pictures_are_named_by_their_paths_and_may_have_labels(tmp_path: Path) -
 
 
 X, Y = clusters()
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """A data set of the rows of ``X`` with these labels."""
+
+    def __init__(self, labels: list[Any]) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, at: int) -> tuple[Any, Any]:
+        return X[at], self.labels[at]
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rows of several lengths": ({"X": [[1, 2], [3]], "y": [0, 1]}, "not an array: X"),
     "nothing": ({"X": [], "y": []}, "not a list of paths; found nothing"),
@@ -118,6 +133,29 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "a label is missing: .*row 2 from 0",
     ),
     "labels that are none": ({"X": X, "y": ["a", None, None, *"bcd" * len(Y)][: len(Y)]}, "row 1 from 0 and 1 more"),
+    "NaN beside text": ({"X": X, "y": [float("nan"), *map(str, Y[1:])]}, "a label is missing: .*row 0 from 0"),
+    "a label that is masked": (
+        {"X": X, "y": np.ma.array(Y, mask=np.arange(len(Y)) % 4 == 3)},
+        "a label is missing: .*row 3 from 0 and",
+    ),
+    "no time": ({"X": X, "y": np.where(np.arange(len(Y)) == 1, np.datetime64("NaT"), np.datetime64(0, "s"))}, "row 1"),
+    "no label in a data set": ({"X": Pairs(["a", None, *"bc" * len(Y)])}, "a label is missing: .*row 1 from 0;"),
+    "NaN in a data set": (
+        {"X": Pairs([*"bc" * 20, float("nan"), *"bc" * len(Y)])},
+        "a label is missing: .*row 40 from",
+    ),
+    "labels in two columns": (
+        {"X": pd.DataFrame(X).assign(target=Y, label=Y)},
+        "several columns may be the labels: X; found target, label;",
+    ),
+    "two columns of a name": (
+        {"X": pd.DataFrame(X, columns=[*"abcdefghijk", "a"]), "y": Y},
+        "several.* name: X; found a",
+    ),
+    "NaN as a short integer": (
+        {"X": X, "y": np.where(np.arange(len(Y)) == 2, -(2**31), Y).astype("i4")},
+        "in row 2 from 0, which NaN becomes",
+    ),
     "NaN as an integer": ({"X": X, "y": np.where(np.arange(len(Y)) == 2, -(2**63), Y)}, "which NaN becomes"),
     "labels that are no names": ({"X": X, "y": Y + 0.5}, "labels of this type cannot be used"),
     "not a number": ({"X": np.where(X > 7, np.nan, X), "y": Y}, "not every feature is a number"),
@@ -362,7 +400,7 @@ def test_a_column_that_was_learned_as_a_feature_is_one(tmp_path: Path) -> None:
     assert store.predict(frame).accuracy is None
     more = pd.DataFrame(X[:, :1], columns=["x"]).assign(label=Y)
     assert store.learn(more, name="more", **QUICK).status == "learned"
-    with pytest.raises(clmoe.BadInput, match="no labels"):
+    with pytest.raises(clmoe.BadInput, match="several columns may be the labels: X; found y, label, target"):
         clmoe.Store(tmp_path / "other").learn(frame.assign(label=0, target=1), **QUICK)
 
 

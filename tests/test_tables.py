@@ -186,7 +186,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "blank lines": ("\n\n \n", "empty file"),
     "a header alone": ("a,b,y\n", "no rows"),
     "labels alone": ("y\n1\n2\n", "no columns of numbers"),
-    "a short row": ("a,b\n1,2\n3\n", r"line 3.*1 cells.*expected 2"),
+    "a short row": ("a,b\n1,2\n3\n", r"line 3.*1 cell;.*expected 2"),
     "a long row": ("1,2\n3,4,5\n", r"line 2.*3 cells"),
     "an empty cell": ("a,b\n1,2\n3,\n", r"column 'b' has an empty cell.*line 3"),
     "an empty line of one column": ("1\n\n2\n", r"a cell is empty.*line 2"),

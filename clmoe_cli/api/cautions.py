@@ -18,7 +18,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.learn_task import COMMON, FEW, held_size
 from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.runtime.words import amount
-from store_schema import TaskRecord
+from store_schema import Manifest, TaskRecord
 
 IMBALANCE = 10
 """A class with so many times the images of another is named."""
@@ -32,8 +32,8 @@ TELLING = 8
 """Fewer held-out images of a class count only with those of the task's other classes."""
 
 
-def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
-    """Warnings on labelled data before training; ``known``: the labels that the store has."""
+def of_data(batch: Batch, manifest: Manifest) -> list[Caution]:
+    """Warnings on labelled data before training; ``manifest``: of the store that is to learn them."""
     assert batch.labels is not None
     labels, counts = np.unique(batch.labels, return_counts=True)
     by_count = dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -62,16 +62,17 @@ def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
     if hidden:
         text = f"fewer than {privacy.LEAST} images of {_listed(hidden)}: so that none can be read back from the store"
         found.append(Caution("privacy", f"{text}, their mean is kept with noise only, which costs accuracy there"))
-    found += [*_look_alike(by_count, known), *_like_labels(batch.columns or ())]
-    return found
+    known = [label for task in manifest.tasks for label in task.classes]
+    return [*found, *_look_alike(by_count, known), *_like_labels(batch.columns or ())]
 
 
 def _like_labels(columns: Sequence[str]) -> list[Caution]:
     """Features of a table that are called as labels are; ``y`` beside ``x`` is a coordinate."""
     lower = {name.lower() for name in columns}
     called = [n for n in columns if n in LABEL_NAMES and not (n.lower() == "y" and "x" in lower)]
-    text = f"called like labels and read as features: {name_list(called)}; leave them out if they tell the answer"
-    return [Caution("columns", text)] if called else []
+    which = "it" if len(called) == 1 else "them"
+    text = f"called like labels and read as features: {name_list(called)}"
+    return [Caution("labels", f"{text}; leave {which} out where that tells the answer")] if called else []
 
 
 def _look_alike(labels: Iterable[Label], known: Iterable[Label]) -> list[Caution]:

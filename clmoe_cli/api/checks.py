@@ -22,7 +22,7 @@ from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.method.scaling import Scaling
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.events import OnStep, begun, silent
-from clmoe_cli.runtime.words import nfc, one_of
+from clmoe_cli.runtime.words import amount, nfc, one_of
 from store_schema import BadInput, ExpertRecord, Manifest, TaskRecord, UsageProblem
 
 LARGEST = 1e4
@@ -142,12 +142,15 @@ def judged(expected: Expected, batch: Batch, folders: bool = False) -> tuple[Bat
         return batch, ""
     known = LabelEncoder.of(*expected.classes.values())
     book, codes = known.reading(batch.labels)
-    foreign = name_list([str(label) for label in book.labels[len(known.labels) :]])
+    new = [str(label) for label in book.labels[len(known.labels) :]]
+    foreign = name_list(new)
     count = int((codes >= len(known.labels)).sum())
     if count == len(codes) and batch.files is not None and not folders:
         text = f"no task has a class of the name of a folder ({foreign}): the folders are not taken for labels"
         return replace(batch, labels=None), text
-    return batch, f"no task knows the labels {foreign}: {count} of {len(codes)} images count as wrong" if count else ""
+    labels = "the label" if len(new) == 1 else "the labels"
+    text = f"no task knows {labels} {foreign}: {count} of {amount(len(codes), 'image')} cannot be right"
+    return batch, text if count else ""
 
 
 def check_refining(batch: Batch, old: TaskRecord) -> None:

@@ -83,7 +83,7 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
             expected=" or ".join(known) or "none: the store has no task",
             hint=f"give the columns that were learned, in their order{_missing(manifest, batch)}, or learn a task of "
             "these first"
-            if len(batch.input_shape) == 1 and batch.input is None
+            if len(batch.input_shape) == 1 and any(len(e.input_shape) == 1 and not e.input for e in manifest.experts)
             else _other_colours(known, batch) + "or learn a task of this shape first",
         )
     return found

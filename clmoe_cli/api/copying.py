@@ -187,7 +187,7 @@ def _names(tasks: Sequence[str], taken: Sequence[str], renamed: Mapping[str, str
     if clash:
         twice = list(dict.fromkeys(names[old] for old in clash))
         raise UsageProblem(
-            "names of tasks that exist already",
+            "several tasks would have one name",
             found=", ".join(map(repr, twice[:8])) + (", …" if len(twice) > 8 else ""),
             expected="names that only one task has",
             hint=f"--rename {shlex.quote(f'{clash[0]}=NEW')}, or clmoe rename for the task that is there",

@@ -194,11 +194,14 @@ def known_columns(tasks: Sequence[TaskRecord]) -> tuple[tuple[str, ...], ...]:
 
 
 def other_columns(known: Sequence[tuple[str, ...]], given: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Which columns the most similar known table has besides, and which it lacks; nothing where none is shared."""
-    nearest = min(known, key=lambda each: len({*each} ^ {*given}), default=())
-    if not {*nearest} & {*given}:
+    """Which columns the known table that shares most has besides, and which it lacks; nothing where none is shared."""
+    own = {*given}
+    # Of several that share as many columns, the one that has the fewest others is meant.
+    nearest = max(known, key=lambda each: (len(own.intersection(each)), -len(each)), default=())
+    if own.isdisjoint(nearest):
         return ()
-    return tuple(n for n in nearest if n not in given), tuple(n for n in given if n not in nearest)
+    others = {*nearest}
+    return tuple(n for n in nearest if n not in own), tuple(n for n in given if n not in others)
 
 
 def kept_columns(batch: Batch) -> dict[str, str]:

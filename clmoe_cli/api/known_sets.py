@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clmoe_cli.data.npz import name_list, one_line, read_problem
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import BadInput, ClmoeError, UsageProblem
 
 TORCHVISION = {
@@ -104,7 +105,8 @@ def check_files(source: str, root: str, paths: Sequence[str]) -> None:
     """BadInput where pictures that a data set lists are not there."""
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
-        found = f"{len(missing)} of {len(paths)} pictures are missing: {name_list([Path(p).name for p in missing])}"
+        names = name_list([Path(p).name for p in missing])
+        found = f"{len(missing)} of {amount(len(paths), 'picture')} missing: {names}"
         fetch = _fetch(PICTURES[source].name, _splits(PICTURES[source]), Path(root).expanduser())
         raise _damaged(root, found, fetch)
 

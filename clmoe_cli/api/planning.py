@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clmoe_cli.api import common, ranges
+from clmoe_cli.api.cautions import of_data
 from clmoe_cli.api.checks import check_expert
 from clmoe_cli.api.committing import candidates_of, learn_report, onset_of
 from clmoe_cli.api.learn import skipped
@@ -84,6 +85,7 @@ def _refined(session: Session, step: Refine) -> LearnReport:
 
 def _new(session: Session, step: New) -> LearnReport:
     record, net, new = step.record, session.network(step.record), step.placement.expert is None
+    session.warn(*of_data(session.batch, session.manifest))
     labelled(session, record, step.scaling, session.classes)
     taken = {} if new else session.loader.frozen(record.id)
     read = {} if new else session.loader.frozen(record.id, step.placement.reads)

@@ -59,14 +59,16 @@ def _over(before: tuple[float, float] | None, ends: tuple[float, float]) -> tupl
 
 
 def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
-    """A warning for a batch whose values are in another unit than those of the store's tasks (code ``range``).
+    """Warnings for a batch whose values are in another unit than those of the store's tasks (code ``range``).
 
-    So is a table that has most columns of one that was learned, and is of no known kind (code ``columns``).
+    So it is for a table that has most columns of one that was learned, and not all of them (code ``columns``).
     """
+    return *_of_columns(expected, batch), *_of_values(expected, batch)
+
+
+def _of_values(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     kind = expected.kind_of(batch)
-    if kind is None:
-        return _of_columns(expected, batch)
-    if kind.values is None:
+    if kind is None or kind.values is None:
         return ()
     largest, lowest = _of_images(batch)
     rows = len(batch.input_shape) < 3
@@ -94,16 +96,18 @@ def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
 
 def _of_columns(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     given = batch.columns or ()
-    found = other_columns(expected.columns, given)
+    found = () if given in expected.columns else other_columns(expected.columns, given)
     if not found or 2 * (len(given) - len(found[1])) <= len(given) + len(found[0]):
         return ()
+    hint = "a table of other columns is another kind of input: what is known of the one says nothing of the other"
+    if len(found[0]) == len(found[1]):
+        hint = "columns are read by their places, whatever their names: what is in these is taken for what was there"
+    named = zip(("without", "with"), found, strict=True)
     text = ClmoeError(
         "the columns are not those of the table that was learned",
         where=batch.source,
-        found="; ".join(
-            f"{what} {name_list(names)}" for what, names in zip(("without", "with"), found, strict=True) if names
-        ),
-        hint="a table of other columns is another kind of input: nothing that was learned before is compared with it",
+        found="; ".join(f"{what} {name_list(names)}" for what, names in named if names),
+        hint=hint,
     )
     return (Caution("columns", str(text)),)
 

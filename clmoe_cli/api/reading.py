@@ -64,7 +64,7 @@ def read_given(x: Any, y: Any, labels: LabelUse, expected: Expected, how: How) -
         # Data to learn have labels somewhere, whatever the store reads.
         known = () if labels == "required" else expected.kinds
         widths = {kind.shape[0] for kind in known if len(kind.shape) == 1}
-        return read_source(arrays(x, y, widths), labels, expected, how)
+        return read_source(arrays(x, y, widths, labels == "required"), labels, expected, how)
     own: LabelUse = labels if y is None else "ignored"
     how = replace(how, counted=y is not None)
     found = joined([read_source(group, own, expected, how) for group in grouped(named)])

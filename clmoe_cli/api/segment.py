@@ -75,7 +75,7 @@ def learn_stream(
             place = f"segment {len(done) + 1} of {len(parts)}, images {part.start} to {part.stop - 1}"
             error.where = f"{error.where}, {place}" if error.where else place
             if done and not dry_run:
-                kept = f"{len(done)} segments before it are in the store and stay known"
+                kept = "what came before it is in the store and stays known"
                 error.hint = f"{error.hint}; {kept}" if error.hint else kept
             raise
         done.append(SegmentReport(**vars(report), start=part.start, stop=part.stop))

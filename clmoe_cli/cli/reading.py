@@ -83,4 +83,4 @@ def _accuracy(folder: str, opened: Opened, device: str, how: How) -> str:
     report = predict(opened, images, device=device, on_step=how.on_step)
     if report.accuracy is None:
         return "not measured, since it has no labels"
-    return f"{100 * report.accuracy:.2f} % of {amount(len(report.labels), 'image')} are answered right"
+    return f"{100 * report.accuracy:.2f} % of {amount(len(report.labels), 'image')} answered right"

@@ -15,6 +15,7 @@ from typing import IO
 
 from clmoe_cli.data.npz import name_list, one_line, read_problem
 from clmoe_cli.runtime.events import OnDone
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import DiskProblem, UsageProblem
 
 
@@ -71,7 +72,7 @@ class ClassFolder:
         except OSError as error:
             raise read_problem(error, where) from error
         if others:
-            differ = f"{len(others)} pictures more, fewer or other than would be written: {name_list(others)}"
+            differ = f"{amount(len(others), 'picture')} more, fewer or other than would be written: {name_list(others)}"
             raise UsageProblem(
                 "the folder has other pictures", where=where, found=differ, hint="remove it or choose another folder"
             )

@@ -174,7 +174,7 @@ class _Layout:
             several = [names[i] for i in found] if header and label_column is None else []
             rows.fail(
                 "several columns may be the labels" if several else "no column of labels",
-                found=name_list(several or names) if header else f"{columns} columns without names",
+                found=name_list(several or names) if header else f"{amount(columns, 'column')} without names",
                 expected="one of them, which you name" if several else "one called label, target, class or y",
                 hint=_COLUMN_HINT,
             )

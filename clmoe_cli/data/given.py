@@ -6,8 +6,8 @@ What a value is, is told by what it can do: tensors are detached, DataFrames hav
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from math import isnan
 from typing import Any
 
 import numpy as np
@@ -87,18 +87,22 @@ def paths(value: Any) -> list[str] | None:
     return [os.fspath(each) for each in value]
 
 
-def arrays(x: Any, y: Any = None, widths: Collection[int] = ()) -> ArrayReader:
+def arrays(x: Any, y: Any = None, widths: Collection[int] = (), needed: bool = False) -> ArrayReader:
     """Inputs and labels as arrays to read; ``y`` None for none, or, of a DataFrame, the name of its column.
 
     Without ``y`` the labels of a DataFrame are the column that has one of ``LABEL_NAMES``, as those of a CSV file are:
     if it is the only one, and unless a store that reads vectors of ``widths`` reads all columns and not one less.
+    Where labels are ``needed`` several such columns are refused.
 
     ``x``: an array ``[N, …]``, a tensor, a DataFrame (its columns are the features), nested lists, a picture of Pillow
     or a list of such, or a map-style data set of torch, whose items are ``(x, y)`` or ``x``. Raises BadInput for what
     no array can be made of.
     """
-    if is_frame(x) and y is None:
-        y = _own_labels(x, widths)
+    if is_frame(x):
+        twice = [str(name) for name, times in Counter(x.columns).items() if times > 1]
+        if twice:
+            raise BadInput("several columns of one name", where=IMAGES, found=name_list(twice), hint="rename them")
+        y = _own_labels(x, widths, needed) if y is None else y
     if is_frame(x) and isinstance(y, str):
         if y not in x.columns:
             found = name_list([str(c) for c in x.columns])
@@ -128,9 +132,12 @@ def is_frame(value: Any) -> bool:
     return hasattr(value, "to_numpy") and hasattr(value, "columns")
 
 
-def _own_labels(frame: Any, widths: Collection[int]) -> str | None:
-    """The name of the column that has the labels; None where no name says so."""
+def _own_labels(frame: Any, widths: Collection[int], needed: bool) -> str | None:
+    """The name of the column that has the labels; None where no name says so. BadInput for several that are needed."""
     found = [name for name in frame.columns if isinstance(name, str) and name in LABEL_NAMES]
+    if len(found) > 1 and needed:
+        what, one = "several columns may be the labels", "one of them, which you name"
+        raise BadInput(what, where=IMAGES, found=name_list(found), expected=one, hint=f"y={found[0]!r}")
     every = len(frame.columns)
     return found[0] if len(found) == 1 and not (every in widths and every - 1 not in widths) else None
 
@@ -161,7 +168,10 @@ def _of_set(value: Any) -> tuple[Any, Any]:
         return _stacked(items), None
     if len(items[0]) < 2:
         return _stacked([item[0] for item in items]), None
-    return _stacked([item[0] for item in items]), np.array([_array(item[1], LABELS) for item in items])
+    labels = [_array(item[1], LABELS) for item in items]
+    if all(each.ndim == 0 and each.dtype.kind not in "Mm" for each in labels):
+        return _stacked([item[0] for item in items]), [each.item() for each in labels]
+    return _stacked([item[0] for item in items]), np.array(labels)
 
 
 def _stacked(items: list[Any]) -> Array:
@@ -209,9 +219,23 @@ def _array(value: Any, name: str) -> Array:
     return found
 
 
+def _missing(labels: Any) -> list[int]:
+    """The rows of labels, an array or a list, that have none: masked, None, NaN, or what pandas has for it."""
+    if isinstance(labels, np.ma.MaskedArray):
+        rows: list[int] = np.flatnonzero(np.ma.getmaskarray(labels)).tolist()
+        return rows
+    if isinstance(labels, np.ndarray):
+        if labels.dtype.kind not in "OfMm":
+            return []
+        labels = list(labels.reshape(-1))
+    return [i for i, label in enumerate(labels) if _is_missing(label)]
+
+
 def _is_missing(label: Any) -> bool:
-    """Whether a label is none: None, NaN, or what pandas has for it."""
-    return label is None or type(label).__name__ in ("NAType", "NaTType") or (isinstance(label, float) and isnan(label))
+    """Whether a label is none. What is no number of a kind, NaN or NaT, does not equal itself."""
+    if label is None or type(label).__name__ == "NAType":
+        return True
+    return not isinstance(label, (str, bytes)) and np.ndim(label) == 0 and bool(np.not_equal(label, label))
 
 
 def _labels(value: Any) -> Array:
@@ -219,18 +243,18 @@ def _labels(value: Any) -> Array:
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     found = _array(value, LABELS)
-    if found.dtype.kind in "Of":
-        missing = [i for i, each in enumerate(found.reshape(-1).tolist()) if _is_missing(each)]
-        if missing:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise BadInput(
-                "a label is missing",
-                where=THE_INPUTS,
-                key=LABELS,
-                found=f"none in row {missing[0]} from 0{others}",
-                expected="a label for each input",
-                hint="leave out the inputs without a label",
-            )
+    # Beside text NaN becomes text, and of what is masked an array shows what lies beneath.
+    missing = _missing(value if isinstance(value, (list, tuple, np.ma.MaskedArray)) else found)
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadInput(
+            "a label is missing",
+            where=THE_INPUTS,
+            key=LABELS,
+            found=f"none in row {missing[0]} from 0{others}",
+            expected="a label for each input",
+            hint="leave out the inputs without a label",
+        )
     if found.dtype.kind == "O":
         kinds = {type(each) for each in found.reshape(-1).tolist()}
         if kinds == {str}:

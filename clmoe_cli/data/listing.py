@@ -18,6 +18,7 @@ from clmoe_cli.data.decoding import PLUGIN
 from clmoe_cli.data.npz import name_list, one_line, read_problem
 from clmoe_cli.data.targets import check_names
 from clmoe_cli.runtime.packages import missing
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import BadInput
 
 READ = (
@@ -156,7 +157,7 @@ class _Sorting:
 
     def _split(self, inside: Sequence[_File]) -> list[str] | None:
         parts = Counter(f.folders[0] for f in inside)
-        counts = {name: f"{name} ({parts[name]} pictures)" for name in sorted(self.folders)}
+        counts = {name: f"{name} ({amount(parts[name], 'picture')})" for name in sorted(self.folders)}
         learned = [name for name in counts if name.lower() in TRAIN]
         loose = sorted({f.folders[0] for f in inside if len(f.folders) == 1})
         if self.use == "required":

@@ -24,6 +24,7 @@ from clmoe_cli.data.transforms import shape_after, transformed
 from clmoe_cli.runtime import limits
 from clmoe_cli.runtime.distributed.processes import joined
 from clmoe_cli.runtime.events import OnStep, begun, silent, whole
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import BadInput
 from store_schema.records import InputRecord
 
@@ -81,7 +82,7 @@ class _Broken:
         """
         count, first = len(listed.paths), self.found[min(self.found)]
         names = [_shown(path, listed, folder) for path in sorted(self.found)]
-        named = f"{len(names)} of {count} pictures are broken: {name_list(names)}"
+        named = f"{len(names)} of {amount(count, 'picture')} broken: {name_list(names)}"
         found = "; ".join(text for text in (first.found, named) if text)
         others = "no other picture is left" if skipping else "--skip-broken leaves such pictures out"
         hint = "; ".join(text for text in (first.hint, others) if text)

@@ -10,6 +10,7 @@ from typing import IO, NoReturn, TypeAlias
 
 from clmoe_cli.data.npz import one_line
 from clmoe_cli.runtime import limits
+from clmoe_cli.runtime.words import amount
 from store_schema.errors import BadInput
 
 SEPARATORS = (";", "\t", "|", ",")
@@ -95,9 +96,8 @@ class Rows:
                 blank = 0
                 if len(cells) != columns:
                     hint = "every row needs as many cells as the first; put text with a separator in it in quotes"
-                    self.fail(
-                        "a row of another length", line, found=f"{len(cells)} cells", expected=f"{columns}", hint=hint
-                    )
+                    found = amount(len(cells), "cell")
+                    self.fail("a row of another length", line, found=found, expected=f"{columns}", hint=hint)
                 yield line, cells
         except csv.Error as error:
             self.fail("not a table", self._reader.line_num, found=one_line(error)[:120], hint=HINT)

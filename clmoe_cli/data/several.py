@@ -60,7 +60,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
     other = next((b for b in batches if (b.input_shape, b.input) != (first.input_shape, first.input)), None)
     if other is not None:
         found = f"{_kind(other)} beside {_kind(first)}"
-        hint = "ask about one kind at a time, or let --image-size make them alike"
+        alike = "" if 1 in (len(first.input_shape), len(other.input_shape)) else ", or let --image-size make them alike"
+        hint = f"ask about one kind at a time{alike}"
         raise BadInput("inputs of different kinds", where=other.source, found=found, hint=hint)
     source = f"{first.source} and {len(batches) - 1} more"
     labels = [b.labels for b in batches if b.labels is not None]

@@ -61,9 +61,9 @@ def read_labels(reader: NpzReader, count: int, use: LabelUse) -> Array | None:
     if dtype.kind in "iu":
         if dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
             raise fail("a label is too big", found=str(labels.max()), expected="at most 2**63 - 1")
-        if dtype.kind == "i" and dtype.itemsize == 8 and int(labels.min()) == np.iinfo(np.int64).min:
-            hint = "leave out the inputs without a label"
-            raise fail("a label is missing", found="-2**63, which NaN becomes as an integer", hint=hint)
+        if dtype.kind == "i" and dtype.itemsize >= 4 and int(labels.min()) == np.iinfo(dtype).min:
+            found = f"{labels.min()} in row {labels.argmin()} from 0, which NaN becomes as an integer"
+            raise fail("a label is missing", found=found, hint="leave out the inputs without a label")
         return labels.astype(np.int64)
     try:
         native = labels.astype(dtype.newbyteorder("="))

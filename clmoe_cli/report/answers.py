@@ -110,7 +110,8 @@ def _sort(
 ) -> Sort:
     if not len(order):
         return Sort(title, "None.", ())
-    some = f"{SHOWN} of {len(order):,} are shown." if len(order) > SHOWN else f"All {len(order):,} are shown."
+    every = f"All {len(order):,} are shown." if len(order) > 1 else "It is shown."
+    some = f"{SHOWN} of {len(order):,} are shown." if len(order) > SHOWN else every
     shown = tuple(
         Shown(rows[i].file or f"image {rows[i].index}", of_input(batch, i), tuple(_lines(report, rows[i], i)))
         for i in order[:SHOWN].tolist()

@@ -113,6 +113,7 @@ class Progress:
     def __init__(self, quiet: bool, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.terminal, self.clock = quiet, terminal, clock
         self._until = math.inf
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._running: dict[str, Item] = {}  # the latest last
         self._said: dict[str, float] = {}
@@ -261,7 +262,9 @@ class Progress:
     def warning(self, caution: Caution) -> None:
         """Says what looks wrong, however quiet the command is asked to be."""
         with self._lock:
-            note(f"warning: {caution.text}")
+            if caution.text not in self._warned:
+                note(f"warning: {caution.text}")
+            self._warned.add(caution.text)
 
     def _note(self, text: str) -> None:
         if not self.quiet:

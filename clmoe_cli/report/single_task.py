@@ -63,7 +63,7 @@ def _done(history: Sequence[Commit], task: Task) -> str:
             texts += [day(task.learned_at)] if task.learned_at < (commit.at or "") else []
             images, source = "", f" from store {commit.source}" if commit.source else ""
         texts.append(f"{verb}{day(commit.at) or day(task.learned_at)}{images}{source}")
-    return "; ".join(texts) or day(task.learned_at)
+    return "; ".join(dict.fromkeys(texts)) or day(task.learned_at)
 
 
 def count(number: int, what: str) -> str:

@@ -30,11 +30,16 @@ LABELS = 12
 def reasons_table(
     first: str, rows: Sequence[Prediction], words: Sequence[str], then: Sequence[str] | None = None
 ) -> Table:
-    """Why each image was answered so, in words; long sentences go on in the next line. ``then``: the next best."""
-    table = columns(first, "sure", "why", *(() if then is None else ("then",)))
-    table.columns[2].justify = "left"
+    """Why each image was answered so, in words; long sentences go on in the next line.
+
+    ``then``: the next best. What an image is has a column where it is known and asked for.
+    """
+    truth = ("is",) if any(row.truth is not None for row in rows) else ()
+    table = columns(first, *truth, "sure", "why", *(() if then is None else ("then",)))
+    table.columns[2 + len(truth)].justify = "left"
     for row, why, *more in zip(rows, words, *(() if then is None else (then,)), strict=True):
-        table.add_row(row.file or str(row.index), f"{row.confidence:.3f}", why, *more)
+        is_so = (str(row.truth),) if truth else ()
+        table.add_row(row.file or str(row.index), *is_so, f"{row.confidence:.3f}", why, *more)
     return table
 
 
@@ -183,9 +188,9 @@ def _(report: StreamReport) -> list[Any]:
         )
     new = sum(part.status == "learned" for part in report.segments)
     if any(part.dry_run for part in report.segments):
-        rest = f", {new} of them new; nothing was changed"
+        rest = f": {new} would be learned as new; nothing was changed"
     else:
-        rest = f", {new} of them learned as new tasks"
+        rest = f": {new} learned as new"
     return [headline(amount(len(report.segments), "segment"), rest), table]
 
 
@@ -197,7 +202,8 @@ def _(report: DetectReport) -> list[Any]:
     for row in report.tasks:
         own = "–" if row.p_value is None else f"{row.p_value:.3g}"
         table.add_row(row.task, row.expert, f"{row.deviation:.4g}", own, f"{row.overlap:.3f}", f"{row.divergence:.3f}")
-    return [headline(f"{report.verdict}{name}", f"  p = {p}"), sentences({"why": report.reason}), table]
+    said = [headline(f"{report.verdict}{name}", f"  p = {p}"), sentences({"why": report.reason})]
+    return [*said, table] if report.tasks else said
 
 
 @tables.register
