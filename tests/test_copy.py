@@ -256,6 +256,7 @@ def test_stores_of_older_formats_are_copied(number: int, tmp_path: Path) -> None
         (CopyOptions(), UsageProblem, r"exist already; found 'task1'; .*--rename task1=NEW"),
         (CopyOptions(names={"task2": "task1"}), UsageProblem, "exist already; found 'task1';"),
         (CopyOptions(["task2"], {"task2": "more"}), UsageProblem, "exist already; found 'more'"),
+        (CopyOptions(names={"task1": "q", "task2": "q"}), UsageProblem, "tasks would have one name; found 'q'"),
         (CopyOptions(["task2"], {"task1": "x"}), UsageProblem, "unknown task to rename; found 'task1'"),
         (CopyOptions(["task2"], {"task2": "a\nb"}), UsageProblem, "not a name for a task"),
     ],

@@ -248,7 +248,7 @@ def test_missing_and_damaged_roots(source: str, root: Path, tmp_path: Path) -> N
         lost = sorted((root / FOLDERS[source]).rglob("*.*"))[0]
         lost.unlink()
         text = refused(root, "damaged")
-        assert "1 of 18 pictures are missing" in text
+        assert "1 of 18 pictures missing" in text
         assert lost.name in text
     shutil.rmtree(root)
     shutil.copytree(whole, root)

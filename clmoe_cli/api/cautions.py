@@ -18,7 +18,7 @@ from clmoe_cli.method import privacy
 from clmoe_cli.method.learn_task import COMMON, FEW, held_size
 from clmoe_cli.method.routing.calibration import MINIMUM
 from clmoe_cli.runtime.words import amount
-from store_schema import Manifest, TaskRecord
+from store_schema import TaskRecord
 
 IMBALANCE = 10
 """A class with so many times the images of another is named."""
@@ -32,8 +32,8 @@ TELLING = 8
 """Fewer held-out images of a class count only with those of the task's other classes."""
 
 
-def of_data(batch: Batch, manifest: Manifest) -> list[Caution]:
-    """Warnings on labelled data before training; ``manifest``: of the store that is to learn them."""
+def of_data(batch: Batch, known: Iterable[Label]) -> list[Caution]:
+    """Warnings on labelled data before training; ``known``: the labels that the store has."""
     assert batch.labels is not None
     labels, counts = np.unique(batch.labels, return_counts=True)
     by_count = dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -62,7 +62,6 @@ def of_data(batch: Batch, manifest: Manifest) -> list[Caution]:
     if hidden:
         text = f"fewer than {privacy.LEAST} images of {_listed(hidden)}: so that none can be read back from the store"
         found.append(Caution("privacy", f"{text}, their mean is kept with noise only, which costs accuracy there"))
-    known = [label for task in manifest.tasks for label in task.classes]
     return [*found, *_look_alike(by_count, known), *_like_labels(batch.columns or ())]
 
 

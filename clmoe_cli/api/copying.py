@@ -186,8 +186,9 @@ def _names(tasks: Sequence[str], taken: Sequence[str], renamed: Mapping[str, str
         seen.add(nfc(new))
     if clash:
         twice = list(dict.fromkeys(names[old] for old in clash))
+        there = not set(map(nfc, taken)).isdisjoint(map(nfc, twice))
         raise UsageProblem(
-            "several tasks would have one name",
+            "names of tasks that exist already" if there else "several tasks would have one name",
             found=", ".join(map(repr, twice[:8])) + (", …" if len(twice) > 8 else ""),
             expected="names that only one task has",
             hint=f"--rename {shlex.quote(f'{clash[0]}=NEW')}, or clmoe rename for the task that is there",

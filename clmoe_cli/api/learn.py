@@ -87,7 +87,7 @@ def skipped(session: Session, step: Skip) -> LearnReport:
 
 def _learn(session: Session, step: New, locked: Writer, resuming: Resuming) -> LearnReport:
     manifest, record, net = session.manifest, step.record, session.network(step.record)
-    session.warn(*cautions.of_data(session.batch, manifest))
+    session.warn(*cautions.of_data(session.batch, session.known_labels))
     learned = learn_task.learn_task(
         learn_task.Identity(step.name, record.id, len(session.classes)),
         net,

@@ -85,7 +85,7 @@ def _refined(session: Session, step: Refine) -> LearnReport:
 
 def _new(session: Session, step: New) -> LearnReport:
     record, net, new = step.record, session.network(step.record), step.placement.expert is None
-    session.warn(*of_data(session.batch, session.manifest))
+    session.warn(*of_data(session.batch, session.known_labels))
     labelled(session, record, step.scaling, session.classes)
     taken = {} if new else session.loader.frozen(record.id)
     read = {} if new else session.loader.frozen(record.id, step.placement.reads)

@@ -113,6 +113,11 @@ class Session:
         """Experts with tasks that read this kind of input."""
         return [e for e in self.manifest.experts if common.reads(e, self.batch) and self.manifest.tasks_of(e.id)]
 
+    @property
+    def known_labels(self) -> list[Label]:
+        """The labels of all tasks of the store."""
+        return [label for task in self.manifest.tasks for label in task.classes]
+
     @cached_property
     def names(self) -> list[str]:
         """The tasks of these experts."""
