@@ -21,7 +21,7 @@ from oracle import explanations as oracle
 from oracle import gaussians as slow
 from pictures import batch as batch_of
 from torch import Tensor
-from trained import OPTIONS, PAIRS, bars_store
+from trained import OPTIONS, PAIRS, bars_store, once
 
 from clmoe_cli.api.explaining import Explanation
 from clmoe_cli.api.learn import learn
@@ -48,10 +48,12 @@ ANSWERS = ("label", "task", "expert", "confidence", "known", "p_value")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = str(shutil.copytree(bars_store("task1", "task2", "task3"), tmp_path_factory.mktemp("explain") / "store"))
-    learn(root, batch_of(TASKS["task4"], 500, 1), replace(OPTIONS, name="task4", expert="new"))
-    return root
+def store() -> str:
+    def make(root: Path) -> None:
+        shutil.copytree(bars_store("task1", "task2", "task3"), root)
+        learn(str(root), batch_of(TASKS["task4"], 500, 1), replace(OPTIONS, name="task4", expert="new"))
+
+    return str(once("explain", make))
 
 
 @pytest.fixture(scope="module")

@@ -127,10 +127,11 @@ def test_rejection_keeps_its_rate_whatever_was_learned_later(tmp_path: Path) -> 
     assert unknown.to_json()["rejected"] == int((~unknown.known).sum())
 
 
-def test_the_order_of_the_tasks_does_not_matter(store: str, mixed: Batch, tmp_path: Path) -> None:
-    other = learned(tmp_path / "store", *reversed(PAIRS))
+def test_the_order_of_the_tasks_does_not_matter(mixed: Batch) -> None:
+    names = list(PAIRS)[:2]
+    store, other = (str(bars_store(*order)) for order in (names, names[::-1]))
     loaders = [Loader(Store.open(path)) for path in (store, other)]
-    for name in PAIRS:
+    for name in names:
         one, two = (loader.answering(name)[0] for loader in loaders)
         assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
     found, wanted = (predict(path, mixed, router="gate") for path in (other, store))

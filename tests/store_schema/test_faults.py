@@ -58,7 +58,7 @@ class Killed(BaseException):
     [
         pytest.param(True, False, id="first commit-before a write", marks=pytest.mark.campaign),
         pytest.param(True, True, id="first commit-amid a write"),
-        pytest.param(False, False, id="later commit-before a write"),
+        pytest.param(False, False, id="later commit-before a write", marks=pytest.mark.campaign),
         pytest.param(False, True, id="later commit-amid a write"),
     ],
 )
