@@ -82,6 +82,8 @@ COMMANDS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "first copy": (0, lambda root: only(copy(str(learned(3)), str(root)))),
 }
 """Name → tasks of the store before, and what is done to it."""
+FEW = ("first learn", "later learn", "copy", "undo")
+"""Those that ``make test`` tries as well."""
 
 
 def state(root: Path) -> tuple[str, ...]:

@@ -122,7 +122,8 @@ def test_an_interrupted_learn_goes_on_to_the_same_store(
     assert verify(Path(own)) == []
 
 
-@pytest.mark.parametrize("name", ["light", pytest.param("strong", marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", ["light", "strong"])
 def test_later_tasks_change_no_answer(name: str, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     first, asked = colour([0, 4], 100, 0), colour([0, 4], 40, 9)

@@ -17,6 +17,7 @@ from typing import Any
 import forking
 import numpy as np
 import pytest
+from campaigns import some
 from pictures import bright_rows as bars
 
 from clmoe_cli.api.detect import detect
@@ -352,7 +353,7 @@ def test_epochs_are_told_of_by_the_batch_and_never_by_the_image(tmp_path: Path) 
     assert len(training) <= epochs * (batches + 20) < images
 
 
-@pytest.mark.parametrize("router", EVERY)
+@pytest.mark.parametrize("router", some(EVERY, "fused", "gate"))
 @pytest.mark.parametrize("route", ["image", "batch"])
 def test_predict_tells_how_many_images_are_decided(store: Path, router: str, route: str) -> None:
     steps: list[Step] = []

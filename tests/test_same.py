@@ -104,7 +104,7 @@ def ways() -> dict[str, list[np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize("router", some(EVERY, "fused", "fisher"))
+@pytest.mark.parametrize("router", some(EVERY, "fused"))
 def test_answers_are_the_same_whatever_surrounds_an_image(case: Case, router: str) -> None:
     whole = asked_in(case, [np.arange(IMAGES)], router)
     assert len(np.unique(whole["p_value"])) > 10

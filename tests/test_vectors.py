@@ -105,7 +105,13 @@ def test_few_rows_are_not_standardised_and_more_of_them_go_elsewhere(tmp_path: P
     assert verify(root) == []
 
 
-@pytest.mark.parametrize(("arch", "white"), [("mlp:24,16", False), ("mlp:24,16", True), ("cnn:4", True)])
+@pytest.mark.parametrize(
+    ("arch", "white"),
+    [
+        ("mlp:24,16", True),
+        *(pytest.param(*case, marks=pytest.mark.campaign) for case in [("mlp:24,16", False), ("cnn:4", True)]),
+    ],
+)
 def test_perceptrons_read_pictures_on_white_as_those_on_black(arch: str, white: bool, tmp_path: Path) -> None:
     x, y = bars([0, 6], 120, 1)
     pictures = Batch((255 - x if white else x)[:, None], y, "pictures")

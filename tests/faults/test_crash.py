@@ -28,7 +28,7 @@ def check(root: Path, old: tuple[str, ...], new: tuple[str, ...], before: dict[s
     return now
 
 
-@pytest.mark.parametrize("name", some(small.COMMANDS, *(set(small.COMMANDS) - {"first copy"})))
+@pytest.mark.parametrize("name", some(small.COMMANDS, *small.FEW))
 def test_killed_at_every_file_operation(
     name: str, tmp_path: Path, whole: bool, record_property: pytest.RecordProperty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
