@@ -323,6 +323,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("speed")
 
 
+@pytest.mark.campaign
 def test_ratios_are_of_the_same_turns(speed: ModuleType) -> None:
     found = speed.ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b")
     assert (found.median, found.low, found.high, found.turns) == (2.0, 2.0, 2.5, 3)

@@ -243,7 +243,8 @@ def workers(agent: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.campaign), "1"])
+@pytest.mark.campaign
+@pytest.mark.parametrize("rank", ["0", "1"])
 def test_all_end_when_one_is_killed_and_the_store_is_as_it_was(data: Path, own: Path, rank: str) -> None:
     before = hash_of(own)
     args = ("learn", "--data", str(data / "c.npz"), "--store", str(own), "--arch", "mlp:16,16", "--epochs", "1000")

@@ -282,7 +282,8 @@ def test_on_pretrained_weights_the_eye_names_them_and_they_stay(weights: str, tm
     assert [Path(one.file).stem for one in verify(root) if one.damage] == [gate.eye_base.sha256]
 
 
-@pytest.mark.parametrize("eyes", [None, pytest.param("pretrained", marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("eyes", [None, "pretrained"])
 def test_pretrained_weights_look_as_they_are_whatever_was_learned_first(
     weights: str, tmp_path: Path, eyes: str | None
 ) -> None:
