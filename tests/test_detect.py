@@ -141,7 +141,7 @@ def test_images_of_a_shape_that_no_expert_has_are_new(tmp_path: Path) -> None:
     for batch, shape in ((vectors([1, 2], 200, 1), "20"), (larger, "1×24×24")):
         found = detect(root, batch)
         assert (found.verdict, found.task, found.p_value, found.tasks) == ("new", None, None, ())
-        assert found.reason == f"no task with images of this shape ({shape}) is known yet"
+        assert found.reason == f"no task with inputs of this shape ({shape}) is known yet"
     learn(root, vectors([1, 2], 200, 1), dataclasses.replace(small.OPTIONS, name="vectors"))
     found = detect(root, vectors([1, 2], 200, 2))
     assert (found.verdict, found.task, [row.task for row in found.tasks]) == ("known", "vectors", ["vectors"])

@@ -37,8 +37,8 @@ def joined(*parts: Batch) -> Batch:
 def store(tmp_path: Path) -> str:
     root = str(tmp_path / "store")
     first = told(root, spots([5, 9], 0, 600, 0))
-    assert first.onset.reason == "no task with images of this shape is known yet"
-    assert first.reason == "a new expert, since none yet reads images of this shape"
+    assert first.onset.reason == "no task with inputs of this shape is known yet"
+    assert first.reason == "a new expert, since none yet reads inputs of this shape"
     return root
 
 

@@ -77,7 +77,7 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
     if not found:
         known = sorted({kind_text(e.input_shape, e.input) for e in manifest.experts})
         raise BadInput(
-            "no expert knows images of this shape",
+            "no expert knows inputs of this shape",
             where=batch.source,
             found=kind_text(batch.input_shape, batch.input),
             expected=" or ".join(known) or "none: the store has no task",

@@ -61,7 +61,7 @@ def _detect(loader: Loader, batch: Batch, use_labels: bool, alpha: float, kind: 
     if not manifest.tasks_of_shape(batch.input_shape, batch.input):
         shape = kind_text(batch.input_shape, batch.input)
         return _report(
-            loader, batch, Verdict("new", (), None, f"no task with images of this shape ({shape}) is known yet"), []
+            loader, batch, Verdict("new", (), None, f"no task with inputs of this shape ({shape}) is known yet"), []
         )
     check_values(common.experts_for(manifest, batch), batch, on_step)
     book = LabelEncoder.of(*(t.classes for t in manifest.tasks))

@@ -117,7 +117,7 @@ def _novelty(session: Session) -> tuple[Verdict, list[str]]:
     index = common.sample(len(labels), common.ONSET_IMAGES, session.generator)
     codes = torch.from_numpy(book.encode(labels))
     if not session.names:
-        return Verdict("new", (), None, "no task with images of this shape is known yet"), []
+        return Verdict("new", (), None, "no task with inputs of this shape is known yet"), []
     checks.check_unit(session.batch, session.input_scale, session.on_step)
     few = common.part(session.batch, index)
     near = shortlisted(session.loader, few)
@@ -158,7 +158,7 @@ def _placed(session: Session, near: Sequence[str]) -> tuple[Placement, list[Cand
     if options.expert == "new":
         placement = Placement(None, (), "a new expert, as asked")
     elif not fitting:
-        lacks = "reads images of this shape"
+        lacks = "reads inputs of this shape"
         if any(e.arch == options.arch and session.start.fits(e) for e in session.experts):
             lacks = f"standardises such vectors, as those begun with {LEAST} and more do"
         elif session.experts:

@@ -9,6 +9,7 @@ from clmoe_cli.api.contents import chosen
 from clmoe_cli.report.cells import columns, headline, percent, sentences
 from clmoe_cli.report.judging import CALIBRATION, calibration_rows, class_rows
 from clmoe_cli.report.overview import some
+from clmoe_cli.runtime.words import amount
 
 if TYPE_CHECKING:
     from clmoe_cli.api.contents import Commit, Task
@@ -82,13 +83,13 @@ def held_out(report: LearnReport | Task) -> str:
     if found.answer is None and not found.held_out:
         return "not measured: no image could be left out"
     if found.answer is None:
-        shares = f"{percent(found.subnetwork)} of {found.held_out} images right by the subnetwork alone"
+        shares = f"{percent(found.subnetwork)} of {amount(found.held_out, 'image')} right by the subnetwork alone"
         return f"{shares}, {percent(found.dense)} before pruning"
     shares = (
         f"task given {percent(found.within)}, subnetwork alone {percent(found.subnetwork)}, before pruning "
         f"{percent(found.dense)}, guessing {percent(found.guessing)}"
     )
-    text = f"{percent(found.answer)} of {found.held_out} images right as predict answers ({shares})"
+    text = f"{percent(found.answer)} of {amount(found.held_out, 'image')} right as predict answers ({shares})"
     rows = [(row.accuracy, row.label, row.images) for row in report.per_class if row.accuracy is not None]
     worst = sorted(rows, key=lambda row: row[0])[:3]
     named = ", ".join(f"{label} {percent(share)} of {images}" for share, label, images in worst)
