@@ -134,6 +134,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "labels that are none": ({"X": X, "y": ["a", None, None, *"bcd" * len(Y)][: len(Y)]}, "row 1 from 0 and 1 more"),
     "NaN beside text": ({"X": X, "y": [float("nan"), *map(str, Y[1:])]}, "a label is missing: .*row 0 from 0"),
+    "a value that is masked": ({"X": np.ma.masked_less(X, -2), "y": Y}, "values are masked: X; found"),
     "a label that is masked": (
         {"X": X, "y": np.ma.array(Y, mask=np.arange(len(Y)) % 4 == 3)},
         "a label is missing: .*row 3 from 0 and",

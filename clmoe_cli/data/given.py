@@ -206,6 +206,10 @@ def _array(value: Any, name: str) -> Array:
         value = value.detach().cpu()
         # bfloat16 has no counterpart in numpy.
         return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value.numpy())
+    if np.ma.is_masked(value):
+        # An array shows what lies beneath.
+        count, hint = f"{int(np.ma.getmaskarray(value).sum())}", "fill them in, or leave those inputs out"
+        raise BadInput("values are masked", where=name, found=count, expected="none", hint=hint)
     try:
         found = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -235,16 +239,20 @@ def _is_missing(label: Any) -> bool:
     """Whether a label is none. What is no number of a kind, NaN or NaT, does not equal itself."""
     if label is None or type(label).__name__ == "NAType":
         return True
-    return not isinstance(label, (str, bytes)) and np.ndim(label) == 0 and bool(np.not_equal(label, label))
+    return (
+        not isinstance(label, (str, bytes, int, np.integer))
+        and np.ndim(label) == 0
+        and bool(np.not_equal(label, label))
+    )
 
 
 def _labels(value: Any) -> Array:
     """Labels as integers or text; objects that all are text, or all integers, become such."""
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
-    found = _array(value, LABELS)
-    # Beside text NaN becomes text, and of what is masked an array shows what lies beneath.
-    missing = _missing(value if isinstance(value, (list, tuple, np.ma.MaskedArray)) else found)
+    # Beside text NaN becomes text: a list is looked at as it is.
+    as_it_is = isinstance(value, (list, tuple, np.ma.MaskedArray))
+    missing = _missing(value if as_it_is else _array(value, LABELS))
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(
@@ -255,6 +263,7 @@ def _labels(value: Any) -> Array:
             expected="a label for each input",
             hint="leave out the inputs without a label",
         )
+    found = _array(value, LABELS)
     if found.dtype.kind == "O":
         kinds = {type(each) for each in found.reshape(-1).tolist()}
         if kinds == {str}:
