@@ -97,12 +97,30 @@ def test_the_table_that_shares_most_is_meant(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=warn.format("g, h, i, j")):
         store.detect(whole[list("abcdef")])
     # As wide as a table that it has nothing of: it is answered, and not without a word.
-    with pytest.warns(UserWarning, match=warn.format("j")):
+    with pytest.warns(UserWarning, match="found without j; columns are read by their places"):
         report = store.predict(whole.drop(columns="j"))
     assert [caution.code for caution in report.warnings] == ["columns"]
     swapped = whole.rename(columns={"d": "else"})
     with pytest.warns(UserWarning, match="found without d; with else; columns are read by their places"):
         assert set(store.predict(swapped).task) == {"whole"}
+
+
+def test_of_two_tables_the_one_that_is_as_wide_is_meant(tmp_path: Path) -> None:
+    x, y = told_apart(40, 1)
+    store = clmoe.Store(tmp_path / "store")
+    five = pd.DataFrame(x, columns=list("abcde"))
+    store.learn(five, y, name="five", arch="mlp:4", epochs=1)
+    with pytest.warns(UserWarning, match="found without e; a table of other columns"):
+        store.learn(five[list("abcd")], y, name="four", arch="mlp:4", epochs=1, expert="new")
+    other = five.rename(columns={"e": "z"})
+    words = "found without e; with z; columns are read by their places"
+    with pytest.warns(UserWarning, match=words):
+        store.detect(other)
+    with pytest.warns(UserWarning, match=words):
+        store.learn(other, y, name="other", arch="mlp:4", epochs=1, if_known="new")
+    assert store.predict(other).warnings == ()
+    with pytest.warns(UserWarning, match=words):
+        store.predict(other, task="five")
 
 
 def test_many_columns_are_compared_at_once(tmp_path: Path) -> None:

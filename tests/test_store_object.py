@@ -134,6 +134,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "labels that are none": ({"X": X, "y": ["a", None, None, *"bcd" * len(Y)][: len(Y)]}, "row 1 from 0 and 1 more"),
     "NaN beside text": ({"X": X, "y": [float("nan"), *map(str, Y[1:])]}, "a label is missing: .*row 0 from 0"),
+    "one label that is masked": (
+        {"X": X, "y": ["a", np.ma.masked, *"bc" * len(Y)][: len(Y)]},
+        "label is missing: .*row 1 ",
+    ),
+    "NaN under a mask": (
+        {"X": X, "y": np.ma.array(np.where(Y == 1, np.nan, Y), mask=Y == 0)},
+        "row 0 from 0 and 159 more",
+    ),
+    "NaN in a row of labels": (
+        {"X": X, "y": np.where(np.arange(len(Y)) == 5, np.nan, 1.0)[:, None] * [1, 1]},
+        "row 5 ",
+    ),
+    "None in a row of labels": ({"X": X, "y": [[None], *[[1]] * (len(Y) - 1)]}, "a label is missing: .*row 0 from 0;"),
+    "labels of half the bits": (
+        {"X": X, "y": [torch.tensor(0.0, dtype=torch.bfloat16)] * len(Y)},
+        "cannot be used|array",
+    ),
+    "odd labels": ({"X": X, "y": [np.void(b"a")] * len(Y)}, "labels of this type cannot be used"),
+    "masked rows": ({"X": [np.ma.masked_less(row, -2) for row in X], "y": Y}, "values are masked: X; found"),
+    "records": ({"X": np.ma.zeros(len(Y), dtype="i4,f4"), "y": Y}, "images of this type cannot be used"),
     "a value that is masked": ({"X": np.ma.masked_less(X, -2), "y": Y}, "values are masked: X; found"),
     "a label that is masked": (
         {"X": X, "y": np.ma.array(Y, mask=np.arange(len(Y)) % 4 == 3)},
@@ -165,6 +185,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a share in percent": ({"X": X, "y": Y, "max_drop": 300.0}, "max_drop / 100 is a rate"),
     "no such file": ({"X": "nowhere.npz"}, "nowhere.npz"),
 }
+
+
+def test_labels_come_as_a_list_of_anything_that_holds_one(store: clmoe.Store) -> None:
+    for one in (int, np.int32, torch.tensor, np.array):
+        assert store.predict(X, [one(each) for each in Y.tolist()]).accuracy == 1.0
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -81,12 +81,18 @@ def experts_for(manifest: Manifest, batch: Batch) -> list[ExpertRecord]:
             where=batch.source,
             found=kind_text(batch.input_shape, batch.input),
             expected=" or ".join(known) or "none: the store has no task",
-            hint=f"give the columns that were learned, in their order{_missing(manifest, batch)}, or learn a task of "
-            "these first"
-            if len(batch.input_shape) == 1 and any(len(e.input_shape) == 1 and not e.input for e in manifest.experts)
-            else _other_colours(known, batch) + "or learn a task of this shape first",
+            hint=_nearest(manifest, batch, known) + "learn a task of these first",
         )
     return found
+
+
+def _nearest(manifest: Manifest, batch: Batch, known: Sequence[str]) -> str:
+    """What makes the inputs what the store knows, where it knows tables as they are, or pictures."""
+    tables = [len(e.input_shape) == 1 and e.input is None for e in manifest.experts]
+    if len(batch.input_shape) == 1 and batch.input is None:
+        columns = f"give the columns that were learned, in their order{_missing(manifest, batch)}, or "
+        return columns if any(tables) else ""
+    return "" if all(tables) else _other_colours(known, batch) + "or "
 
 
 def _other_colours(known: Sequence[str], batch: Batch) -> str:

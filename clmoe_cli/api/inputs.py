@@ -196,8 +196,12 @@ def known_columns(tasks: Sequence[TaskRecord]) -> tuple[tuple[str, ...], ...]:
 def other_columns(known: Sequence[tuple[str, ...]], given: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Which columns the known table that shares most has besides, and which it lacks; nothing where none is shared."""
     own = {*given}
-    # Of several that share as many columns, the one that has the fewest others is meant.
-    nearest = max(known, key=lambda each: (len(own.intersection(each)), -len(each)), default=())
+
+    def shared(each: tuple[str, ...]) -> tuple[int, bool, int]:
+        # Of several that share as many columns, the one that is as wide is meant, or has the fewest others.
+        return len(own.intersection(each)), len(each) == len(given), -len(each)
+
+    nearest = max(known, key=shared, default=())
     if own.isdisjoint(nearest):
         return ()
     others = {*nearest}

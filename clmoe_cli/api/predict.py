@@ -318,7 +318,9 @@ def _predict(loader: Loader, batch: Batch, asked: _Asked) -> PredictReport:
         parts.append(part)
         done += len(part.code)
     decision = Decision.joined(parts)
-    report = replace(report_of(decision), warnings=ranges.cautions(Expected.of(loader.manifest), batch))
+    expected = Expected.of(loader.manifest)
+    expected = expected if asked.only is None else expected.by(loader.manifest, asked.only)
+    report = replace(report_of(decision), warnings=ranges.cautions(expected, batch))
     if batch.labels is None:
         return report
     classes = {name: loader.manifest.task(name).classes for name in names}

@@ -100,8 +100,8 @@ def _of_columns(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     if not found or 2 * (len(given) - len(found[1])) <= len(given) + len(found[0]):
         return ()
     hint = "a table of other columns is another kind of input: what is known of the one says nothing of the other"
-    if len(found[0]) == len(found[1]):
-        hint = "columns are read by their places, whatever their names: what is in these is taken for what was there"
+    if expected.kind_of(batch) is not None:
+        hint = "columns are read by their places, whatever their names, as those of a table that has as many"
     named = zip(("without", "with"), found, strict=True)
     text = ClmoeError(
         "the columns are not those of the table that was learned",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -168,9 +170,9 @@ def _of_set(value: Any) -> tuple[Any, Any]:
         return _stacked(items), None
     if len(items[0]) < 2:
         return _stacked([item[0] for item in items]), None
-    labels = [_array(item[1], LABELS) for item in items]
-    if all(each.ndim == 0 and each.dtype.kind not in "Mm" for each in labels):
-        return _stacked([item[0] for item in items]), [each.item() for each in labels]
+    labels = [None if _is_missing(item[1]) else _array(item[1], LABELS) for item in items]
+    if all(each is None or each.ndim == 0 for each in labels):
+        return _stacked([item[0] for item in items]), [each if each is None else each[()] for each in labels]
     return _stacked([item[0] for item in items]), np.array(labels)
 
 
@@ -206,10 +208,11 @@ def _array(value: Any, name: str) -> Array:
         value = value.detach().cpu()
         # bfloat16 has no counterpart in numpy.
         return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value.numpy())
-    if np.ma.is_masked(value):
+    masked = sum(map(_masked, value)) if isinstance(value, (list, tuple)) else _masked(value)
+    if masked:
         # An array shows what lies beneath.
-        count, hint = f"{int(np.ma.getmaskarray(value).sum())}", "fill them in, or leave those inputs out"
-        raise BadInput("values are masked", where=name, found=count, expected="none", hint=hint)
+        hint = "fill them in, or leave those inputs out"
+        raise BadInput("values are masked", where=name, found=f"{masked}", expected="none", hint=hint)
     try:
         found = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -223,27 +226,40 @@ def _array(value: Any, name: str) -> Array:
     return found
 
 
+def _masked(value: Any) -> int:
+    """How many values of an array are masked; of anything else none."""
+    plain = isinstance(value, np.ma.MaskedArray) and value.dtype.names is None
+    return int(np.ma.getmaskarray(value).sum()) if plain else 0
+
+
 def _missing(labels: Any) -> list[int]:
     """The rows of labels, an array or a list, that have none: masked, None, NaN, or what pandas has for it."""
-    if isinstance(labels, np.ma.MaskedArray):
-        rows: list[int] = np.flatnonzero(np.ma.getmaskarray(labels)).tolist()
-        return rows
-    if isinstance(labels, np.ndarray):
-        if labels.dtype.kind not in "OfMm":
-            return []
-        labels = list(labels.reshape(-1))
-    return [i for i, label in enumerate(labels) if _is_missing(label)]
+    if not isinstance(labels, np.ndarray):
+        inside = (any(map(_is_missing, row)) if isinstance(row, (list, tuple)) else _is_missing(row) for row in labels)
+        return [i for i, none in enumerate(inside) if none]
+    if not len(labels) or labels.dtype.kind not in "fMmOiuUS":
+        return []
+    none = np.ma.getmaskarray(labels).reshape(len(labels), -1).any(axis=1)
+    values = np.asarray(labels).reshape(len(labels), -1)
+    if labels.dtype.kind == "f":
+        none |= np.isnan(values).any(axis=1)
+    elif labels.dtype.kind in "Mm":
+        none |= np.isnat(values).any(axis=1)
+    elif labels.dtype.kind == "O":
+        none |= np.array([any(map(_is_missing, row)) for row in values.tolist()])
+    rows: list[int] = np.flatnonzero(none).tolist()
+    return rows
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a label is none. What is no number of a kind, NaN or NaT, does not equal itself."""
-    if label is None or type(label).__name__ == "NAType":
+    """Whether a label is none; of a tensor or an array without axes, what it holds."""
+    if label is None or label is np.ma.masked or type(label).__name__ in ("NAType", "NaTType"):
         return True
-    return (
-        not isinstance(label, (str, bytes, int, np.integer))
-        and np.ndim(label) == 0
-        and bool(np.not_equal(label, label))
-    )
+    if isinstance(label, (np.datetime64, np.timedelta64)):
+        return bool(np.isnat(label))
+    if getattr(label, "ndim", None) == 0 and hasattr(label, "item"):
+        label = label.item()
+    return label.is_nan() if isinstance(label, Decimal) else isinstance(label, float) and isnan(label)
 
 
 def _labels(value: Any) -> Array:
@@ -251,8 +267,8 @@ def _labels(value: Any) -> Array:
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     # Beside text NaN becomes text: a list is looked at as it is.
-    as_it_is = isinstance(value, (list, tuple, np.ma.MaskedArray))
-    missing = _missing(value if as_it_is else _array(value, LABELS))
+    missing = _missing(value) if isinstance(value, (list, tuple, np.ma.MaskedArray)) else []
+    missing = missing or _missing(_array(value, LABELS))
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(
