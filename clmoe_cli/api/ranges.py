@@ -81,7 +81,10 @@ def _of_values(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     if most > 0 and not least / factor <= typical <= most * factor:
         return (
             _caution(
-                batch, f"values up to {typical:.3g}", f"up to {_between(least, most)}", _hint(typical, most, rows)
+                batch,
+                f"values up to {typical:.3g}",
+                f"a largest value of {_between(least, most)}",
+                _hint(typical, most, rows),
             ),
         )
     what = "rows" if rows else "pictures"
