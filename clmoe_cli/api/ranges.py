@@ -61,7 +61,7 @@ def _over(before: tuple[float, float] | None, ends: tuple[float, float]) -> tupl
 def cautions(expected: Expected, batch: Batch) -> tuple[Caution, ...]:
     """Warnings for a batch whose values are in another unit than those of the store's tasks (code ``range``).
 
-    So it is for a table that has most columns of one that was learned, and not all of them (code ``columns``).
+    Another (code ``columns``) is for a table that has most columns of one that was learned, and not all of them.
     """
     return *_of_columns(expected, batch), *_of_values(expected, batch)
 

@@ -237,7 +237,7 @@ def _missing(labels: Any) -> list[int]:
     if not isinstance(labels, np.ndarray):
         inside = (any(map(_is_missing, row)) if isinstance(row, (list, tuple)) else _is_missing(row) for row in labels)
         return [i for i, none in enumerate(inside) if none]
-    if not len(labels) or labels.dtype.kind not in "fMmOiuUS":
+    if not labels.ndim or not labels.size or labels.dtype.names is not None:
         return []
     none = np.ma.getmaskarray(labels).reshape(len(labels), -1).any(axis=1)
     values = np.asarray(labels).reshape(len(labels), -1)
