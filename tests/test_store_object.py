@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 
@@ -151,6 +152,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"X": X, "y": [torch.tensor(0.0, dtype=torch.bfloat16)] * len(Y)},
         "cannot be used|array",
     ),
+    "a label beyond 64 bits": (
+        {"X": X, "y": [10**30, *Y.tolist()[1:]]},
+        "a label is too big: the inputs .*found 10000",
+    ),
+    "labels of several lengths": ({"X": Pairs([0, [1], *[0] * len(Y)])}, "not an array: y"),
+    "a sparse matrix": (
+        {"X": scipy.sparse.csr_matrix(X), "y": Y},
+        r"a sparse matrix cannot be used: X; .*; X.toarray\(\)",
+    ),
+    "a sparse tensor": ({"X": torch.from_numpy(X).to_sparse(), "y": Y}, r"sparse matrix cannot .*; X.to_dense\(\)"),
+    "a sparse tensor for labels": ({"X": X, "y": torch.from_numpy(Y).to_sparse()}, r"sparse matrix .*; y.to_dense\(\)"),
+    "a tensor without values": (
+        {"X": torch.zeros(len(Y), 12, device="meta"), "y": Y},
+        "not a tensor that can be read: X;",
+    ),
+    "a tensor of other bits": (
+        {"X": torch.zeros(len(Y), 12).to(torch.float8_e4m3fn), "y": Y},
+        "not a tensor that can be",
+    ),
+    "a class": ({"X": dict, "y": Y}, "images of this type cannot be used"),
     "one label for all": ({"X": X, "y": 3}, r"labels do not match the images: .*found \[\]"),
     "a name for all": ({"X": X, "y": "label"}, r"labels do not match the images: .*found \[\]"),
     "records for labels": ({"X": X, "y": np.zeros(len(Y), dtype="i4,f4")}, "labels of this type cannot be used"),
@@ -193,6 +214,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_labels_come_as_a_list_of_anything_that_holds_one(store: clmoe.Store) -> None:
     for one in (int, np.int32, torch.tensor, np.array):
         assert store.predict(X, [one(each) for each in Y.tolist()]).accuracy == 1.0
+    rows = [torch.tensor(row, requires_grad=True) for row in X]
+    assert store.predict(rows, Y).accuracy == 1.0
 
 
 @pytest.mark.parametrize("case", WRONG)

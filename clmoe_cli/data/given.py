@@ -151,13 +151,14 @@ def _is_picture(value: Any) -> bool:
 
 def _is_set(value: Any) -> bool:
     """Whether it is a data set of torch: it has items and a length, and is none of what becomes an array."""
-    known = (np.ndarray, list, tuple, str, bytes, dict)
+    known = (np.ndarray, list, tuple, str, bytes, dict, type)
     return (
         hasattr(value, "__getitem__")
         and hasattr(value, "__len__")
         and not isinstance(value, known)
         and not hasattr(value, "__array__")
         and not hasattr(value, "to_numpy")
+        and not hasattr(value, "toarray")
     )
 
 
@@ -173,7 +174,7 @@ def _of_set(value: Any) -> tuple[Any, Any]:
     labels = [None if _is_missing(item[1]) else _array(item[1], LABELS) for item in items]
     if all(each is None or each.ndim == 0 for each in labels):
         return _stacked([item[0] for item in items]), [each if each is None else each[()] for each in labels]
-    return _stacked([item[0] for item in items]), np.array(labels)
+    return _stacked([item[0] for item in items]), _array(labels, LABELS)
 
 
 def _stacked(items: list[Any]) -> Array:
@@ -205,25 +206,38 @@ def _numeric(kind: Any) -> bool:
 def _array(value: Any, name: str) -> Array:
     """An array of a tensor, an array or nested lists."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
-        value = value.detach().cpu()
-        # bfloat16 has no counterpart in numpy.
-        return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value.numpy())
+        try:
+            value = value.detach().cpu()
+            if str(value.layout) != "torch.strided":
+                raise _sparse(value, name, "to_dense()")
+            # bfloat16 has no counterpart in numpy.
+            return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value.numpy())
+        except (TypeError, RuntimeError) as error:
+            what, wanted = "not a tensor that can be read", "a dense tensor of numbers"
+            raise BadInput(what, where=name, found=one_line(error)[:120], expected=wanted) from error
     masked = sum(map(_masked, value)) if isinstance(value, (list, tuple)) else _masked(value)
     if masked:
         # An array shows what lies beneath.
         hint = "fill them in, or leave those inputs out"
         raise BadInput("values are masked", where=name, found=f"{masked}", expected="none", hint=hint)
     try:
+        if isinstance(value, (list, tuple)) and any(hasattr(each, "detach") for each in value):
+            value = [_array(each, name) for each in value]
         found = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         hint = "all rows must have one length"
         raise BadInput("not an array", where=name, found=one_line(error), expected="numbers", hint=hint) from error
     if found.dtype.kind == "O" and hasattr(value, "toarray"):
-        hint = "X.toarray()"
-        raise BadInput("a sparse matrix cannot be used", where=name, found=type(value).__name__, hint=hint)
+        raise _sparse(value, name, "toarray()")
     if found.dtype.kind == "O" and hasattr(value, "dataset"):
         raise BadInput("batches cannot be used", where=name, found=type(value).__name__, hint="give its .dataset")
     return found
+
+
+def _sparse(value: Any, name: str, dense: str) -> BadInput:
+    """What to raise for sparse values, and how they are written out."""
+    hint = f"{name}.{dense}"
+    return BadInput("a sparse matrix cannot be used", where=name, found=type(value).__name__, hint=hint)
 
 
 def _masked(value: Any) -> int:
@@ -285,5 +299,9 @@ def _labels(value: Any) -> Array:
         if kinds == {str}:
             return found.astype(np.str_)
         if kinds == {int}:
+            beyond = next((each for each in found.reshape(-1).tolist() if not -(2**63) <= each < 2**63), None)
+            if beyond is not None:
+                shown = one_line(str(beyond))[:40]
+                raise BadInput("a label is too big", where=THE_INPUTS, key=LABELS, found=shown, expected="64 bits")
             return found.astype(np.int64)
     return found
