@@ -73,7 +73,7 @@ class Store:
         *,
         image_size: int | None = None,
         skip_broken: bool = False,
-        label_column: str | None = None,
+        label_column: str | int | None = None,
         features: str | None = None,
         features_weights: str | None = None,
         feature_cache: bool = True,
@@ -91,7 +91,7 @@ class Store:
         backbone = BackboneSession(features, features_weights, chosen.arch, chosen.method.device, keep=feature_cache)
         with self._shown() as shown:
             opened = Opened.at(self.path)
-            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            how = How(image_size, skip_broken, _column(label_column), backbone, on_step=shown.step)
             batch = _warned(read_given(X, y, "required", opened.expected, how))
             if dry_run:
                 return plan(opened, batch, chosen, on_warning=_warn)
@@ -115,7 +115,7 @@ class Store:
         device: str = "auto",
         image_size: int | None = None,
         skip_broken: bool = False,
-        label_column: str | None = None,
+        label_column: str | int | None = None,
         feature_cache: bool = True,
     ) -> PredictReport:
         """Answers each input without a task id; options are named like the flags of ``clmoe predict``.
@@ -130,7 +130,7 @@ class Store:
             opened = Opened.existing(self.path)
             where = resolved(device)
             backbone = BackboneSession(None, None, device=where, keep=feature_cache)
-            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            how = How(image_size, skip_broken, _column(label_column), backbone, on_step=shown.step)
             batch = self._asked(X, y, "optional", opened, how, task)
             report = predict(
                 opened,
@@ -160,7 +160,7 @@ class Store:
         device: str = "auto",
         image_size: int | None = None,
         skip_broken: bool = False,
-        label_column: str | None = None,
+        label_column: str | int | None = None,
         feature_cache: bool = True,
     ) -> DetectReport:
         """Says whether inputs are of a known task: ``report.verdict`` is known, new or undecided.
@@ -172,7 +172,7 @@ class Store:
             opened = Opened.existing(self.path)
             where = resolved(device)
             backbone = BackboneSession(None, None, device=where, keep=feature_cache)
-            how = How(image_size, skip_broken, label_column, backbone, on_step=shown.step)
+            how = How(image_size, skip_broken, _column(label_column), backbone, on_step=shown.step)
             batch = self._asked(X, y, "ignored", opened, how)
             report = detect(
                 opened, batch, use_labels=y is not None, alpha=alpha, evidence=evidence, device=where,
@@ -335,6 +335,11 @@ def _path(value: Any) -> str:
     if not is_path(value):
         raise UsageProblem("not a path", found=one_line(repr(value))[:60], expected="text, or a pathlib.Path")
     return str(os.fspath(value))
+
+
+def _column(label_column: str | int | None) -> str | None:
+    """A column as the option of the commands names it, by name or position."""
+    return None if label_column is None else str(label_column)
 
 
 def _names(tasks: Any) -> tuple[str, ...]:

@@ -94,6 +94,10 @@ class FeaturesRecord(Record):
     std: Channels | None = None
 
 
+MOST_SIDE = 4096
+"""Pixels of the longest side that pictures are resized to."""
+
+
 class InputRecord(Record):
     """How a picture becomes what an expert reads, the same in ``learn``, ``detect`` and ``predict``.
 
@@ -101,7 +105,7 @@ class InputRecord(Record):
     3 colour. ``features``: what reads the picture before the experts do. None leaves that step out.
     """
 
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    image_size: Annotated[int, Field(ge=1, le=MOST_SIDE)] | None = None
     channels: Literal[1, 3] | None = None
     features: FeaturesRecord | None = None
 

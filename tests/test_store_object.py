@@ -214,6 +214,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_labels_come_as_a_list_of_anything_that_holds_one(store: clmoe.Store) -> None:
     for one in (int, np.int32, torch.tensor, np.array):
         assert store.predict(X, [one(each) for each in Y.tolist()]).accuracy == 1.0
+    assert store.predict(X, top=np.int64(2), reject=np.float32(0.01)).top_label is not None
     rows = [torch.tensor(row, requires_grad=True) for row in X]
     assert store.predict(rows, Y).accuracy == 1.0
 
@@ -366,18 +367,45 @@ WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "a task in place of its name": ("prune", (3,), {}, "not the name of a task; found int"),
     "a report of something": ("report", (), {"task": "low"}, "unknown option of report"),
     "no labels at the top": ("predict", (X,), {"top": 0}, "--top is a number of labels"),
-    "text for a number": ("predict", (X,), {"top": "3"}, "--top is a number of labels"),
-    "text for a rate": ("predict", (X,), {"reject": "0.05"}, "--reject is a rate; found 0.05"),
+    "text for a number": (
+        "predict",
+        (X,),
+        {"top": "3"},
+        "not a value of top; found '3'; expected a whole number or None",
+    ),
+    "text for a rate": (
+        "predict",
+        (X,),
+        {"reject": "0.05"},
+        "not a value of reject; found '0.05'; expected a number or",
+    ),
+    "a seed beyond 64 bits": ("learn", (X, Y), {"seed": 2**63}, r"not a seed \[--seed\]; found 9223372036854775808"),
+    "a seed below nothing": ("learn", (X, Y), {"seed": -1}, "not a seed"),
+    "a number for a name": ("learn", (X, Y), {"arch": 3}, "not a value of arch; found 3; expected text"),
+    "a list for minutes": (
+        "learn",
+        (X, Y),
+        {"time_limit": [1]},
+        r"not a value of time_limit; found \[1\]; expected a numb",
+    ),
+    "yes for a number": (
+        "learn",
+        (X, Y),
+        {"epochs": True},
+        "not a value of epochs; found True; expected a whole number$",
+    ),
+    "a share for text": ("prune", (), {"to_frozen": "x"}, "not a value of to_frozen; found 'x'"),
+    "no size": ("detect", (X,), {"image_size": -1}, r"not a size of pictures \[--image-size\]; found -1"),
     "a generation that is gone": ("checkout", (7,), {}, "no such generation is there; found 7"),
-    "a generation that is none": ("checkout", (0.5,), {}, "no such generation is there; found 0.5"),
-    "a name that is none": ("rename", ("low", 5), {}, "not a name for a task; found 5"),
+    "a generation that is none": ("checkout", (0.5,), {}, "not a value of generation; found 0.5"),
+    "a name that is none": ("rename", ("low", 5), {}, "not a value of new; found 5; expected text"),
     "a name of nothing": ("rename", ("lo", "high"), {}, "unknown task; .*did you mean 'low'"),
     "a copy without a place": ("copy", (), {}, r"not a call of copy; .*expected copy\(target, task=…, rename=…"),
     "a copy into itself": ("copy", (), {"target": "itself"}, "a store cannot be copied into itself"),
     "a copy of nothing": ("copy", ("nowhere", "lo"), {}, "unknown task"),
     "an export of nothing": ("export", ("nowhere.onnx",), {}, r"not a call of export; .*'task'"),
     "an export to nowhere": ("export_all", (5,), {}, "not a path; found 5"),
-    "text for a level": ("detect", (X,), {"alpha": "0.05"}, "is a rate; found 0.05"),
+    "text for a level": ("detect", (X,), {"alpha": "0.05"}, "not a value of alpha; found '0.05'; expected a number$"),
 }
 
 

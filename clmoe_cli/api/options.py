@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
 from clmoe_cli.api.names import check_name
@@ -86,10 +87,10 @@ def of_flags(**flags: Unpack[LearnFlags]) -> LearnOptions:
     given: dict[str, Any] = dict(flags)
     for name, least in (("epochs", 1), ("batch_size", 2)):
         value = given.get(name, least)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, Integral) or value < least:
             raise UsageProblem(f"not a value of {name}", found=repr(value), expected=f"a whole number from {least} on")
     check_rate("max_drop / 100", given.get("max_drop", 0.0) / 100)
-    schedule = {name: given.pop(name) for name in ("epochs", "batch_size") if name in given}
+    schedule: dict[str, Any] = {name: int(given.pop(name)) for name in ("epochs", "batch_size") if name in given}
     tolerance = Tolerance() if "max_drop" not in given else Tolerance(max_drop=given.pop("max_drop") / 100)
     method: dict[str, Any] = {name: given.pop(name) for name in ("score", "augment") if name in given}
     device = resolved(given.pop("device", "auto"))
@@ -109,6 +110,8 @@ def check_options(options: LearnOptions) -> None:
             expected="a number of minutes above 0",
             hint="leave it out to let training end by itself",
         )
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise UsageProblem("not a seed", key="--seed", found=str(options.seed)[:40], expected="0 or more, below 2**63")
     if options.refine is not None:
         said = {"--name": options.name is not None, "--expert": options.expert is not None}
         clash = [flag for flag, given in (said | {"--if-known new": options.if_known == "new"}).items() if given]

@@ -12,7 +12,8 @@ from clmoe_cli.data.given import ArrayReader, arrays, is_frame, paths
 from clmoe_cli.data.several import grouped, joined
 from clmoe_cli.data.targets import read_labels
 from clmoe_cli.runtime.events import OnStep, silent
-from store_schema import BadInput
+from store_schema import BadInput, UsageProblem
+from store_schema.records import MOST_SIDE
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ def read_source(source: str | tuple[str, ...] | ArrayReader, labels: LabelUse, e
     What they go through is decided once it is known what they are, before any is read; of pictures that go through a
     backbone the features are what is read. Raises what reading raises.
     """
+    if how.image_size is not None and not 0 <= how.image_size <= MOST_SIDE:
+        expected_sizes = f"a whole number of pixels up to {MOST_SIDE}, or 0 for pictures as they are"
+        raise UsageProblem(
+            "not a size of pictures", key="--image-size", found=str(how.image_size), expected=expected_sizes
+        )
     with look(
         source, labels=labels, skip_broken=how.skip_broken, label_column=how.label_column, on_step=how.on_step
     ) as unread:
