@@ -282,7 +282,8 @@ def _labels(value: Any) -> Array:
         value = value.to_numpy()
     # Beside text NaN becomes text: a list is looked at as it is.
     missing = _missing(value) if isinstance(value, (list, tuple, np.ma.MaskedArray)) else []
-    missing = missing or _missing(_array(value, LABELS))
+    found = np.empty(0) if missing else _array(value, LABELS)
+    missing = missing or _missing(found)
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(
@@ -293,7 +294,6 @@ def _labels(value: Any) -> Array:
             expected="a label for each input",
             hint="leave out the inputs without a label",
         )
-    found = _array(value, LABELS)
     if found.dtype.kind == "O":
         kinds = {type(each) for each in found.reshape(-1).tolist()}
         if kinds == {str}:
